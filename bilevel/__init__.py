@@ -1,0 +1,1 @@
+"""Bilevel reweighting of fine-tuning data by the penalty method with first-order steps only."""

@@ -1,0 +1,265 @@
+"""Every setting of a run: typed, with its unit and the meaning of null; defaults < YAML < command line.
+
+`python -m bilevel.config` prints the settings' names, which are also the environment variables of run_F2SA.sh.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+
+class UserError(Exception):
+    """Something the user supplied cannot be right; the message says what and what to do (exit code 2)."""
+
+
+class ConfigError(UserError):
+    """All problems of a configuration at once."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"the configuration has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
+    return Field(default=default, description=help, json_schema_extra={"group": group}, **rules)
+
+
+@dataclass(config=ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False), kw_only=True)
+class Settings:
+    """One field per setting; YAML key = flag = environment variable of run_F2SA.sh."""
+
+    train_data: list[str] = _setting("data", "training files or patterns; one file is one source", min_length=1)
+    val_data: list[str] = _setting("data", "trusted files or patterns, the upper level's data", min_length=1)
+    test_data: list[str] = _setting("data", "held-out files or patterns, only ever evaluated", [])
+    format: Literal["auto", "alpaca", "chat", "text"] = _setting(
+        "data", "record format of all files; auto looks at each file's first record", "auto"
+    )
+    max_length: int = _setting("data", "longest sample, in tokens; what is longer is cut", 512, ge=2)
+    loss_on: Literal["response", "all"] = _setting(
+        "data", "tokens that enter the loss: responses (with EOS) or all", "response"
+    )
+
+    model_name_or_path: str | None = _setting("model", "hub id or folder of any causal language model", None)
+    model_config: dict[str, Any] | None = _setting(
+        "model",
+        "build the model from these numbers (model_type, vocab_size, ...) and train its tokenizer",
+        None,
+    )
+    dropout: float | None = _setting(
+        "model", "probability of every dropout in the model; null keeps the model's own", 0.0, ge=0, lt=1
+    )
+
+    weights: Literal["source", "sample"] = _setting("weights", "what gets a weight: each file or each record", "source")
+    x_map: Literal["sigmoid", "softmax"] = _setting(
+        "weights", "map from x to per-sample weights (per source it is always softmax)", "sigmoid"
+    )
+    x_init: str = _setting(
+        "weights",
+        "start: uniform (sources equal), size (records equal; same as uniform per sample), or a weights.csv",
+        "uniform",
+    )
+    x_warmup_steps: int = _setting("weights", "steps before x starts to learn", 0, ge=0)
+    x_optimizer: Literal["adam", "sgd"] = _setting("weights", "optimizer of x; never any weight decay", "adam")
+    lr_x: float = _setting("weights", "peak step size of x", 1e-1, ge=0)
+    x_lr_schedule: Literal["cosine", "constant"] = _setting(
+        "weights", "schedule of lr_x after its warm-up (lr_y's is cosine)", "cosine"
+    )
+
+    alpha: float = _setting("step", "penalty; nu = 1/alpha multiplies the validation loss in w's objective", 10.0, gt=0)
+    lr_y: float = _setting("step", "peak step size of both model copies", 1e-5, ge=0)
+    upper_every: int = _setting("step", "model steps per step of x", 5, ge=1)
+    global_batch_size: int = _setting("step", "training samples per step", 64, ge=1)
+    val_batch_size: int = _setting("step", "validation samples per step", 64, ge=1)
+    micro_batch_tokens: int = _setting("step", "padded tokens per forward pass; memory only", 4096, ge=1)
+    clip_grad_norm: float | None = _setting("step", "gradient norm limit of each model copy; null is off", None, gt=0)
+    weight_decay: float = _setting("step", "AdamW decay of the model copies", 0.0, ge=0)
+    warmup_ratio: float = _setting("step", "share of the steps in which lr_y and lr_x rise from 0", 0.03, ge=0, le=1)
+    epochs: float = _setting("step", "passes over the training samples", 1.0, gt=0)
+    max_steps: int | None = _setting("step", "number of steps; null lets epochs decide", None, ge=1)
+    seed: int = _setting("step", "seed of the batches, the dropout masks and a model built from model_config", 0, ge=0)
+
+    run_name: str | None = _setting("run", "null: the config's name and what the command line changed", None)
+    output_dir: str | None = _setting("run", "the run's folder; null: outputs/<run_name>", None)
+    eval_every: int | None = _setting("run", "steps between test evaluations; null: a tenth of the run", None, ge=1)
+    log_every: int = _setting("run", "steps between rows of metrics.csv", 1, ge=1)
+    save_model: Literal["w", "u", "none"] = _setting("run", "which copy is saved to model/", "w")
+    tracker: Literal["wandb", "none"] = _setting("run", "where metrics go besides metrics.csv", "wandb")
+
+    @property
+    def nu(self) -> float:
+        return 1 / self.alpha
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.output_dir or f"outputs/{self.run_name}")
+
+
+FIELDS = Settings.__pydantic_fields__
+LISTS = {f.name for f in dataclasses.fields(Settings) if str(f.type).startswith("list")}
+
+
+def load_settings(argv: list[str]) -> tuple[Settings, bool]:
+    """Settings from a command line, and whether --dry_run was given. Raises ConfigError with every problem found."""
+    options, unknown = _parser().parse_known_args(argv)
+    problems = [_unknown(word.split("=")[0], "--") for word in unknown if word.startswith("--")]
+    if unknown and not problems:
+        problems = [f"{word}: not a setting; settings are typed as --name value" for word in unknown]
+    given = {key: _from_text(value) for key, value in vars(options).items() if key in FIELDS and value is not None}
+
+    in_file: dict[str, Any] = {}
+    if options.config:
+        try:
+            in_file = read_yaml(options.config)
+        except UserError as error:
+            problems.append(str(error))
+    values = _listed({**in_file, **given})
+    values.setdefault("run_name", _default_run_name(options.config, given))
+    settings, more = validate(values)
+    if problems or more:
+        raise ConfigError(problems + more)
+    return settings, options.dry_run
+
+
+def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
+    """Settings from a mapping, or None, and all problems: unknown keys, types, ranges, contradictions."""
+    adapter = TypeAdapter(Settings)
+    try:
+        settings = adapter.validate_python(values)
+        return settings, _contradictions(settings, set())
+    except ValidationError as error:
+        bad, problems = set(), []
+        for item in error.errors():
+            key = str(item["loc"][0])
+            bad.add(key)
+            problems.append(_problem(key, item))
+    # Check the rest as well, so that the user sees everything in one go.
+    rest = {key: value for key, value in values.items() if key not in bad}
+    rest |= {key: ["?"] for key in ("train_data", "val_data") if key not in rest}
+    return None, problems + _contradictions(adapter.validate_python(rest), bad)
+
+
+def dump(settings: Settings) -> str:
+    """The resolved settings as YAML, enough to run again."""
+    return yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}. configs/ holds examples") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected lines of `setting: value`")
+    return {str(key): value for key, value in content.items()}
+
+
+def _contradictions(s: Settings, bad: set[str]) -> list[str]:
+    """Problems between settings; `bad` are those already reported, about which nothing more can be said."""
+    found = [
+        (
+            {"model_name_or_path", "model_config"},
+            (s.model_name_or_path is None) == (s.model_config is None),
+            "give exactly one of model_name_or_path (a hub id or a folder) and model_config (numbers of a new model)",
+        ),
+        (
+            {"model_config"},
+            s.model_config is not None and not {"model_type", "vocab_size"} <= set(s.model_config),
+            "model_config needs at least model_type (such as gpt2 or llama) and vocab_size",
+        ),
+        (
+            {"warmup_ratio", "x_warmup_steps", "max_steps"},
+            s.max_steps is not None and s.x_warmup_steps >= s.max_steps,
+            f"x_warmup_steps {s.x_warmup_steps} leaves x no step to learn in max_steps {s.max_steps}",
+        ),
+    ]
+    return [message for fields, wrong, message in found if wrong and not fields & bad]
+
+
+def _problem(key: str, item: dict[str, Any]) -> str:
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _unknown(key)
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing ({FIELDS[key].description})"
+    where = ".".join(str(part) for part in item["loc"])
+    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+
+
+def _unknown(key: str, dashes: str = "") -> str:
+    near = difflib.get_close_matches(key.lstrip("-"), FIELDS, n=1, cutoff=0.5)
+    return f"{key}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_bilevel.py",
+        description="Fine-tune a causal language model and learn, in the same run, how much its data should count.",
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; the command line wins over it")
+    parser.add_argument("--dry_run", action="store_true", help="check the configuration, print it and stop")
+    groups: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        title = field.json_schema_extra["group"]
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        default = "required" if field.is_required() else f"default: {_to_text(field.default)}"
+        group.add_argument(
+            f"--{name}",
+            nargs="+" if name in LISTS else None,
+            metavar="VALUE",
+            help=f"{field.description} [{default}]".replace("%", "%%"),
+        )
+    return parser
+
+
+def _from_text(value: Any) -> Any:
+    """A command-line word: null, a {mapping} or a [list] in YAML, anything else as typed."""
+    if isinstance(value, list):
+        value = [_from_text(word) for word in value]
+        return value[0] if len(value) == 1 else value
+    if value == "null":
+        return None
+    if value.startswith(("{", "[")):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+    return value
+
+
+def _to_text(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _words(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _listed(values: dict[str, Any]) -> dict[str, Any]:
+    """A single word stands for a list of one."""
+    return {key: _words(value) if key in LISTS else value for key, value in values.items()}
+
+
+def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
+    """The config's stem and what the command line changed, such as tiny-lr_y=1e-5: other settings, another folder."""
+    parts = [Path(config).stem if config else "run"]
+    for key, value in given.items():
+        if key == "train_data":
+            parts.append("data=" + "+".join(dict.fromkeys(Path(word).parent.name for word in _words(value))))
+        elif key not in ("run_name", "output_dir", "tracker", "val_data", "test_data"):
+            parts.append(f"{key}=" + "+".join(Path(_to_text(word)).name for word in _words(value)))
+    return re.sub(r"[^\w.=+-]+", "_", "-".join(parts))[:120]
+
+
+if __name__ == "__main__":
+    print("\n".join(FIELDS))

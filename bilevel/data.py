@@ -1,0 +1,164 @@
+"""Rows -> tokenised samples -> a resumable stream of global batches -> micro-batches.
+
+1. rows of a file     -> input_ids, labels; tokenised in batches and cached on disk (`datasets`)
+2. tokenised files    -> Samples: one table, sample i of source s(i)
+3. (n, batch, seed)   -> BatchStream: batches of sample numbers, every sample once per epoch
+4. a batch            -> micro-batches (B, T) of similar length under a budget of padded tokens
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+
+from bilevel.records import DataError, read_rows
+from bilevel.tokenise import IGNORE, Tokeniser
+
+TOKENS_VERSION = 1  # part of the cache key; raise it when tokens change for the same rows
+
+
+@dataclasses.dataclass
+class MicroBatch:
+    """Rows of similar length, right-padded; position t of a row predicts targets[t].
+
+    input_ids (B, T) int64; targets (B, T) int64, IGNORE where no loss is taken; sample_ids (B,) int64.
+    """
+
+    input_ids: torch.Tensor
+    targets: torch.Tensor
+    sample_ids: torch.Tensor
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Move what the model reads; sample_ids stay on the CPU, where x is."""
+        return MicroBatch(self.input_ids.to(device), self.targets.to(device), self.sample_ids)
+
+
+class Samples:
+    """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name."""
+
+    def __init__(self, files: list[Path], tables: list[datasets.Dataset], dropped: list[int]):
+        self.files, self.dropped = files, dropped
+        self.sources = [file.stem for file in files]
+        self.table = datasets.concatenate_datasets(tables)
+        sizes = torch.tensor([len(table) for table in tables])
+        self.source_ids = torch.repeat_interleave(torch.arange(len(tables)), sizes)  # (N,)
+        self.all_ids = torch.arange(len(self.table))  # (N,)
+        self.record_index = np.asarray(self.table["index"])  # (N,) place of the sample's record in its file
+        self.is_noisy = _known_noise(self.table["is_noisy"])  # (N,) bool, or None where nobody says
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def in_order(self, token_budget: int, chunk: int = 1024) -> Iterator[MicroBatch]:
+        """Micro-batches of all samples, `chunk` samples sorted by length at a time."""
+        for sample_ids in self.all_ids.split(chunk):
+            yield from self.micro_batches(sample_ids, token_budget)
+
+    def micro_batches(self, sample_ids: torch.Tensor, token_budget: int) -> list[MicroBatch]:
+        """Cut a batch, sorted by length, into micro-batches of at most token_budget padded tokens (or one row)."""
+        rows = self.table.select_columns(["input_ids", "labels"])[sample_ids.tolist()]
+        # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
+        lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])
+        order = np.argsort(-lengths, kind="stable")
+        batches, start = [], 0
+        while start < len(order):
+            longest = max(int(lengths[order[start]]), 1)
+            chosen = order[start : start + max(1, token_budget // longest)]
+            batches.append(_pad(rows, chosen, longest, sample_ids))
+            start += len(chosen)
+        return batches
+
+
+class BatchStream:
+    """Endless batches of sample numbers: epoch after epoch, each a seeded permutation; resumable by its state."""
+
+    def __init__(self, n: int, batch_size: int, seed: int):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.epoch, self.position = 0, 0
+        self._order = self._permutation()
+
+    def __next__(self) -> torch.Tensor:
+        """(batch_size,) int64 sample numbers; a batch may end one epoch and begin the next."""
+        parts, missing = [], self.batch_size
+        while missing:
+            part = self._order[self.position : self.position + missing]
+            parts.append(part)
+            missing -= len(part)
+            self.position += len(part)
+            if self.position == self.n:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._permutation()
+        return torch.cat(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._permutation()
+
+    def _permutation(self) -> torch.Tensor:
+        digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
+        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
+
+
+def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
+    """Read, check and tokenise files, from the cache where they have been seen. Raises DataError."""
+    tables, dropped = [], []
+    for file in files:
+        rows = read_rows(file, format)
+        key = hashlib.sha256(f"{rows._fingerprint} {tokeniser.fingerprint} {TOKENS_VERSION}".encode())
+        try:
+            table = rows.map(
+                tokeniser,
+                batched=True,
+                remove_columns=["roles", "contents"],
+                features=TOKEN_FEATURES,
+                new_fingerprint=key.hexdigest()[:32],
+            )
+        except DataError as error:
+            raise DataError(f"{file}, {error}") from None
+        if not len(table):
+            raise DataError(
+                f"{file}: no record has a supervised token within max_length {tokeniser.max_length}; "
+                "raise max_length or check the responses"
+            )
+        tables.append(table)
+        dropped.append(len(rows) - len(set(table["index"])))
+    return Samples(files, tables, dropped)
+
+
+TOKEN_FEATURES = datasets.Features(
+    {
+        "index": datasets.Value("int64"),
+        "is_noisy": datasets.Value("bool"),
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "labels": datasets.List(datasets.Value("int32")),
+    }
+)
+
+
+def steps_per_run(n: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Number of steps: max_steps, or as many as pass `epochs` times over n samples."""
+    return max_steps or max(1, math.ceil(epochs * n / batch_size))
+
+
+def _pad(rows: dict[str, list[list[int]]], chosen: np.ndarray, width: int, sample_ids: torch.Tensor) -> MicroBatch:
+    input_ids = np.zeros((len(chosen), width), dtype=np.int64)
+    targets = np.full((len(chosen), width), IGNORE, dtype=np.int64)
+    for row, i in enumerate(chosen):
+        ids, labels = rows["input_ids"][i], rows["labels"][i]
+        input_ids[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = labels[1:]
+    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[torch.from_numpy(chosen)])
+
+
+def _known_noise(column: list[bool | None]) -> np.ndarray | None:
+    """is_noisy of every sample where any record says so (silence then means clean), else None."""
+    known = [value for value in column if value is not None]
+    return np.array([bool(value) for value in column]) if any(known) else None

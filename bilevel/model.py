@@ -1,0 +1,92 @@
+"""The tokenizer and the model: from a hub id or a folder, or built from numbers. Nobody else may care which."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import ByteLevelBPETokenizer
+
+from bilevel.config import Settings, UserError
+from bilevel.records import read_rows
+
+EOS = "<|endoftext|>"
+
+
+def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.PreTrainedTokenizerBase:
+    """The model's tokenizer; for a new model a byte-level BPE of model_config.vocab_size trained on train_files."""
+    if settings.model_name_or_path is not None:
+        return _pretrained(transformers.AutoTokenizer, settings.model_name_or_path)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        _texts(train_files, settings.format),
+        vocab_size=settings.model_config["vocab_size"],
+        special_tokens=[EOS],
+        show_progress=False,
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        eos_token=EOS,
+        bos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def model_shape(settings: Settings) -> transformers.PretrainedConfig:
+    """The model's configuration, with `dropout` applied to every dropout in it; no weights are read."""
+    if settings.model_name_or_path is not None:
+        config = _pretrained(transformers.AutoConfig, settings.model_name_or_path)
+    else:
+        numbers = dict(settings.model_config)
+        try:
+            config = transformers.AutoConfig.for_model(numbers.pop("model_type"), **numbers)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"model_config: {error}") from None
+    config.use_cache = False
+    if settings.dropout is not None:
+        set_dropout(config, settings.dropout)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and settings.max_length > longest:
+        raise UserError(f"max_length {settings.max_length}: the model has {longest} positions; use at most that many")
+    return config
+
+
+def load_model(settings: Settings, config: transformers.PretrainedConfig, vocabulary: int) -> torch.nn.Module:
+    """The model in fp32 in training mode, embeddings large enough for `vocabulary` token ids."""
+    if settings.model_name_or_path is not None:
+        model = _pretrained(
+            transformers.AutoModelForCausalLM, settings.model_name_or_path, config=config, dtype=torch.float32
+        )
+    else:
+        torch.manual_seed(settings.seed)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    if model.get_input_embeddings().num_embeddings < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return model.train()
+
+
+def set_dropout(config: transformers.PretrainedConfig, rate: float) -> None:
+    """Set every number in the configuration whose name says dropout, such as resid_pdrop or attention_dropout."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)):
+            setattr(config, name, rate)
+
+
+def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, **arguments)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"model_name_or_path {name!r}: {first} (a folder needs config.json, the weights and the tokenizer; "
+            "a hub id needs a network or a filled cache)"
+        ) from None
+
+
+def _texts(files: list[Path], format: str) -> Iterator[str]:
+    for file in files:
+        for contents in read_rows(file, format)["contents"]:
+            yield from contents

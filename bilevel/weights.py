@@ -1,0 +1,168 @@
+"""The upper-level variable x: coefficients c(x), the closed-form x-gradient and the optimizer of x.
+
+    g(x, y) = (1/N) sum_i c_i(x) l_i(y)
+    dx      = alpha (d/dx g(x, w) - d/dx g(x, u)) = alpha/N sum_i (dc_i/dx) gap_i,   gap_i = l_i(w) - l_i(u)
+
+(the penalty method of F2BA/F2SA: Kwon et al. 2023, Chen, Ma and Zhang 2025; per source as in ScaleBiO, Pan et
+al. 2024). c_i depends on x and on constants of the data set alone, never on the batch, and has mean 1 over the
+data, so a batch B estimates g by 1/|B| sum_B c_i l_i whatever way it is cut up. x is a small tensor outside every
+engine and autograd graph.
+"""
+
+import math
+
+import torch
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class XOptimizer:
+    """Adam or SGD on chosen entries of x, without decay. Each entry counts its own steps (lazy Adam), so an
+    entry's first visit moves it by lr whenever it comes; per entry two float32 moments and an int32 count."""
+
+    def __init__(self, n: int, kind: str):
+        self.kind = kind
+        if kind == "adam":
+            self.m, self.v = torch.zeros(n), torch.zeros(n)
+            self.count = torch.zeros(n, dtype=torch.int32)
+
+    def update(self, index: torch.Tensor, grad: torch.Tensor, lr: float) -> torch.Tensor:
+        """What to add to x[index]; index (K,) without repeats, grad (K,) float64. Returns (K,) float64."""
+        if self.kind == "sgd":
+            return -lr * grad
+        m = BETA1 * self.m[index].double() + (1 - BETA1) * grad
+        v = BETA2 * self.v[index].double() + (1 - BETA2) * grad**2
+        count = self.count[index] + 1
+        self.m[index], self.v[index], self.count[index] = m.float(), v.float(), count
+        m_hat, v_hat = m / (1 - BETA1 ** count.double()), v / (1 - BETA2 ** count.double())
+        return -lr * m_hat / (v_hat.sqrt() + EPS)
+
+
+class SourceWeights:
+    """One logit per source: p = softmax(x), c_i = N p_s(i) / n_s(i).
+
+    source_ids (N,) int64: the source of every sample. start (S,): p at the start.
+    """
+
+    def __init__(self, source_ids: torch.Tensor, start: torch.Tensor, alpha: float, optimizer: str):
+        self.source_ids, self.alpha = source_ids, alpha
+        self.sizes = torch.bincount(source_ids, minlength=len(start)).double()
+        self.x = start.double().clamp_min(1e-12).log()
+        self.optimizer = XOptimizer(len(start), optimizer)
+        self.clear()
+
+    @property
+    def p(self) -> torch.Tensor:
+        """(S,) float64, sums to 1."""
+        return torch.softmax(self.x, 0)
+
+    def coefficients(self, sample_ids: torch.Tensor) -> torch.Tensor:
+        """c of the samples, (B,) float64."""
+        return (len(self.source_ids) * self.p / self.sizes)[self.source_ids[sample_ids]]
+
+    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor) -> None:
+        """Add the gaps (B,) of the samples (B,) to the sums since the last step of x."""
+        self.gap_sum.index_add_(0, self.source_ids[sample_ids], gaps.double())
+        self.seen += torch.bincount(self.source_ids[sample_ids], minlength=len(self.x))
+
+    def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sources seen (K,) and their gradient alpha p_k (gap_k - sum_s p_s gap_s), p renormalised over them."""
+        index = self.seen.nonzero().squeeze(1)
+        gap = self.gap_sum[index] / self.seen[index]
+        p = torch.softmax(self.x[index], 0)
+        return index, self.alpha * p * (gap - (p * gap).sum())
+
+    def step(self, lr: float) -> None:
+        """Step x with the mean of all gradients since the last step; no move where fewer than two sources were seen."""
+        index, grad = self.gradient()
+        if len(index) >= 2:
+            self.x[index] += self.optimizer.update(index, grad, lr)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gaps seen since the last step of x."""
+        self.gap_sum, self.seen = torch.zeros_like(self.x), torch.zeros(len(self.x), dtype=torch.int64)
+
+    def refresh(self) -> None:
+        """Nothing to recompute: p is exact at every step."""
+
+
+class SampleWeights:
+    """One x per sample: c_i = s(x_i) / mean_j s(x_j) (sigmoid) or N softmax(x)_i.
+
+    The normaliser is kept in float64 from the entries a step changes, so a step costs O(batch) whatever N is.
+    start (N,): c at the start, or None for all ones.
+    """
+
+    def __init__(self, n: int, start: torch.Tensor | None, x_map: str, alpha: float, optimizer: str):
+        self.n, self.x_map, self.alpha = n, x_map, alpha
+        self.x = torch.zeros(n) if start is None else _inverse(start.double(), x_map).float()
+        self.optimizer = XOptimizer(n, optimizer)
+        self.clear()
+        self.refresh()
+
+    def coefficients(self, sample_ids: torch.Tensor) -> torch.Tensor:
+        """c of the samples, (B,) float64."""
+        return self._raw(self.x[sample_ids]) * (self.n / self.total)
+
+    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor) -> None:
+        """Add the gaps (B,) of the samples (B,) to those since the last step of x."""
+        self.ids.append(sample_ids)
+        self.gaps.append(gaps.double())
+
+    def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The samples seen (K,) and alpha/|B| h_j (gap_j - mean gap), summed over a sample's visits.
+
+        |B| counts the visits since the last step of x; the mean gap is c-weighted over them; h_j is dc_j/dx_j at a
+        fixed normaliser (the normaliser's own derivative is what the mean gap is subtracted for).
+        """
+        ids, gaps = torch.cat(self.ids), torch.cat(self.gaps)
+        c = self.coefficients(ids)
+        centred = gaps - (c * gaps).sum() / c.sum()
+        index, place = ids.unique(return_inverse=True)
+        total = torch.zeros(len(index), dtype=torch.float64).index_add_(0, place, centred)
+        return index, self.alpha / len(ids) * self._slope(index) * total
+
+    def step(self, lr: float) -> None:
+        """Step the samples seen since the last step with the mean of their gradients; only they move."""
+        if self.ids:
+            index, grad = self.gradient()
+            before = self._raw(self.x[index]).sum()
+            self.x[index] += self.optimizer.update(index, grad, lr).float()
+            self.total += float(self._raw(self.x[index]).sum() - before)
+            self._raise_shift(float(self.x[index].max()))
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gaps seen since the last step of x."""
+        self.ids: list[torch.Tensor] = []
+        self.gaps: list[torch.Tensor] = []
+
+    def refresh(self) -> None:
+        """Recompute the normaliser exactly, O(N)."""
+        self.shift = float(self.x.max()) if self.x_map == "softmax" else 0.0
+        self.total = float(self._raw(self.x).sum())
+
+    def _raw(self, x: torch.Tensor) -> torch.Tensor:
+        """Unnormalised coefficients, float64."""
+        return torch.sigmoid(x.double()) if self.x_map == "sigmoid" else torch.exp(x.double() - self.shift)
+
+    def _raise_shift(self, top: float) -> None:
+        """Keep the shift of softmax at the running maximum of x, so that no exponential overflows."""
+        if self.x_map == "softmax" and top > self.shift:
+            self.total *= math.exp(self.shift - top)
+            self.shift = top
+
+    def _slope(self, index: torch.Tensor) -> torch.Tensor:
+        """h_j = s'(x_j) / mean s for sigmoid, c_j for softmax."""
+        c = self.coefficients(index)
+        return c * torch.sigmoid(-self.x[index].double()) if self.x_map == "sigmoid" else c
+
+
+def _inverse(c: torch.Tensor, x_map: str) -> torch.Tensor:
+    """x whose coefficients are c (mean 1); zeros become a millionth of the mean."""
+    c = (c / c.mean()).clamp_min(1e-6)
+    if x_map == "softmax":
+        return c.log()
+    # s = c * mean(s), with a mean low enough that no s reaches 1; 0.5 puts c = 1 at x = 0.
+    return torch.logit(c * min(0.5, 0.95 / float(c.max())))

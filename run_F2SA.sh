@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Fine-tune and learn data weights in one run.
+#
+#   bash run_F2SA.sh                                       the shipped data; configs/gpt2.yaml on a GPU, configs/tiny.yaml without
+#   CONFIG=configs/gpt2.yaml lr_y=2e-5 bash run_F2SA.sh    every setting of train_bilevel.py --help is an environment variable
+#   data_dir=my_data weights=sample bash run_F2SA.sh       a folder that process.py wrote: train_*.json or mixed/train_mixed.json,
+#                                                          val.json, test.json
+#   bash run_F2SA.sh --alpha 100                           flags are passed on to train_bilevel.py
+#   DRY_RUN=1 bash run_F2SA.sh                             check the configuration, print it and stop
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ "$here" = "$PWD" ] && here=.
+python=${PYTHON:-python}
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+
+# The configuration.
+if [ -n "${CONFIG:-}" ]; then
+  chosen=CONFIG
+elif nvidia-smi -L >/dev/null 2>&1; then
+  CONFIG=$here/configs/gpt2.yaml chosen="a GPU was found"
+else
+  CONFIG=$here/configs/tiny.yaml chosen="no GPU was found"
+fi
+echo "run_F2SA.sh: $CONFIG ($chosen); CONFIG=FILE chooses another"
+flags=(--config "$CONFIG")
+
+# Settings from the environment.
+for name in $("$python" -m bilevel.config); do
+  if [ -n "${!name:-}" ]; then flags+=("--$name" "${!name}"); fi
+done
+
+# The data: a folder with a process.py gets its files made when they are missing or its constants have changed.
+prepare=${data_dir:-$here/data_alpaca_0.5}/process.py
+if [ -f "$prepare" ]; then "$python" "$prepare" --if-needed; fi
+mode=${weights:-}
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    --weights) next=$((i + 1)) mode=${!next:-} ;;
+    --weights=*) mode=${!i#--weights=} ;;
+  esac
+done
+if [ "$mode" = sample ] && [ "$chosen" != CONFIG ]; then data_dir=${data_dir:-$here/data_alpaca_0.5}; fi
+if [ -n "${data_dir:-}" ]; then
+  train=$data_dir/train_*.json
+  [ "$mode" = sample ] && train=$data_dir/mixed/train_mixed.json
+  [ -n "${train_data:-}" ] || flags+=(--train_data "$train")
+  [ -n "${val_data:-}" ] || flags+=(--val_data "$data_dir/val.json")
+  if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
+fi
+
+[ "${DRY_RUN:-0}" = 1 ] && flags+=(--dry_run)
+exec "$python" "$here/train_bilevel.py" "${flags[@]}" "$@"
