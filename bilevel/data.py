@@ -48,8 +48,8 @@ class Samples:
         sizes = torch.tensor([len(table) for table in tables])
         self.source_ids = torch.repeat_interleave(torch.arange(len(tables)), sizes)  # (N,)
         self.all_ids = torch.arange(len(self.table))  # (N,)
-        self.record_index = np.asarray(self.table["index"])  # (N,) place of the sample's record in its file
-        self.is_noisy = _known_noise(self.table["is_noisy"])  # (N,) bool, or None where nobody says
+        self.record_index = np.asarray(self.table["index"][:])  # (N,) place of the sample's record in its file
+        self.is_noisy = _known_noise(self.table["is_noisy"][:])  # (N,) bool, or None where nobody says
 
     def __len__(self) -> int:
         return len(self.table)
@@ -129,7 +129,7 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
                 "raise max_length or check the responses"
             )
         tables.append(table)
-        dropped.append(len(rows) - len(set(table["index"])))
+        dropped.append(len(rows) - len(set(table["index"][:])))
     return Samples(files, tables, dropped)
 
 

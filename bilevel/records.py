@@ -9,6 +9,8 @@ import functools
 import glob
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,14 +39,17 @@ class DataError(UserError):
 def find_files(patterns: list[str]) -> list[Path]:
     """All files of the patterns, sorted by stem, each once. Raises DataError listing every problem."""
     problems: list[str] = []
-    files: dict[Path, None] = {}
+    files: dict[str, Path] = {}
     for pattern in patterns:
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file()]
+        # A file's own name may hold what means something in a pattern, such as [.
+        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        matches = [Path(match) for match in found if Path(match).is_file()]
         if not matches:
             problems.append(f"no file matches {pattern!r} (looked in {Path.cwd()}){_hint(pattern)}")
-        files |= dict.fromkeys(match for match in matches if match.resolve() not in {f.resolve() for f in files})
+        for match in matches:
+            files.setdefault(os.path.abspath(match), match)
     stems: dict[str, Path] = {}
-    for file in files:
+    for file in files.values():
         if file.stem in stems:
             problems.append(f"{stems[file.stem]} and {file} would both be source {file.stem!r}: rename one")
         stems.setdefault(file.stem, file)
@@ -100,23 +105,40 @@ def _records(path: Path) -> Iterator[Any]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     if text.lstrip().startswith("["):
-        yield from _parse(text, str(path))
+        yield from _parse(text, path)
         return
     lines = (line for line in text.split("\n") if line.strip())
     for index, line in enumerate(lines):
-        yield _parse(line, f"{path}, record {index}")
+        yield _parse(line, path, index)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, path: Path, index: int | None = None) -> Any:
+    """The record on line `index`, or with None all records of an array."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if index is None else f"column {error.colno}"
+        record = _complete_before(text, error.pos) if index is None else index
         raise DataError(
-            f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno}); "
+            f"{path}, record {record}: not JSON ({error.msg} at {place}); "
             "expected a JSON array of records or one record per line"
         ) from None
-    except RecursionError:
-        raise DataError(f"{where}: nested too deeply") from None
+    except (RecursionError, ValueError) as error:  # too many brackets, too many digits
+        where = str(path) if index is None else f"{path}, record {index}"
+        raise DataError(f"{where}: cannot be read ({error})") from None
+
+
+def _complete_before(text: str, position: int) -> int:
+    """Number of records of a JSON array that end before `position`, where it stops being JSON."""
+    decoder, count, end = json.JSONDecoder(), 0, text.index("[") + 1
+    while True:
+        try:
+            _, end = decoder.raw_decode(text, re.compile(r"[\s,]*").match(text, end).end())
+        except json.JSONDecodeError:
+            return count
+        if end > position:
+            return count
+        count += 1
 
 
 def _detect(record: dict[str, Any], where: str) -> str:

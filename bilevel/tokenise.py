@@ -42,9 +42,10 @@ class Tokeniser:
         # BOS where the tokenizer itself puts one (Llama), none where it does not (GPT-2).
         bare = tokenizer("", add_special_tokens=True)["input_ids"]
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in bare[:1] else []
-        # Tokenizers of the SentencePiece kind put a space before what they take for a text's beginning.
+        # Tokenizers of the SentencePiece kind put a space before what they take for a text's beginning. What continues
+        # a sample is therefore tokenised behind a mark, which no token joins to its neighbours, and the mark cut off.
         first = tokenizer.convert_ids_to_tokens(self._encode(["a"], markup=False)[0])[0]
-        self.anchor = "\n" if first.startswith("▁") else ""
+        self.anchor = OPEN[0] if first.startswith(("▁", "Ġ")) else ""
         self.special = set(tokenizer.all_special_ids) | {
             i for i, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -54,7 +55,8 @@ class Tokeniser:
         """Changes with anything that changes the tokens; part of the cache's key."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         state = backend.to_str() if backend else repr(sorted(self.tokenizer.get_vocab().items()))
-        parts = (state, self.tokenizer.chat_template, self.bos, self.eos, self.max_length, self.loss_on)
+        named = sorted(self.tokenizer.special_tokens_map.items())  # a chat template may write any of them
+        parts = (state, self.tokenizer.chat_template, named, self.bos, self.eos, self.max_length, self.loss_on)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -95,19 +97,20 @@ class Tokeniser:
         while OPEN in text:
             markup, _, text = text.partition(OPEN)
             place, _, text = text.partition(CLOSE)
-            supervised = roles[int(place)] == "assistant"
-            # A space before a response belongs to its first token, as it does when the model generates.
-            bare = markup.rstrip(" ") if supervised else markup
+            # A space before a message belongs to its first token, as it does when the model generates.
+            bare = markup.rstrip(" ")
             content = markup[len(bare) :] + contents[int(place)]
-            pieces += [Piece(bare, False, markup=True), Piece(content, supervised)]
+            pieces += [Piece(bare, False, markup=True), Piece(content, roles[int(place)] == "assistant")]
         return [*pieces, Piece(text, False, markup=True)]
 
     def _encode_pieces(self, samples: list[list[Piece]]) -> None:
         """Fill in the ids of all pieces, in one batch of each kind."""
         groups: dict[tuple[str, bool], list[Piece]] = {}
         for pieces in samples:
-            for number, piece in enumerate(pieces):
-                groups.setdefault((self.anchor if number else "", piece.markup), []).append(piece)
+            begun = False
+            for piece in pieces:
+                groups.setdefault((self.anchor if begun else "", piece.markup), []).append(piece)
+                begun = begun or piece.text != ""
         for (anchor, markup), pieces in groups.items():
             skip = len(self._encode([anchor], markup)[0]) if anchor else 0
             encoded = self._encode([anchor + piece.text for piece in pieces], markup)
@@ -149,10 +152,12 @@ class Tokeniser:
 
 def _plain_chat(roles: list[str], contents: list[str], eos: str) -> list[Piece]:
     """Chat without a template: a `### Role:` heading per message, EOS after each response."""
-    pieces = []
+    pieces, prompt = [], ""
     for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
-        heading = ("\n\n" if number else "") + f"### {role.capitalize()}:\n"
-        pieces += [Piece(heading, False), Piece(content, role == "assistant")]
-        if role == "assistant" and number + 1 < len(roles):
-            pieces.append(Piece(eos, False, markup=True))
-    return pieces
+        prompt += ("\n\n" if number else "") + f"### {role.capitalize()}:\n"
+        if role == "assistant":
+            pieces += [Piece(prompt, False), Piece(content, True), Piece(eos, False, markup=True)]
+            prompt = ""
+        else:
+            prompt += content
+    return [*pieces, Piece(prompt, False)]

@@ -127,10 +127,10 @@ class SampleWeights:
         """Step the samples seen since the last step with the mean of their gradients; only they move."""
         if self.ids:
             index, grad = self.gradient()
-            before = self._raw(self.x[index]).sum()
+            self.total -= float(self._raw(self.x[index]).sum())
             self.x[index] += self.optimizer.update(index, grad, lr).float()
-            self.total += float(self._raw(self.x[index]).sum() - before)
             self._raise_shift(float(self.x[index].max()))
+            self.total += float(self._raw(self.x[index]).sum())
         self.clear()
 
     def clear(self) -> None:

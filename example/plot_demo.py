@@ -116,9 +116,7 @@ def choose(path: Path, curves: list[Curve], source: str | None) -> list[Curve]:
     if not chosen:
         missing = 'no source with "noisy" in its name' if wanted is None else f"no source {wanted}"
         found = ", ".join(sorted({c.source for c in curves}))
-        raise ValueError(
-            f"{path}: no curve: {missing}; found: {found}; choose one of them with --source NAME"
-        )
+        raise ValueError(f"{path}: no curve: {missing}; found: {found}; choose one of them with --source NAME")
     return chosen
 
 

@@ -30,9 +30,7 @@ def export(folders: list[Path], source: str | None, every_source: bool) -> pd.Da
     names = [folder.resolve().name for folder in folders]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(
-                f"two run folders are named {name}, and a run is named by its folder: rename one"
-            )
+            raise ValueError(f"two run folders are named {name}, and a run is named by its folder: rename one")
     columns: dict[str, pd.Series] = {}
     for folder in folders:
         path = folder / "metrics.csv"
@@ -48,9 +46,7 @@ def export(folders: list[Path], source: str | None, every_source: bool) -> pd.Da
 def main() -> None:
     """Read the folders, write one CSV; what the user got wrong is one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="a folder with a metrics.csv in it"
-    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="a folder with a metrics.csv in it")
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
     which = parser.add_mutually_exclusive_group()

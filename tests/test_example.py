@@ -40,9 +40,7 @@ def write(path: Path, *lines: str) -> Path:
 def wandb_csv(path: Path, step: str, columns: dict[str, list[str]], steps: list[int]) -> Path:
     """A CSV as wandb's page writes it: every cell quoted, every column followed by its two bounds."""
     header = [step] + [key + end for key in columns for end in ("", "__MIN", "__MAX")]
-    rows = [
-        [str(s)] + [column[i] for column in columns.values() for _ in range(3)] for i, s in enumerate(steps)
-    ]
+    rows = [[str(s)] + [column[i] for column in columns.values() for _ in range(3)] for i, s in enumerate(steps)]
     return write(path, *(",".join(f'"{cell}"' for cell in row) for row in [header, *rows]))
 
 
@@ -96,9 +94,7 @@ def test_wandb_export(plot_demo, tmp_path, step, prefix, end):
 
 
 def test_bounds_alone_are_no_curves(plot_demo, tmp_path):
-    path = write(
-        tmp_path / "a.csv", "Step,r - weight/train_noisy__MIN,r - weight/train_noisy__MAX", "1,0.1,0.2"
-    )
+    path = write(tmp_path / "a.csv", "Step,r - weight/train_noisy__MIN,r - weight/train_noisy__MAX", "1,0.1,0.2")
     with pytest.raises(ValueError, match="no curve"):
         plot_demo.load([path], None)
 
@@ -142,11 +138,7 @@ def test_figure_shows_every_point(plot_demo, tmp_path):
     axes = figure.axes[0]
     long, single = axes.lines
     assert list(long.get_xdata()) == steps and list(long.get_ydata()) == [float(w) for w in weights]
-    assert (
-        list(single.get_ydata()) == [0.25]
-        and single.get_marker() != "None"
-        and single.get_markevery()[0] == 0
-    )
+    assert list(single.get_ydata()) == [0.25] and single.get_marker() != "None" and single.get_markevery()[0] == 0
     assert axes.get_ylim()[0] == 0 and axes.get_xlabel() == "Iterations" and "noisy" in axes.get_title()
     assert "noisy" in axes.get_ylabel() and axes.xaxis.get_gridlines()[0].get_visible()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_long $x$ and $y", "one"]
@@ -162,9 +154,7 @@ def test_default_names_from_another_folder(tmp_path):
     """No argument: F2SA.csv and GPT2_demo.png beside the script; one CSV: the picture beside it."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    export = write(
-        home / "F2SA.csv", "Step,a - weight/train_noisy,b - weight/train_noisy", "1,.5,.5", "2,.4,0"
-    )
+    export = write(home / "F2SA.csv", "Step,a - weight/train_noisy,b - weight/train_noisy", "1,.5,.5", "2,.4,0")
     script = shutil.copy(EXAMPLE / "plot_demo.py", home)
     for _ in range(2):  # its own picture is replaced
         result = run_script(script, cwd=elsewhere)
@@ -233,9 +223,7 @@ def test_round_trip(scripts, tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{out}\n", "")
     header = out.read_text().splitlines()[0]
     keys = [f"F2SA - lr_x={rate} - weight/train_noisy" for rate in ("1e-1", "1e-5")]
-    assert header == ",".join(
-        f'"{k}"' for k in ["Step"] + [k + e for k in keys for e in ("", "__MIN", "__MAX")]
-    )
+    assert header == ",".join(f'"{k}"' for k in ["Step"] + [k + e for k in keys for e in ("", "__MIN", "__MAX")])
     assert load(plot_demo, out) == ("Iterations", {"F2SA - lr_x=1e-1": fast, "F2SA - lr_x=1e-5": slow})
     steps = [line.split(",")[0].strip('"') for line in out.read_text().splitlines()[1:]]
     assert steps == [str(step) for step in sorted(slow | fast)]

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 from process_helpers import (
     CORRUPTIONS,
-    RESPONSES,
     FILES,
     FOLDER,
+    RESPONSES,
     contents,
     keys,
     load_program,

@@ -1,0 +1,87 @@
+"""Small runs of the real script on a slice of the shipped data."""
+
+import json
+import struct
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+import train_bilevel
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = json.loads((ROOT / "data_alpaca_0.5" / "alpaca_synthetic.json").read_text(encoding="utf-8"))
+TINY = {"model_type": "gpt2", "vocab_size": 400, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
+
+
+def emptied(records: list[dict]) -> list[dict]:
+    return [record | {"output": "", "is_noisy": True} for record in records]
+
+
+def dump(path: Path, records: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def make_data(folder: Path, size: int = 96) -> Path:
+    """train_clean, train_noisy (emptied), mixed/train_mixed, val and test from records of all kinds of task."""
+    records = SHIPPED[:: len(SHIPPED) // (4 * size)]
+    clean = [record | {"is_noisy": False} for record in records[:size]]
+    noisy = emptied(records[size : 2 * size])
+    dump(folder / "train_clean.json", clean)
+    dump(folder / "train_noisy.json", noisy)
+    dump(folder / "mixed" / "train_mixed.json", [r for pair in zip(clean, noisy, strict=True) for r in pair])
+    dump(folder / "val.json", records[2 * size : 3 * size])
+    dump(folder / "test.json", records[3 * size : 3 * size + 32])
+    return folder
+
+
+def settings(data: Path, out: Path, **changes) -> list[str]:
+    """The command line of a small run into `out`."""
+    values = {
+        "train_data": [str(data / "train_*.json")],
+        "val_data": [str(data / "val.json")],
+        "test_data": [str(data / "test.json")],
+        "model_config": TINY,
+        "max_length": 128,
+        "global_batch_size": 16,
+        "val_batch_size": 16,
+        "micro_batch_tokens": 1024,
+        "upper_every": 1,
+        "lr_y": 3e-3,
+        "max_steps": 6,
+        "tracker": "none",
+        "output_dir": str(out),
+    } | changes
+    config = out.with_suffix(".yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(values))
+    return ["--config", str(config)]
+
+
+def train(data: Path, out: Path, **changes) -> pd.DataFrame:
+    """Run the script to its end; returns metrics.csv."""
+    assert train_bilevel.main(settings(data, out, **changes)) == 0
+    return pd.read_csv(out / "metrics.csv")
+
+
+def read_wandb(run_folder: Path) -> list[dict]:
+    """The history of an offline run from its file: log blocks in LevelDB's format, of wandb's protobuf records."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = run_folder.glob("wandb/offline-run-*/*.wandb")
+    content, records, part, place = file.read_bytes(), [], b"", 7
+    while place < len(content):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        part += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            records.append(wandb_internal_pb2.Record.FromString(part))
+            part = b""
+    rows = [record.history for record in records if record.WhichOneof("record_type") == "history"]
+    return [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row.item} for row in rows]

@@ -1,0 +1,204 @@
+"""The penalty step against plain torch, and what must hold of it whatever the model."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bilevel.backend import ModelCopy, two_copies
+from bilevel.data import MicroBatch
+from bilevel.f2sa import NonFiniteLoss, penalty_step
+from bilevel.tokenise import IGNORE
+from bilevel.weights import SampleWeights, SourceWeights
+
+VOCABULARY, SAMPLES = 50, 24
+NU = 4.0  # large, so that the gaps stand far above the rounding of the losses they are differences of
+
+
+def tiny_model(dropout: float = 0.0) -> torch.nn.Module:
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    shape |= dict.fromkeys(("bos_token_id", "eos_token_id"))
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape, **rates)).train()
+
+
+def batch(sample_ids: list[int]) -> MicroBatch:
+    """Sample i: 5 + i % 7 tokens drawn from its number, of which the second half is supervised."""
+    lengths = [5 + i % 7 for i in sample_ids]
+    input_ids = torch.zeros(len(sample_ids), max(lengths), dtype=torch.long)
+    targets = torch.full_like(input_ids, IGNORE)
+    for row, (i, length) in enumerate(zip(sample_ids, lengths, strict=True)):
+        tokens = torch.randint(VOCABULARY, (length + 1,), generator=torch.Generator().manual_seed(i))
+        input_ids[row, :length] = tokens[:-1]
+        targets[row, length // 2 : length] = tokens[length // 2 + 1 :]
+    return MicroBatch(input_ids, targets, torch.tensor(sample_ids))
+
+
+def cut(sample_ids: list[int], size: int) -> list[MicroBatch]:
+    return [batch(sample_ids[start : start + size]) for start in range(0, len(sample_ids), size)]
+
+
+def source_weights(alpha: float = 1 / NU) -> SourceWeights:
+    return SourceWeights(torch.arange(SAMPLES) % 3, torch.tensor([0.2, 0.3, 0.5]), alpha, "adam")
+
+
+def sample_weights() -> SampleWeights:
+    return SampleWeights(SAMPLES, None, "sigmoid", 1 / NU, "adam")
+
+
+def train(steps: int, micro: int, x, dropout: float = 0.0, clip: float | None = None, val: bool = True):
+    u, w = two_copies(tiny_model(dropout), weight_decay=0.0, clip_grad_norm=clip)
+    generator = torch.Generator().manual_seed(5)
+    for step in range(steps):
+        ids = torch.randperm(SAMPLES, generator=generator)
+        validation = cut((100 + ids[:7]).tolist(), micro) if val else []
+        penalty_step(u, w, x, cut(ids[:12].tolist(), micro), validation, NU, 1e-3, 1000 * step)
+        if step % 2:
+            x.step(0.1)
+    return u, w, x
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def plain_loss(model: torch.nn.Module, sample: int) -> torch.Tensor:
+    """l_i by full logits of a single row, the obvious way."""
+    row = batch([sample])
+    logits = model(input_ids=row.input_ids).logits[0]
+    return functional.cross_entropy(logits, row.targets[0], ignore_index=IGNORE)
+
+
+@pytest.mark.parametrize("make", [source_weights, sample_weights])
+def test_steps_are_those_of_the_equations(make):
+    """u, w and x after four steps equal plain torch on g and g + nu f, written row by row as the equations stand."""
+    u, w, x = train(4, micro=5, x=make())
+    models = {"u": tiny_model(), "w": tiny_model()}
+    optimizers = {k: torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for k, m in models.items()}
+    reference_x = make()
+    generator = torch.Generator().manual_seed(5)
+    for step in range(4):
+        ids = torch.randperm(SAMPLES, generator=generator)
+        c = reference_x.coefficients(ids[:12]).float()
+        losses = {}
+        for name, nu in (("u", 0.0), ("w", NU)):
+            losses[name] = torch.stack([plain_loss(models[name], i) for i in ids[:12].tolist()])
+            f = torch.stack([plain_loss(models[name], 100 + i) for i in ids[:7].tolist()]).mean()
+            optimizers[name].zero_grad()
+            ((c * losses[name]).mean() + nu * f).backward()
+            optimizers[name].step()
+        reference_x.accumulate(ids[:12], (losses["w"] - losses["u"]).detach())
+        if step % 2:
+            reference_x.step(0.1)
+    for mine, name in ((u, "u"), (w, "w")):
+        assert (flat(mine.model) - flat(models[name])).norm() / flat(models[name]).norm() < 1e-5
+    torch.testing.assert_close(x.x, reference_x.x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [source_weights, sample_weights])
+def test_micro_batch_size_changes_nothing(make):
+    """Invariant 2: parameters to 1e-5 as a whole, x to 1e-5, from micro-batches of 1, 5 and 12 rows."""
+    runs = [train(12, micro, make()) for micro in (1, 5, 12)]
+    for u, w, x in runs[1:]:
+        for mine, first in ((u, runs[0][0]), (w, runs[0][1])):
+            assert (flat(mine.model) - flat(first.model)).norm() / flat(first.model).norm() < 1e-5
+        assert (x.x - runs[0][2].x).norm() / runs[0][2].x.norm() < 1e-5
+
+
+@pytest.mark.parametrize("make", [source_weights, sample_weights])
+def test_while_w_equals_u_the_x_gradient_is_exactly_zero(make):
+    """Invariant 1, with dropout on: both copies draw the same masks."""
+    _, _, x = train(1, micro=5, x=make(), dropout=0.3)
+    assert torch.equal(x.gradient()[1], torch.zeros_like(x.gradient()[1]))
+
+
+def test_dropout_is_on_and_differs_between_micro_batches_and_steps():
+    u, _ = two_copies(tiny_model(0.3), 0.0, None)
+    row = batch([3])
+    with torch.no_grad():
+        losses = {float(u.losses(row, seed)) for seed in range(4)}
+        assert float(u.losses(row, 0)) in losses and len(losses) == 4
+
+
+def test_without_validation_x_never_moves():
+    """Invariant 11: nothing is learned from nothing, and w stays u bit for bit."""
+    start = source_weights().x.clone()
+    u, w, x = train(6, micro=5, x=source_weights(), dropout=0.2, val=False)
+    assert torch.equal(x.x, start) and torch.equal(flat(u.model), flat(w.model))
+    assert not torch.equal(flat(u.model), flat(tiny_model()))
+
+
+def test_with_validation_x_moves():
+    x = train(6, micro=5, x=source_weights())[2]
+    assert (x.x - source_weights().x).abs().max() > 0.05
+
+
+def test_results_are_means_over_the_batch_before_the_step():
+    u, w = two_copies(tiny_model(), 0.0, None)
+    ids = list(range(12))
+    expected = torch.stack([plain_loss(u.model, i) for i in ids]).mean().item()
+    val = torch.stack([plain_loss(w.model, i) for i in range(100, 107)]).mean().item()
+    result = penalty_step(u, w, source_weights(), cut(ids, 5), cut(list(range(100, 107)), 5), NU, 1e-3, 0)
+    row = result.row()
+    assert row["loss_u"] == pytest.approx(expected, rel=1e-5) and row["gap"] == 0
+    assert row["val_loss_w"] == pytest.approx(val, rel=1e-5)
+
+
+def test_gradient_norms_and_clipping():
+    reference = tiny_model()
+    c = source_weights().coefficients(torch.arange(12)).float()
+    (c * torch.stack([plain_loss(reference, i) for i in range(12)])).mean().backward()
+    norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
+
+    u, w = two_copies(tiny_model(), 0.0, clip_grad_norm=0.1)
+    result = penalty_step(u, w, source_weights(), cut(list(range(12)), 5), [], NU, 0.0, 0)
+    assert result.grad_norm_u == pytest.approx(norm.item(), rel=1e-4)
+    u.backward(u.losses(batch([1]), 0).sum())
+    norm = u.gradient_norm()
+    gradients = [p.grad for p in u.model.parameters()]
+    u.step(0.0, norm)
+    clipped = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert norm > 0.1 and clipped == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+def test_a_loss_that_is_not_finite_stops_before_anything_moves(where: str):
+    """Invariant 8. The embedding of token 7 is infinite; only one of the two batches holds it."""
+    model = tiny_model()
+    u, w = two_copies(model, 0.0, None)
+    clean = [batch([0, 1])]
+    for micro in clean:
+        micro.input_ids[micro.input_ids == 7] = 8
+        micro.targets[micro.targets == 7] = 8
+    poisoned = copy.deepcopy(clean)
+    poisoned[0].input_ids[0, 0] = 7
+    for copy_ in (u, w):
+        copy_.model.transformer.wte.weight.data[7] = math.inf
+        copy_.model.lm_head.weight = torch.nn.Parameter(copy_.model.lm_head.weight.detach().clone())
+        copy_.model.lm_head.weight.data[7] = 0
+    before = flat(u.model).clone(), flat(w.model).clone()
+    x = source_weights()
+    batches = (poisoned, clean) if where == "train" else (clean, poisoned)
+    with pytest.raises(NonFiniteLoss, match="not finite"):
+        penalty_step(u, w, x, *batches, NU, 1e-3, 0)
+    assert torch.equal(flat(u.model), before[0]) and torch.equal(flat(w.model), before[1])
+    assert x.seen.sum() == 0
+
+
+def test_weight_decay_pulls_the_model_and_never_x():
+    """Invariant 9: with zero gaps x stays, while the decay moves the model."""
+    u, w = two_copies(tiny_model(), weight_decay=0.5, clip_grad_norm=None)
+    x = source_weights()
+    before = x.x.clone()
+    plain = ModelCopy(tiny_model())
+    for copy_ in (u, w, plain):
+        copy_.backward(copy_.losses(batch([1, 2]), 0).sum())
+        copy_.step(1e-2, copy_.gradient_norm())
+    x.accumulate(torch.arange(6), torch.zeros(6))
+    x.step(0.1)
+    assert flat(u.model).norm() < flat(plain.model).norm()
+    assert torch.equal(x.x, before)

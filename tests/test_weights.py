@@ -1,0 +1,202 @@
+"""x, its coefficients, its closed-form gradient and its optimizer, against autograd and torch.optim."""
+
+import pytest
+import torch
+
+from bilevel.weights import SampleWeights, SourceWeights
+
+ALPHA = 7.0
+
+
+def source_weights(n: int = 60, optimizer: str = "adam") -> SourceWeights:
+    source_ids = torch.tensor([0, 0, 0, 1, 2, 2]).repeat(n // 6)
+    return SourceWeights(source_ids, torch.tensor([0.2, 0.5, 0.3]), ALPHA, optimizer)
+
+
+def sample_weights(x_map: str, n: int = 50, optimizer: str = "adam") -> SampleWeights:
+    weights = SampleWeights(n, None, x_map, ALPHA, optimizer)
+    weights.x = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    weights.refresh()
+    return weights
+
+
+def gaps(n: int) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def autograd_gradient(weights: SourceWeights | SampleWeights, gap: torch.Tensor) -> torch.Tensor:
+    """d/dx alpha (1/N) sum_i c_i(x) gap_i, by autograd through the definition of c."""
+    x = weights.x.double().requires_grad_()
+    n = len(gap)
+    if isinstance(weights, SourceWeights):
+        c = n * (torch.softmax(x, 0) / weights.sizes)[weights.source_ids]
+    elif weights.x_map == "sigmoid":
+        c = torch.sigmoid(x) / torch.sigmoid(x).mean()
+    else:
+        c = n * torch.softmax(x, 0)
+    torch.testing.assert_close(weights.coefficients(torch.arange(n)), c.detach())
+    return torch.autograd.grad(ALPHA / n * (c * gap).sum(), x)[0]
+
+
+def test_source_gradient_on_the_whole_data_set_is_autograds():
+    weights, gap = source_weights(), gaps(60)
+    for part in torch.arange(60).split(7):
+        weights.accumulate(part, gap[part])
+    index, gradient = weights.gradient()
+    assert index.tolist() == [0, 1, 2]
+    torch.testing.assert_close(gradient, autograd_gradient(weights, gap), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_sample_gradient_on_the_whole_data_set_is_autograds(x_map: str):
+    weights, gap = sample_weights(x_map), gaps(50)
+    for part in torch.randperm(50).split(7):
+        weights.accumulate(part, gap[part])
+    index, gradient = weights.gradient()
+    assert index.tolist() == list(range(50))
+    torch.testing.assert_close(gradient, autograd_gradient(weights, gap), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("weights", [source_weights(), sample_weights("sigmoid"), sample_weights("softmax")])
+def test_coefficients_have_mean_one(weights: SourceWeights | SampleWeights):
+    n = 60 if isinstance(weights, SourceWeights) else 50
+    assert float(weights.coefficients(torch.arange(n)).mean()) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("make", [source_weights, lambda: sample_weights("sigmoid"), lambda: sample_weights("softmax")])
+def test_what_all_gaps_have_in_common_cancels(make):
+    plain, shifted = make(), make()
+    ids, gap = torch.arange(12), gaps(12)
+    plain.accumulate(ids, gap)
+    shifted.accumulate(ids, gap + 100)
+    torch.testing.assert_close(plain.gradient()[1], shifted.gradient()[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [source_weights, lambda: sample_weights("sigmoid"), lambda: sample_weights("softmax")])
+def test_zero_gaps_leave_x_where_it_is(make):
+    weights = make()
+    before = weights.x.clone()
+    weights.accumulate(torch.arange(12), torch.zeros(12))
+    weights.step(0.1)
+    assert torch.equal(weights.x, before)
+
+
+def test_sources_not_seen_do_not_move():
+    weights = source_weights()
+    before = weights.x.clone()
+    weights.accumulate(torch.tensor([0, 3]), torch.tensor([1.0, -1.0]))  # sources 0 and 1
+    weights.step(0.1)
+    assert weights.x[2] == before[2] and weights.optimizer.count.tolist() == [1, 1, 0]
+    assert weights.x[0] < before[0] and weights.x[1] > before[1]
+
+
+def test_one_source_alone_says_nothing():
+    weights = source_weights()
+    before = weights.x.clone()
+    weights.accumulate(torch.tensor([0, 1, 2]), torch.tensor([1.0, -1.0, 3.0]))
+    weights.step(0.1)
+    assert torch.equal(weights.x, before) and weights.optimizer.count.sum() == 0
+
+
+def test_samples_not_seen_do_not_move():
+    weights = sample_weights("sigmoid")
+    before = weights.x.clone()
+    weights.accumulate(torch.tensor([4, 9]), torch.tensor([1.0, -1.0]))
+    weights.step(0.1)
+    assert (weights.x != before).nonzero().flatten().tolist() == [4, 9]
+
+
+def test_gradients_of_all_steps_since_the_last_count():
+    """Two batches before a step of x are one batch of their union, whatever their order; then all is forgotten."""
+    for make in (source_weights, lambda: sample_weights("sigmoid")):
+        once, twice = make(), make()
+        ids, gap = torch.tensor([5, 1, 30, 22, 8, 5]), gaps(6)
+        once.accumulate(ids, gap)
+        twice.accumulate(ids[4:], gap[4:])
+        twice.accumulate(ids[:4], gap[:4])
+        for weights in (once, twice):
+            weights.step(0.1)
+        torch.testing.assert_close(once.x, twice.x, rtol=1e-12, atol=1e-12)
+        before = once.x.clone()
+        once.step(0.1)
+        assert torch.equal(once.x, before)
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_the_first_step_is_the_same_for_every_n(x_map: str):
+    ids, gap = torch.tensor([3, 77, 4096, 9999]), gaps(4)
+    moves = []
+    for n in (10_000, 10_000_000):
+        for optimizer in ("adam", "sgd"):
+            weights = SampleWeights(n, None, x_map, ALPHA, optimizer)
+            weights.accumulate(ids, gap)
+            weights.step(0.1)
+            moves.append(weights.x[ids])
+    torch.testing.assert_close(moves[0], moves[2])
+    torch.testing.assert_close(moves[1], moves[3])
+    assert moves[0].abs().min() > 0.09  # Adam: a whole lr, in spite of eps
+
+
+def test_adam_is_torchs_where_every_step_visits():
+    weights = sample_weights("sigmoid", n=6)
+    parameter = weights.x.clone().requires_grad_()
+    reference = torch.optim.Adam([parameter], lr=0.05)
+    for step in range(20):
+        weights.accumulate(torch.arange(6), gaps(6) * step)
+        parameter.grad = weights.gradient()[1].float()
+        weights.step(0.05)
+        reference.step()
+        torch.testing.assert_close(weights.x, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_adam_counts_each_entrys_own_visits():
+    """An entry visited first at step 1000 moves as one visited first at step 1."""
+    weights = SampleWeights(4, None, "sigmoid", ALPHA, "adam")
+    for _ in range(1000):
+        weights.accumulate(torch.tensor([0, 1]), torch.tensor([1.0, -1.0]))
+        weights.step(1e-4)
+    weights.accumulate(torch.tensor([2, 3]), torch.tensor([1.0, -1.0]))
+    weights.step(0.1)
+    torch.testing.assert_close(weights.x[2:], torch.tensor([-0.1, 0.1]), rtol=1e-4, atol=0)
+
+
+def test_sgd_steps_by_the_gradient():
+    weights = source_weights(optimizer="sgd")
+    before = weights.x.clone()
+    weights.accumulate(torch.arange(60), gaps(60))
+    gradient = weights.gradient()[1]
+    weights.step(0.3)
+    torch.testing.assert_close(weights.x, before - 0.3 * gradient)
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_the_running_normaliser_stays_exact(x_map: str):
+    weights = SampleWeights(1000, None, x_map, ALPHA, "adam")
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(300):
+        weights.accumulate(torch.randint(1000, (32,), generator=generator), torch.randn(32, generator=generator))
+        weights.step(0.5)
+    running = weights.coefficients(torch.arange(1000))
+    weights.refresh()
+    torch.testing.assert_close(running, weights.coefficients(torch.arange(1000)), rtol=1e-9, atol=0)
+    assert weights.x.abs().max() > 5
+
+
+def test_softmax_survives_large_x():
+    weights = SampleWeights(4, None, "softmax", ALPHA, "sgd")
+    weights.accumulate(torch.arange(4), torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+    weights.step(500.0)
+    assert weights.x.max() > 700  # exp of it is infinite
+    torch.testing.assert_close(weights.coefficients(torch.arange(4)), torch.tensor([4.0, 0, 0, 0]).double())
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_start_values_are_met(x_map: str):
+    start = torch.tensor([0.5, 3.0, 0.25, 0.25], dtype=torch.float64)
+    weights = SampleWeights(4, start, x_map, ALPHA, "adam")
+    torch.testing.assert_close(weights.coefficients(torch.arange(4)), start, rtol=1e-6, atol=1e-6)
+    assert torch.equal(
+        SampleWeights(4, None, x_map, ALPHA, "adam").coefficients(torch.arange(4)), torch.ones(4).double()
+    )
+    sources = SourceWeights(torch.tensor([0, 0, 0, 1]), torch.tensor([0.75, 0.25]), ALPHA, "adam")
+    torch.testing.assert_close(sources.coefficients(torch.arange(4)), torch.ones(4).double())
