@@ -148,7 +148,7 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
     else:
         x = SourceWeights(train.source_ids, start, settings.alpha, settings.x_optimizer)
 
-    model = load_model(settings, shape, len(tokenizer)).to(device())
+    model = load_model(settings, shape, tokenizer).to(device())
     u, w = two_copies(model, settings.weight_decay, settings.clip_grad_norm)
     steps = steps_per_run(len(train), settings.global_batch_size, settings.epochs, settings.max_steps)
     return Run(settings, tokenizer, train, val, test, u, w, x, steps)

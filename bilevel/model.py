@@ -54,17 +54,20 @@ def model_shape(settings: Settings) -> transformers.PretrainedConfig:
     return config
 
 
-def load_model(settings: Settings, config: transformers.PretrainedConfig, vocabulary: int) -> torch.nn.Module:
-    """The model in fp32 in training mode, embeddings large enough for `vocabulary` token ids."""
+def load_model(
+    settings: Settings, config: transformers.PretrainedConfig, tokenizer: transformers.PreTrainedTokenizerBase
+) -> torch.nn.Module:
+    """The model in fp32 in training mode, with an embedding for each of the tokenizer's tokens."""
     if settings.model_name_or_path is not None:
         model = _pretrained(
             transformers.AutoModelForCausalLM, settings.model_name_or_path, config=config, dtype=torch.float32
         )
     else:
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         torch.manual_seed(settings.seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
-    if model.get_input_embeddings().num_embeddings < vocabulary:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model.train()
 
 

@@ -82,6 +82,7 @@ def test_the_saved_model_generates(finished: tuple[Path, str]):
     prompt = tokenizer("### Instruction:\nAdd 2 and 3.\n\n### Response:\n", return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert tokens.shape[1] > prompt["input_ids"].shape[1]
+    assert model.config.eos_token_id == tokenizer.eos_token_id, "or generation would never end"
 
 
 def test_what_the_user_sees(finished: tuple[Path, str]):
