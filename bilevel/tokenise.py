@@ -49,6 +49,7 @@ class Tokeniser:
         self.special = set(tokenizer.all_special_ids) | {
             i for i, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        self._rendered: dict[tuple[str, ...], str] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -88,9 +89,8 @@ class Tokeniser:
 
     def _templated_chat(self, roles: list[str], contents: list[str], index: int) -> list[Piece]:
         """The template's text around the messages, with each message's content as a piece of its own."""
-        places = [{"role": role, "content": f"{OPEN}{i}{CLOSE}"} for i, role in enumerate(roles)]
         try:
-            text = self.tokenizer.apply_chat_template(places, tokenize=False)
+            text = self._render(tuple(roles))
         except Exception as error:  # a template raises what it likes
             raise DataError(f"record {index}: the tokenizer's chat template refuses it: {error}") from None
         pieces = []
@@ -103,6 +103,13 @@ class Tokeniser:
             pieces += [Piece(bare, False, markup=True), Piece(content, roles[int(place)] == "assistant")]
         return [*pieces, Piece(text, False, markup=True)]
 
+    def _render(self, roles: tuple[str, ...]) -> str:
+        """The template's text, with marks for contents: one for each sequence of roles."""
+        if roles not in self._rendered:
+            places = [{"role": role, "content": f"{OPEN}{i}{CLOSE}"} for i, role in enumerate(roles)]
+            self._rendered[roles] = self.tokenizer.apply_chat_template(places, tokenize=False)
+        return self._rendered[roles]
+
     def _encode_pieces(self, samples: list[list[Piece]]) -> None:
         """Fill in the ids of all pieces, in one batch of each kind."""
         groups: dict[tuple[str, bool], list[Piece]] = {}
@@ -113,9 +120,11 @@ class Tokeniser:
                 begun = begun or piece.text != ""
         for (anchor, markup), pieces in groups.items():
             skip = len(self._encode([anchor], markup)[0]) if anchor else 0
-            encoded = self._encode([anchor + piece.text for piece in pieces], markup)
-            for piece, ids in zip(pieces, encoded, strict=True):
-                piece.ids = ids[skip:]
+            texts = list(dict.fromkeys(piece.text for piece in pieces))  # a template's markup repeats
+            encoded = self._encode([anchor + text for text in texts], markup)
+            ids_of = {text: ids[skip:] for text, ids in zip(texts, encoded, strict=True)}
+            for piece in pieces:
+                piece.ids = ids_of[piece.text]
 
     def _encode(self, texts: list[str], markup: bool) -> list[list[int]]:
         return self.tokenizer(

@@ -1,0 +1,88 @@
+"""README.md is true: its tables are those of the code, and its commands run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_helpers import ROOT, TINY
+
+from bilevel.config import FIELDS
+from bilevel.metrics import METRICS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def settings_table() -> str:
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in FIELDS.items():
+        default = "required" if field.is_required() else "null" if field.default is None else str(field.default).lower()
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def metrics_rows() -> str:
+    return "\n".join(f"| `{name}` | {meaning} |" for name, meaning in METRICS.items())
+
+
+def commands() -> list[str]:
+    """Every command of README's bash blocks and of its inline code, but for the two set-ups, which CI runs."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S)).splitlines()
+    inline = [" ".join(c.split()) for c in re.findall(r"`(python [^`]+)`", README)]
+    return [c for c in blocks + inline if "pip install" not in c and "pytest" not in c]
+
+
+def test_the_tables_are_those_of_the_code():
+    assert settings_table() in README, settings_table()
+    assert metrics_rows() in README, metrics_rows()
+
+
+def test_the_folder_tree_names_what_is_there():
+    tree = README.split("## The folder")[1]
+    for path in ("run_F2SA.sh", "train_bilevel.py", "configs", "data_alpaca_0.5", "example", "bilevel", "tests"):
+        assert (ROOT / path).exists() and path in tree
+    for module in (ROOT / "bilevel").glob("[a-z]*.py"):
+        assert module.stem in tree, module
+
+
+def test_the_quick_start_and_the_tests_are_the_two_commands():
+    for command in ("bash run_F2SA.sh", "python -m pytest"):
+        assert f"```bash\npip install -r requirements.txt && {command}\n```" in README
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone holds, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    for file in filter(None, files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+    return folder
+
+
+def test_every_command_runs(copy: Path, tmp_path: Path):
+    """In order, in a clone, as they stand; the environment makes launched runs short and keeps them off the network."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["some words"], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    shape = {key: value for key, value in TINY.items() if key != "model_type"} | {"n_positions": 512}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape)).save_pretrained(tmp_path / "gpt2")
+
+    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    short = os.environ | {"PATH": python, "max_steps": "2", "tracker": "none"}
+    assert len(commands()) >= 12
+    for command in commands():
+        model = {"model_name_or_path": str(tmp_path / "gpt2")} if "gpt2.yaml" in command else {}
+        done = subprocess.run(["bash", "-c", command], cwd=copy, env=short | model, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (copy / "curves.png").exists() and (copy / "my_data" / "mixed" / "train_mixed.json").exists()
