@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizer_kinds import gpt2_tokenizer, tokenizer_of
 
-from bilevel.data import BatchStream, Samples, load_samples, steps_per_run
+from bilevel.data import BatchStream, Samples, cuts, load_samples, steps_per_run
 from bilevel.records import DataError
 from bilevel.tokenise import IGNORE, Tokeniser
 
@@ -191,10 +191,26 @@ def test_micro_batches(many: Samples, budget: int) -> None:
             for t in range(len(ids) - 1):
                 inputs[t], targets[t] = ids[t], labels[t + 1]
             assert part.input_ids[row].tolist() == inputs and part.targets[row].tolist() == targets
-    for one, two in itertools.pairwise(micro):
-        # The next row would not have fitted.
-        assert (len(one.sample_ids) + 1) * one.input_ids.shape[1] > budget
-        assert one.input_ids.shape[1] >= two.input_ids.shape[1]
+
+
+@pytest.mark.parametrize("budget", [1, 16, 40, 100, 1000])
+def test_cuts_are_the_cheapest(budget: int) -> None:
+    """Compared with all ways to cut."""
+    random = np.random.default_rng(budget)
+    for n in range(1, 9):
+        lengths = np.sort(random.integers(1, 30, n))[::-1]
+
+        def cost(marks: tuple[int, ...], lengths: np.ndarray = lengths) -> float:
+            parts = list(itertools.pairwise((0, *marks, len(lengths))))
+            sizes = [(end - start) * lengths[start] for start, end in parts]
+            fits = all(size <= budget or end - start == 1 for size, (start, end) in zip(sizes, parts, strict=True))
+            return sum(sizes) + len(parts) * budget / 16 if fits else np.inf
+
+        every_way = (marks for count in range(n) for marks in itertools.combinations(range(1, n), count))
+        found = cuts(lengths, budget)
+        assert found[0][0] == 0 and found[-1][1] == n
+        assert all(one[1] == two[0] for one, two in itertools.pairwise(found))
+        assert cost(tuple(start for start, _ in found[1:])) == min(map(cost, every_way)) < np.inf
 
 
 def test_micro_batches_of_a_sample_drawn_twice(many: Samples) -> None:

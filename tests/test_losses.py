@@ -1,6 +1,6 @@
 """bilevel/losses.py: equal to the plain way, logits everywhere and no micro-batches, on several architectures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,15 @@ CONFIGS = {
     "gemma2": transformers.Gemma2Config(**TINY, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.3),
     "gpt_neox": transformers.GPTNeoXConfig(**TINY),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, much slower when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make(name: str) -> torch.nn.Module:
