@@ -79,7 +79,7 @@ def test_every_command_runs(copy: Path, tmp_path: Path):
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape)).save_pretrained(tmp_path / "gpt2")
 
     python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    short = os.environ | {"PATH": python, "max_steps": "2", "tracker": "none"}
+    short = os.environ | {"PATH": python, "max_steps": "2", "eval_every": "100", "tracker": "none"}
     assert len(commands()) >= 12
     for command in commands():
         model = {"model_name_or_path": str(tmp_path / "gpt2")} if "gpt2.yaml" in command else {}
