@@ -11,19 +11,22 @@ import logging
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bilevel.check import check_files, too_large
 from bilevel.config import ConfigError, Settings, UserError, dump, load_settings
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
-    import torch
     import transformers
 
     from bilevel.backend import ModelCopy
     from bilevel.data import Samples
+    from bilevel.lisa import Lisa
     from bilevel.metrics import MetricsLog
     from bilevel.weights import SampleWeights, SourceWeights
+    from bilevel.world import World
 
 log = logging.getLogger("bilevel")
 
@@ -37,13 +40,14 @@ def main(argv: list[str]) -> int:
     try:
         settings, dry_run = load_settings(argv)
         quiet_libraries()
-        files = check(settings)
+        files = check_files(settings)
         if dry_run:
             print(dump(settings), end="")
             return 0
         run = setup(settings, files)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     return 0 if fit(run) else 1
 
@@ -57,53 +61,11 @@ def quiet_libraries() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which else warns
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of names that deepspeed calls
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def check(settings: Settings) -> dict[str, list[Path]]:
-    """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
-    from bilevel.records import DataError, find_files, read_rows
-
-    problems: list[str] = []
-    files: dict[str, list[Path]] = {}
-    records: dict[str, int] = {}
-    for part in ("train", "val", "test"):
-        try:
-            files[part] = find_files(getattr(settings, f"{part}_data"))
-            rows = [read_rows(file, settings.format) for file in files[part]]
-        except DataError as error:
-            problems.append(f"{part}_data: {error}")
-            continue
-        if all(table[0]["roles"] != ["text"] for table in rows):  # a text record makes any number of samples
-            records[part] = sum(len(table) for table in rows)
-    if settings.weights == "source" and len(files.get("train", [])) == 1:
-        problems.append(
-            f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
-            "give more files or use weights=sample"
-        )
-    problems += too_large(settings, records)
-    if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
-        problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
-    if settings.run_folder.exists() and any(settings.run_folder.iterdir()):
-        problems.append(
-            f"{settings.run_folder} already holds a run, which is never overwritten: "
-            "give another run_name or output_dir, or move that folder away"
-        )
-    if problems:
-        raise ConfigError(problems)
-    return files
-
-
-def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
-    """A problem for each batch larger than the data it is drawn from."""
-    return [
-        f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"
-        for part, name in (("train", "global_batch_size"), ("val", "val_batch_size"))
-        if getattr(settings, name) > sizes.get(part, math.inf)
-    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,53 +77,96 @@ class Run:
     """All that training needs, loaded and checked."""
 
     settings: Settings
+    world: "World"
     tokenizer: "transformers.PreTrainedTokenizerBase"
     train: "Samples"
     val: "Samples"
     test: "Samples | None"
-    u: "ModelCopy"
-    w: "ModelCopy"
+    copies: "dict[str, ModelCopy]"  # u and w
+    lisa: "Lisa | None"
     x: "SourceWeights | SampleWeights"
     steps: int
+
+    @property
+    def per_sample(self) -> bool:
+        return self.settings.weights == "sample"
 
 
 def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
     """Load data and model. Raises UserError; nothing has been written when it does."""
-    from bilevel.backend import device, two_copies
     from bilevel.data import load_samples, steps_per_run
-    from bilevel.model import load_model, load_tokenizer, model_shape
+    from bilevel.model import load_tokenizer, model_shape
     from bilevel.results import read_start
     from bilevel.tokenise import Tokeniser
     from bilevel.weights import SampleWeights, SourceWeights
 
     shape = model_shape(settings)
+    world = start_world(settings)
     tokenizer = load_tokenizer(settings, files["train"])
     tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
-    train, val = (load_samples(files[part], settings.format, tokeniser) for part in ("train", "val"))
-    test = load_samples(files["test"], settings.format, tokeniser) if files["test"] else None
+    with world.main_first():  # it fills the cache that the others read
+        train, val = (load_samples(files[part], settings.format, tokeniser) for part in ("train", "val"))
+        test = load_samples(files["test"], settings.format, tokeniser) if files["test"] else None
     if problems := too_large(settings, {"train": len(train), "val": len(val)}):
         raise ConfigError(problems)
 
-    per_sample = settings.weights == "sample"
-    start = read_start(settings.x_init, per_sample, train)
-    if per_sample:
+    start = read_start(settings.x_init, settings.weights == "sample", train)
+    if settings.weights == "sample":
         x = SampleWeights(len(train), start, settings.x_map, settings.alpha, settings.x_optimizer)
     else:
         x = SourceWeights(train.source_ids, start, settings.alpha, settings.x_optimizer)
-
-    model = load_model(settings, shape, tokenizer).to(device())
-    u, w = two_copies(model, settings.weight_decay, settings.clip_grad_norm)
+    copies, lisa = two_copies(settings, world, shape, tokenizer)
     steps = steps_per_run(len(train), settings.global_batch_size, settings.epochs, settings.max_steps)
-    return Run(settings, tokenizer, train, val, test, u, w, x, steps)
+    return Run(settings, world, tokenizer, train, val, test, copies, lisa, x, steps)
 
 
-def open_log(folder: Path) -> None:
-    """What is said goes to the screen and to run.log."""
-    log.setLevel(logging.INFO)
-    log.handlers = [
-        logging.StreamHandler(sys.stdout),
-        logging.FileHandler(folder / "run.log", encoding="utf-8"),
-    ]
+def start_world(settings: Settings) -> "World":
+    """The processes of the run; under plain torch this one alone, on the GPU when there is one."""
+    if settings.backend == "deepspeed":
+        from bilevel import zero
+
+        return zero.start_world()
+    import torch
+
+    from bilevel.world import World
+
+    return World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def two_copies(
+    settings: Settings,
+    world: "World",
+    shape: "transformers.PretrainedConfig",
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+) -> "tuple[dict[str, ModelCopy], Lisa | None]":
+    """u and w, equal at the start, and what LISA lets them train."""
+    import copy
+
+    from bilevel.backend import TorchCopy
+    from bilevel.lisa import Lisa
+    from bilevel.model import load_model
+
+    model = load_model(settings, shape, tokenizer).to(world.device)
+    models = {"u": model, "w": copy.deepcopy(model)}
+    lisa = Lisa(settings, models) if settings.lisa_layers is not None else None
+    active = {name: lisa.active(name) if lisa else None for name in models}
+    if settings.backend == "deepspeed":
+        from bilevel.zero import ZeroCopy, zero_config
+
+        config = zero_config(settings)
+        copies = {k: ZeroCopy(m, world, config, settings.weight_decay, active[k]) for k, m in models.items()}
+    else:
+        s = settings
+        copies = {k: TorchCopy(m, s.weight_decay, s.clip_grad_norm, active[k]) for k, m in models.items()}
+    return copies, lisa
+
+
+def open_log(run: Run) -> None:
+    """What is said goes to the screen and to run.log, by the main process."""
+    log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    if run.world.main:
+        log.addHandler(logging.FileHandler(run.settings.run_folder / "run.log", encoding="utf-8"))
 
 
 def open_metrics(run: Run) -> "MetricsLog":
@@ -169,23 +174,27 @@ def open_metrics(run: Run) -> "MetricsLog":
     from bilevel.metrics import Columns, MetricsLog, NoTracker, WandbTracker
 
     s = run.settings
-    columns = Columns(run.train.sources, s.weights == "sample", run.test is not None, run.train.is_noisy is not None)
+    columns = Columns(run.train.sources, run.per_sample, run.test is not None, run.train.is_noisy is not None)
     tracker = NoTracker()
-    if s.tracker == "wandb":
+    if s.tracker == "wandb" and run.world.main:
         tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
         log.info(tracker.notice)
-    return MetricsLog(s.run_folder, columns, tracker)
+    return MetricsLog(s.run_folder if run.world.main else None, columns, tracker)
 
 
 def describe(run: Run) -> str:
     """What is about to happen, in a few lines."""
     s = run.settings
-    parameters = sum(p.numel() for p in run.w.model.parameters())
+    processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
     lines = [
-        f"{parameters / 1e6:.1f}M parameters, two copies on {run.w.device}; {run.steps} steps of "
-        f"{s.global_batch_size} training and {s.val_batch_size} validation samples",
+        f"{run.copies['w'].size / 1e6:.1f}M parameters, two copies on {run.world.device.type}{processes}; {run.steps} "
+        f"steps of {s.global_batch_size} training and {s.val_batch_size} validation samples",
         f"lr_y {s.lr_y:g}, lr_x {s.lr_x:g} every {s.upper_every} steps, alpha {s.alpha:g}",
     ]
+    if run.lisa:
+        lines.append(
+            f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks at a time, redrawn every {s.lisa_interval} steps"
+        )
     sizes = run.train.source_ids.bincount().tolist()
     for source, size, dropped in zip(run.train.sources, sizes, run.train.dropped, strict=True):
         lines.append(f"  {source}: {size} samples" + dropped_words(dropped))
@@ -209,59 +218,77 @@ def fit(run: Run) -> bool:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from bilevel.data import BatchStream
+    from bilevel.evaluate import evaluate
     from bilevel.f2sa import NonFiniteLoss, penalty_step
-    from bilevel.results import draw_weights, summary, write_weights
 
-    s = run.settings
-    s.run_folder.mkdir(parents=True, exist_ok=True)
-    (s.run_folder / "config.yaml").write_text(dump(s), encoding="utf-8")
-    open_log(s.run_folder)
+    s, world, x = run.settings, run.world, run.x
+    open_folder(run)
     log.info(describe(run))
     metrics = open_metrics(run)
     train_stream = BatchStream(len(run.train), s.global_batch_size, s.seed)
     val_stream = BatchStream(len(run.val), s.val_batch_size, s.seed + 1)
     eval_every = s.eval_every or max(1, run.steps // 10)
+    screen = world.main and sys.stderr.isatty()
 
     row: dict[str, Any] = {}
-    with (
-        logging_redirect_tqdm([log]),
-        tqdm(total=run.steps, unit="step", disable=not sys.stderr.isatty()) as bar,
-    ):
+    with logging_redirect_tqdm([log]), tqdm(total=run.steps, unit="step", disable=not screen) as bar:
         for step in range(run.steps + 1):
             evaluating = step % eval_every == 0 or step == run.steps
             if evaluating or step % s.log_every == 0:
-                row = {"step": step, "epoch": step * s.global_batch_size / len(run.train)} | row | weight_row(run)
-                row |= evaluate(run) if evaluating else {}
-                metrics.write(row, sample_weights(run) if evaluating else None)
+                row = {"step": step, "epoch": step * s.global_batch_size / len(run.train)} | row
+                if not run.per_sample:
+                    row |= {f"weight/{name}": p for name, p in zip(run.train.sources, x.p.tolist(), strict=True)}
+                if evaluating:
+                    row |= evaluate(run.copies, x, run.train, run.test, s.micro_batch_tokens)
+                metrics.write(row, x.coefficients(run.train.all_ids) if evaluating and run.per_sample else None)
                 show(bar, row, run.steps, evaluating)
             if step == run.steps:
                 break
 
+            if run.lisa:
+                run.lisa.switch(step, run.copies)
             lr_y = s.lr_y * schedule(step, run.steps, s.warmup_ratio, "cosine")
             lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
-            train = run.train.micro_batches(next(train_stream), s.micro_batch_tokens)
-            validation = run.val.micro_batches(next(val_stream), s.micro_batch_tokens)
+            train = run.train.batch(next(train_stream), s.micro_batch_tokens, world)
+            validation = run.val.batch(next(val_stream), s.micro_batch_tokens, world)
             try:
-                result = penalty_step(run.u, run.w, run.x, train, validation, s.nu, lr_y, dropout_seed(s.seed, step))
+                result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
+                                      seed=dropout_seed(s.seed, step))  # fmt: skip
             except NonFiniteLoss as error:
                 log.error(f"step {step + 1}: {error}")
                 metrics.close()
                 return False
             if step < s.x_warmup_steps:
-                run.x.clear()
+                x.clear()
             elif (step + 1) % s.upper_every == 0:
-                run.x.step(lr_x)
+                x.step(lr_x)
             metrics.count(result.tokens)
             row = result.row() | {"lr_y": lr_y, "lr_x": lr_x}
             bar.update()
-
     metrics.close()
-    write_weights(s.run_folder / "weights.csv", run.x, run.train)
-    draw_weights(s.run_folder, run.x, run.train)
-    if s.save_model != "none":
-        getattr(run, s.save_model).save(s.run_folder / "model", run.tokenizer)
-    log.info(summary(s.run_folder, run.x, run.train, row))
+    finish(run, row)
     return True
+
+
+def open_folder(run: Run) -> None:
+    """The run's folder with its resolved settings, written first."""
+    if run.world.main:
+        run.settings.run_folder.mkdir(parents=True, exist_ok=True)
+        (run.settings.run_folder / "config.yaml").write_text(dump(run.settings), encoding="utf-8")
+    open_log(run)
+
+
+def finish(run: Run, row: dict[str, Any]) -> None:
+    """What a finished run leaves, and its closing words."""
+    from bilevel.results import draw_weights, summary, write_weights
+
+    s = run.settings
+    if s.save_model != "none":
+        run.copies[s.save_model].save(s.run_folder / "model", run.tokenizer)
+    if run.world.main:
+        write_weights(s.run_folder / "weights.csv", run.x, run.train)
+        draw_weights(s.run_folder, run.x, run.train)
+        log.info(summary(s.run_folder, run.x, run.train, row))
 
 
 def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
@@ -277,39 +304,6 @@ def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
 def dropout_seed(seed: int, step: int) -> int:
     """Where the step's dropout masks start; far from the neighbours', as micro-batches count up from it."""
     return (seed * 1_000_003 + step) * 100_003
-
-
-def weight_row(run: Run) -> dict[str, float]:
-    """The sources' shares; for per-sample runs they cost O(N) and are part of the evaluation."""
-    if run.settings.weights == "sample":
-        return {}
-    return {f"weight/{name}": p for name, p in zip(run.train.sources, run.x.p.tolist(), strict=True)}
-
-
-def evaluate(run: Run) -> dict[str, float]:
-    """Held-out losses of both copies, and what the weights say about the records."""
-    from bilevel.evaluate import heldout_loss, noise_detection
-    from bilevel.metrics import QUANTILES
-    from bilevel.results import source_shares
-
-    run.x.refresh()
-    row: dict[str, float] = {}
-    if run.test is not None:
-        for name, copy in (("w", run.w), ("u", run.u)):
-            row[f"test_loss_{name}"] = heldout_loss(copy.model, run.test, run.settings.micro_batch_tokens)
-    c = run.x.coefficients(run.train.all_ids)
-    if run.settings.weights == "sample":
-        shares = source_shares(run.x, run.train).tolist()
-        row |= {f"weight/{name}": share for name, share in zip(run.train.sources, shares, strict=True)}
-        row |= {f"weight_q/{q}": c.quantile(q).item() for q in QUANTILES}
-    if run.train.is_noisy is not None:
-        row |= noise_detection(c, run.train.is_noisy)
-    return row
-
-
-def sample_weights(run: Run) -> "torch.Tensor | None":
-    """c of every sample for the tracker's histogram, in per-sample runs."""
-    return run.x.coefficients(run.train.all_ids) if run.settings.weights == "sample" else None
 
 
 def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:

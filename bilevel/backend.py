@@ -1,6 +1,8 @@
-"""One copy of the model with its optimizer, under plain torch in one process; the only file that knows."""
+"""One copy of the model with its optimizer: the interface, and plain torch in one process.
 
-import copy
+bilevel.zero has the same under DeepSpeed; nobody else knows which it is.
+"""
+
 from pathlib import Path
 
 import torch
@@ -8,54 +10,96 @@ import transformers
 
 from bilevel.data import MicroBatch
 from bilevel.losses import sample_losses
+from bilevel.world import World
+
+Parameters = list[torch.nn.Parameter]
+Active = tuple[Parameters, Parameters]  # always on, and drawn for an interval (bilevel.lisa)
 
 
 class ModelCopy:
     """A model (u or w), its AdamW and its gradients since the last step."""
 
-    def __init__(self, model: torch.nn.Module, weight_decay: float = 0.0, clip_grad_norm: float | None = None):
-        self.model, self.clip_grad_norm = model, clip_grad_norm
-        self.device = next(model.parameters()).device
-        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, fused=True)
+    model: torch.nn.Module  # call it, or read its parameters
+    world: World
+
+    @property
+    def size(self) -> int:
+        """Number of parameters, trained or not."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
     def losses(self, batch: MicroBatch, seed: int) -> torch.Tensor:
-        """l_i of the micro-batch, (B,) float32, with dropout masks drawn from seed."""
-        torch.manual_seed(seed)
-        return sample_losses(self.model, batch.to(self.device))
+        """l_i of the micro-batch, (B,) float32, with dropout masks drawn from seed and rank."""
+        torch.manual_seed(seed * self.world.size + self.world.rank)
+        return sample_losses(self.model, batch.to(self.world.device))
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a scalar to the gradients since the last step."""
-        loss.backward()
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradient of a scalar, summed over ranks, to those since the last step; `last` before the step."""
+        raise NotImplementedError
 
     def gradient_norm(self) -> float:
-        """Euclidean norm of the gradients since the last step, before clipping."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        """Euclidean norm of the summed gradients since the last step, before clipping; nan where one is not finite."""
+        raise NotImplementedError
 
     def step(self, lr: float, norm: float) -> None:
         """Step with the gradients since the last step, whose norm is given, and clear them."""
+        raise NotImplementedError
+
+    def activate(self, always_on: Parameters, drawn: Parameters) -> None:
+        """Train these parameters and freeze all others, whose optimizer state is dropped.
+
+        The moments of always_on go on, those of drawn start anew.
+        """
+        raise NotImplementedError
+
+    def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        """Write the model and its tokenizer so that AutoModelForCausalLM.from_pretrained(folder) reads them."""
+        raise NotImplementedError
+
+
+class TorchCopy(ModelCopy):
+    """A copy in one process under plain torch."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        active: Active | None = None,
+    ):
+        self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
+        self.world = World(device=next(model.parameters()).device)
+        self.optimizer = self._adamw(list(model.parameters()))
+        if active is not None:
+            self.activate(*active)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        loss.backward()
+
+    def gradient_norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+
+    def step(self, lr: float, norm: float) -> None:
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.clip_grad_norm, torch.tensor(norm, device=self.device)
+                self.model.parameters(), self.clip_grad_norm, torch.tensor(norm, device=self.world.device)
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def activate(self, always_on: Parameters, drawn: Parameters) -> None:
+        active = {id(p) for p in (*always_on, *drawn)}
+        for p in self.model.parameters():
+            p.requires_grad_(id(p) in active)
+            p.grad = None
+        kept = {p: self.optimizer.state[p] for p in always_on if p in self.optimizer.state}
+        self.optimizer = self._adamw([*always_on, *drawn])
+        self.optimizer.state.update(kept)
+
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        """Write the model and its tokenizer so that AutoModelForCausalLM.from_pretrained(folder) reads them."""
         self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-
-def two_copies(
-    model: torch.nn.Module, weight_decay: float, clip_grad_norm: float | None
-) -> tuple[ModelCopy, ModelCopy]:
-    """u and w, equal at the start."""
-    return ModelCopy(model, weight_decay, clip_grad_norm), ModelCopy(copy.deepcopy(model), weight_decay, clip_grad_norm)
-
-
-def device() -> torch.device:
-    """The GPU when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def _adamw(self, parameters: Parameters) -> torch.optim.AdamW:
+        return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)

@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,21 @@ class Settings:
     epochs: float = _setting("step", "passes over the training samples", 1.0, gt=0)
     max_steps: int | None = _setting("step", "number of steps; null lets epochs decide", None, ge=1)
     seed: int = _setting("step", "seed of the batches, the dropout masks and a model built from model_config", 0, ge=0)
+
+    lisa_layers: int | None = _setting(
+        "LISA", "decoder blocks that train at a time, drawn at random; null trains all always", None, ge=1
+    )
+    lisa_interval: int = _setting("LISA", "steps between draws", 20, ge=1)
+    lisa_train_embeddings: bool = _setting("LISA", "train embedding, head and final norm all the time, or never", True)
+    lisa_shared_draw: bool = _setting("LISA", "u and w draw the same blocks", True)
+
+    backend: Literal["torch", "deepspeed"] = _setting(
+        "machine", "plain torch in one process, or DeepSpeed in as many as are launched", "torch"
+    )
+    zero_stage: int | None = _setting(
+        "machine", "shorthand for deepspeed: configs/zero<k>.json; null is 2 under DeepSpeed", None, ge=0, le=3
+    )
+    deepspeed: str | None = _setting("machine", "DeepSpeed configuration file", None)
 
     run_name: str | None = _setting("run", "null: the config's name and what the command line changed", None)
     output_dir: str | None = _setting("run", "the run's folder; null: outputs/<run_name>", None)
@@ -180,6 +196,26 @@ def _contradictions(s: Settings, bad: set[str]) -> list[str]:
             {"warmup_ratio", "x_warmup_steps", "max_steps"},
             s.max_steps is not None and s.x_warmup_steps >= s.max_steps,
             f"x_warmup_steps {s.x_warmup_steps} leaves x no step to learn in max_steps {s.max_steps}",
+        ),
+        (
+            {"zero_stage", "deepspeed"},
+            s.zero_stage is not None and s.deepspeed is not None,
+            "give zero_stage or deepspeed (a file), not both",
+        ),
+        (
+            {"backend", "zero_stage", "deepspeed"},
+            s.backend == "torch" and (s.zero_stage is not None or s.deepspeed is not None),
+            "zero_stage and deepspeed need backend=deepspeed",
+        ),
+        (
+            {"backend"},
+            s.backend == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1,
+            "several processes were launched, which needs backend=deepspeed",
+        ),
+        (
+            {"lisa_layers", "lisa_train_embeddings"},
+            s.lisa_layers is None and not s.lisa_train_embeddings,
+            "lisa_train_embeddings=false needs lisa_layers; without LISA everything trains",
         ),
     ]
     return [message for fields, wrong, message in found if wrong and not fields & bad]

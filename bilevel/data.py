@@ -18,6 +18,7 @@ import torch
 
 from bilevel.records import DataError, read_rows
 from bilevel.tokenise import IGNORE, Tokeniser
+from bilevel.world import ALONE, World
 
 TOKENS_VERSION = 1  # part of the cache key; raise it when tokens change for the same rows
 
@@ -26,16 +27,34 @@ TOKENS_VERSION = 1  # part of the cache key; raise it when tokens change for the
 class MicroBatch:
     """Rows of similar length, right-padded; position t of a row predicts targets[t].
 
-    input_ids (B, T) int64; targets (B, T) int64, IGNORE where no loss is taken; sample_ids (B,) int64.
+    input_ids (B, T) int64; targets (B, T) int64, IGNORE where no loss is taken; sample_ids (B,) int64; places (B,)
+    int64, where the row stands in its global batch, or -1 for a row that only fills up this rank's share.
     """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
     sample_ids: torch.Tensor
+    places: torch.Tensor
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Move what the model reads; sample_ids stay on the CPU, where x is."""
-        return MicroBatch(self.input_ids.to(device), self.targets.to(device), self.sample_ids)
+        """Move what the model reads; the rest stays on the CPU, where x is."""
+        return dataclasses.replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
+
+
+@dataclasses.dataclass
+class Batch:
+    """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches."""
+
+    sample_ids: torch.Tensor
+    micro_batches: list[MicroBatch]
+
+    def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
+        """(n,) float32 on the CPU and equal on all ranks: the losses (B,) of every rank's micro-batches in place."""
+        whole = torch.zeros(len(self.sample_ids))
+        for batch, loss in zip(self.micro_batches, losses, strict=True):
+            real = batch.places >= 0
+            whole[batch.places[real]] = loss.detach().float().cpu()[real]
+        return world.sum(whole)
 
 
 class Samples:
@@ -54,21 +73,29 @@ class Samples:
     def __len__(self) -> int:
         return len(self.table)
 
-    def in_order(self, token_budget: int, chunk: int = 1024) -> Iterator[MicroBatch]:
-        """Micro-batches of all samples, `chunk` samples sorted by length at a time."""
+    def in_order(self, token_budget: int, world: World = ALONE, chunk: int = 1024) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of all samples, `chunk` samples sorted by length at a time."""
         for sample_ids in self.all_ids.split(chunk):
-            yield from self.micro_batches(sample_ids, token_budget)
+            yield from self.batch(sample_ids, token_budget, world).micro_batches
 
-    def micro_batches(self, sample_ids: torch.Tensor, token_budget: int) -> list[MicroBatch]:
-        """Cut a batch, sorted by length, into micro-batches of at most token_budget padded tokens (or one row)."""
+    def batch(self, sample_ids: torch.Tensor, token_budget: int, world: World = ALONE) -> Batch:
+        """Sort a batch by length, deal it to the ranks in turn, and cut each share into micro-batches.
+
+        Every rank gets as many micro-batches of as many rows, whatever the batch: the cuts are those of the longest
+        share, and rows without targets fill up the others. A micro-batch holds at most token_budget padded tokens
+        (or one row).
+        """
         rows = self.table.select_columns(["input_ids", "labels"])[sample_ids.tolist()]
         # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
         lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])
         order = np.argsort(-lengths, kind="stable")
-        batches = []
-        for start, end in cuts(lengths[order], token_budget):
-            batches.append(_pad(rows, order[start:end], int(lengths[order[start]]), sample_ids))
-        return batches
+        filled = np.pad(order, (0, -len(order) % world.size), constant_values=-1)
+        shares = filled.reshape(-1, world.size)
+        micro_batches = [
+            _pad(rows, shares[start:end, world.rank], sample_ids)
+            for start, end in cuts(lengths[shares[:, 0]], token_budget)
+        ]
+        return Batch(sample_ids, micro_batches)
 
 
 class BatchStream:
@@ -167,14 +194,18 @@ def steps_per_run(n: int, batch_size: int, epochs: float, max_steps: int | None)
     return max_steps or max(1, math.ceil(epochs * n / batch_size))
 
 
-def _pad(rows: dict[str, list[list[int]]], chosen: np.ndarray, width: int, sample_ids: torch.Tensor) -> MicroBatch:
-    input_ids = np.zeros((len(chosen), width), dtype=np.int64)
-    targets = np.full((len(chosen), width), IGNORE, dtype=np.int64)
-    for row, i in enumerate(chosen):
-        ids, labels = rows["input_ids"][i], rows["labels"][i]
-        input_ids[row, : len(ids) - 1] = ids[:-1]
-        targets[row, : len(ids) - 1] = labels[1:]
-    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[torch.from_numpy(chosen)])
+def _pad(rows: dict[str, list[list[int]]], places: np.ndarray, sample_ids: torch.Tensor) -> MicroBatch:
+    """The rows at these places of the batch; -1 is a row of one token and no target."""
+    width = max((len(rows["input_ids"][i]) - 1 for i in places if i >= 0), default=1)
+    input_ids = np.zeros((len(places), width), dtype=np.int64)
+    targets = np.full((len(places), width), IGNORE, dtype=np.int64)
+    for row, i in enumerate(places):
+        if i >= 0:
+            ids, labels = rows["input_ids"][i], rows["labels"][i]
+            input_ids[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = labels[1:]
+    where = torch.from_numpy(places)
+    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[where.clamp_min(0)], where)
 
 
 def _known_noise(column: list[bool | None]) -> np.ndarray | None:

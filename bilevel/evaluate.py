@@ -1,27 +1,60 @@
-"""Judge a run: held-out loss, and how well the weights tell corrupted records from clean ones."""
+"""Judge a run: held-out loss, and what the weights say about sources and records."""
 
 import numpy as np
 import torch
 
+from bilevel.backend import ModelCopy
 from bilevel.data import Samples
 from bilevel.losses import token_losses
+from bilevel.metrics import QUANTILES
+from bilevel.weights import SampleWeights, SourceWeights
+
+
+def evaluate(
+    copies: dict[str, ModelCopy],
+    x: SourceWeights | SampleWeights,
+    train: Samples,
+    test: Samples | None,
+    token_budget: int,
+) -> dict[str, float]:
+    """The columns of metrics.csv that cost more than a step's by-products; recomputes x's normaliser exactly."""
+    x.refresh()
+    row: dict[str, float] = {}
+    if test is not None:
+        row |= {f"test_loss_{name}": heldout_loss(copy, test, token_budget) for name, copy in copies.items()}
+    c = x.coefficients(train.all_ids)
+    if isinstance(x, SampleWeights):
+        shares = source_shares(x, train).tolist()
+        row |= {f"weight/{name}": share for name, share in zip(train.sources, shares, strict=True)}
+        row |= dict(zip((f"weight_q/{q}" for q in QUANTILES), np.quantile(c.numpy(), QUANTILES).tolist(), strict=True))
+    if train.is_noisy is not None:
+        row |= noise_detection(c, train.is_noisy)
+    return row
+
+
+def source_shares(x: SourceWeights | SampleWeights, samples: Samples) -> torch.Tensor:
+    """(S,) share of each source in the weights: p_s, or the sum of c_i over the source divided by N."""
+    if isinstance(x, SourceWeights):
+        return x.p
+    c = x.coefficients(samples.all_ids)
+    return torch.zeros(len(samples.sources), dtype=torch.float64).index_add_(0, samples.source_ids, c) / len(samples)
 
 
 @torch.no_grad()
-def heldout_loss(model: torch.nn.Module, samples: Samples, token_budget: int) -> float:
-    """Cross-entropy in nats per supervised token: summed over all tokens of all samples, then divided.
+def heldout_loss(copy: ModelCopy, samples: Samples, token_budget: int) -> float:
+    """Cross-entropy in nats per supervised token: summed over all tokens of all samples on all ranks, then divided.
 
     Changes nothing: evaluation mode draws no random number, and the model's mode is put back.
     """
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in samples.in_order(token_budget):
-        losses, _ = token_losses(model, batch.to(device))
-        total += losses.double().sum()
-        count += len(losses)
-    model.train(was_training)
-    return float(total) / count
+    was_training, device = copy.model.training, copy.world.device
+    copy.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of tokens
+    for batch in samples.in_order(token_budget, copy.world):
+        losses, _ = token_losses(copy.model, batch.to(device))
+        sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=device)])
+    copy.model.train(was_training)
+    total, count = copy.world.sum(sums).tolist()
+    return total / count
 
 
 def noise_detection(c: torch.Tensor, is_noisy: np.ndarray) -> dict[str, float]:

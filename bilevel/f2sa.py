@@ -10,12 +10,11 @@ Ma and Zhang, "Near-Optimal Nonconvex-Strongly-Convex Bilevel Optimization with 
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import torch
 
 from bilevel.backend import ModelCopy
-from bilevel.data import MicroBatch
+from bilevel.data import Batch
 from bilevel.weights import SampleWeights, SourceWeights
 
 
@@ -54,58 +53,59 @@ def penalty_step(
     u: ModelCopy,
     w: ModelCopy,
     x: SourceWeights | SampleWeights,
-    train: Sequence[MicroBatch],
-    validation: Sequence[MicroBatch],
+    train: Batch,
+    validation: Batch | None,
     nu: float,
     lr_y: float,
     seed: int,
 ) -> StepResult:
     """Forward, backward and step of u and w on one global batch; the gaps go to x, which does not move here.
 
-    seed: both copies draw their dropout masks from it. With no validation batch w descends g alone, as u does.
-    Raises NonFiniteLoss before any parameter moves.
+    seed: both copies draw their dropout masks from it. Without validation w descends g alone, as u does. Every rank
+    returns the same result. Raises NonFiniteLoss on all of them before any parameter moves.
     """
-    losses_u = _add_lower_level(u, x, train, seed)
-    losses_w = _add_lower_level(w, x, train, seed)
-    losses_f = _add_validation(w, validation, nu, seed + len(train))
+    losses_u = _add_lower_level(u, x, train, seed, last=True)
+    losses_w = _add_lower_level(w, x, train, seed, last=validation is None)
+    losses_f = torch.full((1,), math.nan)
+    if validation is not None:
+        losses_f = _add_validation(w, validation, nu, seed + len(train.micro_batches))
     norm_u, norm_w = u.gradient_norm(), w.gradient_norm()
-    sample_ids = torch.cat([batch.sample_ids for batch in train])
+    passes = [train, train] + ([validation] if validation is not None else [])
     result = StepResult(
         loss_u=float(losses_u.mean()),
         loss_w=float(losses_w.mean()),
-        val_loss=float(losses_f.mean()) if validation else math.nan,
+        val_loss=float(losses_f.mean()),
         grad_norm_u=norm_u,
         grad_norm_w=norm_w,
-        tokens=sum(batch.input_ids.numel() for batch in (*train, *train, *validation)),
+        tokens=u.world.size * sum(m.input_ids.numel() for batch in passes for m in batch.micro_batches),
     )
-    if not math.isfinite(result.loss_u + result.loss_w + norm_u + norm_w + (result.val_loss if validation else 0)):
+    seen = [result.loss_u, result.loss_w, norm_u, norm_w] + ([result.val_loss] if validation is not None else [])
+    if not all(map(math.isfinite, seen)):
         raise NonFiniteLoss(result)
-    x.accumulate(sample_ids, losses_w - losses_u)
+    x.accumulate(train.sample_ids, losses_w - losses_u)
     u.step(lr_y, norm_u)
     w.step(lr_y, norm_w)
     return result
 
 
 def _add_lower_level(
-    copy: ModelCopy, x: SourceWeights | SampleWeights, batches: Sequence[MicroBatch], seed: int
+    copy: ModelCopy, x: SourceWeights | SampleWeights, batch: Batch, seed: int, last: bool
 ) -> torch.Tensor:
-    """Add the gradient of 1/|B| sum_B c_i l_i; returns the l_i of all micro-batches in turn, (|B|,) on the CPU."""
-    size = sum(len(batch.sample_ids) for batch in batches)
+    """Add the gradient of 1/|B| sum_B c_i l_i; returns all l_i in the batch's order, (|B|,) on the CPU."""
     losses = []
-    for number, batch in enumerate(batches):
-        loss = copy.losses(batch, seed + number)
-        c = x.coefficients(batch.sample_ids).to(loss)
-        copy.backward((c * loss).sum() / size)
+    for number, micro in enumerate(batch.micro_batches):
+        loss = copy.losses(micro, seed + number)
+        c = x.coefficients(micro.sample_ids).to(loss)
+        copy.backward((c * loss).sum() / len(batch.sample_ids), last and number + 1 == len(batch.micro_batches))
         losses.append(loss.detach())
-    return torch.cat(losses).cpu()
+    return batch.collect(losses, copy.world)
 
 
-def _add_validation(copy: ModelCopy, batches: Sequence[MicroBatch], nu: float, seed: int) -> torch.Tensor:
-    """Add the gradient of nu f; returns the validation losses, (|B|,) on the CPU."""
-    size = sum(len(batch.sample_ids) for batch in batches)
-    losses = [torch.empty(0)]
-    for number, batch in enumerate(batches):
-        loss = copy.losses(batch, seed + number)
-        copy.backward(nu * loss.sum() / size)
-        losses.append(loss.detach().cpu())
-    return torch.cat(losses)
+def _add_validation(copy: ModelCopy, batch: Batch, nu: float, seed: int) -> torch.Tensor:
+    """Add the gradient of nu f, the step's last; returns the validation losses, (|B|,) on the CPU."""
+    losses = []
+    for number, micro in enumerate(batch.micro_batches):
+        loss = copy.losses(micro, seed + number)
+        copy.backward(nu * loss.sum() / len(batch.sample_ids), number + 1 == len(batch.micro_batches))
+        losses.append(loss.detach())
+    return batch.collect(losses, copy.world)

@@ -28,7 +28,7 @@ def token_losses(model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tenso
 
 
 def sample_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,) float32."""
+    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,) float32; 0 without one."""
     losses, rows = token_losses(model, batch)
     sums = losses.new_zeros(len(batch.input_ids)).index_add_(0, rows, losses)
-    return sums / rows.bincount(minlength=len(batch.input_ids))
+    return sums / rows.bincount(minlength=len(batch.input_ids)).clamp_min(1)

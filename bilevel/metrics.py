@@ -54,12 +54,12 @@ class Columns:
 
 
 class MetricsLog:
-    """Rows of metrics.csv and timing.csv in a run's folder, mirrored to a tracker."""
+    """Rows of metrics.csv and timing.csv in a run's folder, mirrored to a tracker; without a folder, of nothing."""
 
-    def __init__(self, folder: Path, columns: Columns, tracker: "WandbTracker | NoTracker"):
+    def __init__(self, folder: Path | None, columns: Columns, tracker: "WandbTracker | NoTracker"):
         self.tracker, self.started = tracker, time.perf_counter()
-        self.metrics = _CsvFile(folder / "metrics.csv", columns.names)
-        self.timing = _CsvFile(folder / "timing.csv", ["step", "seconds", "tokens_per_second", "memory_mib"])
+        self.metrics = _CsvFile(folder, "metrics.csv", columns.names)
+        self.timing = _CsvFile(folder, "timing.csv", ["step", "seconds", "tokens_per_second", "memory_mib"])
         self.tokens, self.last = 0, self.started
 
     def count(self, tokens: int) -> None:
@@ -142,7 +142,8 @@ def wandb_logged_in() -> bool:
 class _CsvFile:
     """A CSV with a header, a row at a time; floats are written so that reading gives the same float."""
 
-    def __init__(self, path: Path, columns: list[str]):
+    def __init__(self, folder: Path | None, name: str, columns: list[str]):
+        path = folder / name if folder else Path(os.devnull)
         self.file = path.open("w", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.file, columns)
         self.writer.writeheader()

@@ -7,16 +7,9 @@ import torch
 
 from bilevel.config import UserError
 from bilevel.data import Samples
+from bilevel.evaluate import source_shares
 from bilevel.metrics import QUANTILES
 from bilevel.weights import SampleWeights, SourceWeights
-
-
-def source_shares(x: SourceWeights | SampleWeights, samples: Samples) -> torch.Tensor:
-    """(S,) share of each source in the weights: p_s, or the sum of c_i over the source divided by N."""
-    if isinstance(x, SourceWeights):
-        return x.p
-    c = x.coefficients(samples.all_ids)
-    return torch.zeros(len(samples.sources), dtype=torch.float64).index_add_(0, samples.source_ids, c) / len(samples)
 
 
 def write_weights(path: Path, x: SourceWeights | SampleWeights, samples: Samples) -> None:

@@ -175,7 +175,7 @@ def test_stream_goes_on_from_its_state(before: int) -> None:
 def test_micro_batches(many: Samples, budget: int) -> None:
     rows = {i: (row["input_ids"], row["labels"]) for i, row in enumerate(many.table)}
     batch = next(BatchStream(len(many), 40, seed=0))
-    micro = many.micro_batches(batch, budget)
+    micro = many.batch(batch, budget).micro_batches
     assert sorted(i for part in micro for i in part.sample_ids.tolist()) == sorted(batch.tolist())
     lengths = [len(rows[i][0]) for part in micro for i in part.sample_ids.tolist()]
     assert lengths == sorted(lengths, reverse=True)
@@ -214,7 +214,7 @@ def test_cuts_are_the_cheapest(budget: int) -> None:
 
 
 def test_micro_batches_of_a_sample_drawn_twice(many: Samples) -> None:
-    [micro] = many.micro_batches(torch.tensor([5, 5, 2]), 10**6)
+    [micro] = many.batch(torch.tensor([5, 5, 2]), 10**6).micro_batches
     assert sorted(micro.sample_ids.tolist()) == [2, 5, 5]
 
 

@@ -1,6 +1,7 @@
 """The penalty step against plain torch, and what must hold of it whatever the model."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bilevel.backend import ModelCopy, two_copies
-from bilevel.data import MicroBatch
+from bilevel.backend import TorchCopy
+from bilevel.data import Batch, MicroBatch
 from bilevel.f2sa import NonFiniteLoss, penalty_step
 from bilevel.tokenise import IGNORE
 from bilevel.weights import SampleWeights, SourceWeights
@@ -35,11 +36,20 @@ def batch(sample_ids: list[int]) -> MicroBatch:
         tokens = torch.randint(VOCABULARY, (length + 1,), generator=torch.Generator().manual_seed(i))
         input_ids[row, :length] = tokens[:-1]
         targets[row, length // 2 : length] = tokens[length // 2 + 1 :]
-    return MicroBatch(input_ids, targets, torch.tensor(sample_ids))
+    return MicroBatch(input_ids, targets, torch.tensor(sample_ids), torch.arange(len(sample_ids)))
 
 
-def cut(sample_ids: list[int], size: int) -> list[MicroBatch]:
-    return [batch(sample_ids[start : start + size]) for start in range(0, len(sample_ids), size)]
+def cut(sample_ids: list[int], size: int) -> Batch:
+    """A global batch in micro-batches of `size` rows, dealt in an order that is not the batch's."""
+    micro_batches = []
+    for places in torch.arange(len(sample_ids)).flip(0).split(size):
+        micro = batch([sample_ids[place] for place in places])
+        micro_batches.append(dataclasses.replace(micro, places=places))
+    return Batch(torch.tensor(sample_ids), micro_batches)
+
+
+def two_copies(model, weight_decay: float = 0.0, clip_grad_norm: float | None = None) -> tuple[TorchCopy, TorchCopy]:
+    return tuple(TorchCopy(copy.deepcopy(model), weight_decay, clip_grad_norm) for _ in "uw")
 
 
 def source_weights(alpha: float = 1 / NU) -> SourceWeights:
@@ -55,7 +65,7 @@ def train(steps: int, micro: int, x, dropout: float = 0.0, clip: float | None = 
     generator = torch.Generator().manual_seed(5)
     for step in range(steps):
         ids = torch.randperm(SAMPLES, generator=generator)
-        validation = cut((100 + ids[:7]).tolist(), micro) if val else []
+        validation = cut((100 + ids[:7]).tolist(), micro) if val else None
         penalty_step(u, w, x, cut(ids[:12].tolist(), micro), validation, NU, 1e-3, 1000 * step)
         if step % 2:
             x.step(0.1)
@@ -155,9 +165,9 @@ def test_gradient_norms_and_clipping():
     norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
 
     u, w = two_copies(tiny_model(), 0.0, clip_grad_norm=0.1)
-    result = penalty_step(u, w, source_weights(), cut(list(range(12)), 5), [], NU, 0.0, 0)
+    result = penalty_step(u, w, source_weights(), cut(list(range(12)), 5), None, NU, 0.0, 0)
     assert result.grad_norm_u == pytest.approx(norm.item(), rel=1e-4)
-    u.backward(u.losses(batch([1]), 0).sum())
+    u.backward(u.losses(batch([1]), 0).sum(), True)
     norm = u.gradient_norm()
     gradients = [p.grad for p in u.model.parameters()]
     u.step(0.0, norm)
@@ -170,12 +180,12 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(where: str):
     """Invariant 8. The embedding of token 7 is infinite; only one of the two batches holds it."""
     model = tiny_model()
     u, w = two_copies(model, 0.0, None)
-    clean = [batch([0, 1])]
-    for micro in clean:
+    clean = cut([0, 1], 2)
+    for micro in clean.micro_batches:
         micro.input_ids[micro.input_ids == 7] = 8
         micro.targets[micro.targets == 7] = 8
     poisoned = copy.deepcopy(clean)
-    poisoned[0].input_ids[0, 0] = 7
+    poisoned.micro_batches[0].input_ids[0, 0] = 7
     for copy_ in (u, w):
         copy_.model.transformer.wte.weight.data[7] = math.inf
         copy_.model.lm_head.weight = torch.nn.Parameter(copy_.model.lm_head.weight.detach().clone())
@@ -194,9 +204,9 @@ def test_weight_decay_pulls_the_model_and_never_x():
     u, w = two_copies(tiny_model(), weight_decay=0.5, clip_grad_norm=None)
     x = source_weights()
     before = x.x.clone()
-    plain = ModelCopy(tiny_model())
+    plain = TorchCopy(tiny_model())
     for copy_ in (u, w, plain):
-        copy_.backward(copy_.losses(batch([1, 2]), 0).sum())
+        copy_.backward(copy_.losses(batch([1, 2]), 0).sum(), True)
         copy_.step(1e-2, copy_.gradient_norm())
     x.accumulate(torch.arange(6), torch.zeros(6))
     x.step(0.1)

@@ -60,7 +60,7 @@ def plain_losses(model: torch.nn.Module, samples: Samples) -> torch.Tensor:
 
 def our_losses(model: torch.nn.Module, samples: Samples, budget: int) -> torch.Tensor:
     losses = [None] * len(samples)
-    for batch in samples.micro_batches(torch.arange(len(samples)), budget):
+    for batch in samples.batch(torch.arange(len(samples)), budget).micro_batches:
         for i, loss in zip(batch.sample_ids.tolist(), sample_losses(model, batch), strict=True):
             losses[i] = loss
     return torch.stack(losses)
@@ -88,7 +88,7 @@ def test_losses_and_gradients_equal_the_plain_ones(name: str, samples: Samples) 
 
 def test_logits_are_computed_where_there_is_a_label_only(samples: Samples) -> None:
     model = make("gpt2")
-    [batch] = samples.micro_batches(torch.arange(len(samples)), 10**6)
+    [batch] = samples.batch(torch.arange(len(samples)), 10**6).micro_batches
     shapes = []
     model.lm_head.register_forward_hook(lambda module, inputs, logits: shapes.append(tuple(logits.shape)))
     losses, rows = token_losses(model, batch)
@@ -99,7 +99,7 @@ def test_logits_are_computed_where_there_is_a_label_only(samples: Samples) -> No
 
 def test_hook_is_removed_even_after_an_error(samples: Samples) -> None:
     model = make("llama")
-    [batch] = samples.micro_batches(torch.arange(3), 10**6)
+    [batch] = samples.batch(torch.arange(3), 10**6).micro_batches
     whole = model(input_ids=batch.input_ids).logits
     sample_losses(model, batch)
     assert torch.equal(model(input_ids=batch.input_ids).logits, whole)

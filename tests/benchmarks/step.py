@@ -8,6 +8,7 @@ Operations are counted by torch.utils.flop_counter under eager attention, which 
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from bilevel.backend import two_copies
+from bilevel.backend import TorchCopy
 from bilevel.config import Settings
 from bilevel.data import BatchStream, MicroBatch, Samples, load_samples
 from bilevel.f2sa import penalty_step
@@ -38,7 +39,7 @@ def usual_passes(model: torch.nn.Module, train: list[MicroBatch], validation: li
 
 
 def in_eights(samples: Samples, sample_ids: torch.Tensor) -> list[MicroBatch]:
-    return [batch for part in sample_ids.split(8) for batch in samples.micro_batches(part, 10**9)]
+    return [batch for part in sample_ids.split(8) for batch in samples.batch(part, 10**9).micro_batches]
 
 
 def main() -> None:
@@ -52,14 +53,14 @@ def main() -> None:
     tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
     train, val = load_samples(files, "auto", tokeniser), load_samples([folder / "val.json"], "auto", tokeniser)
     model = AutoModelForCausalLM.from_config(model_shape(settings), attn_implementation="eager")
-    u, w = two_copies(model, 0.0, None)
+    u, w = TorchCopy(model), TorchCopy(copy.deepcopy(model))
     x = SourceWeights(train.source_ids, torch.full((len(files),), 1 / len(files)), ALPHA, "adam")
 
     draws = BatchStream(len(train), BATCH, 0), BatchStream(len(val), BATCH, 1)
     operations = {"ours": 0, "usual": 0}
     for step in range(STEPS):
         ids = [next(draw) for draw in draws]
-        ours = [part.micro_batches(i, settings.micro_batch_tokens) for part, i in zip((train, val), ids, strict=True)]
+        ours = [part.batch(i, settings.micro_batch_tokens) for part, i in zip((train, val), ids, strict=True)]
         with FlopCounterMode(display=False) as counter:
             penalty_step(u, w, x, *ours, 1 / ALPHA, 1e-4, step)
         operations["ours"] += counter.get_total_flops()

@@ -1,0 +1,51 @@
+"""What is wrong between the settings and the files, found before anything is loaded."""
+
+import math
+import os
+from pathlib import Path
+
+from bilevel.config import ConfigError, Settings
+
+
+def check_files(settings: Settings) -> dict[str, list[Path]]:
+    """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
+    from bilevel.records import DataError, find_files, read_rows
+
+    problems: list[str] = []
+    files: dict[str, list[Path]] = {}
+    records: dict[str, int] = {}
+    for part in ("train", "val", "test"):
+        try:
+            files[part] = find_files(getattr(settings, f"{part}_data"))
+            rows = [read_rows(file, settings.format) for file in files[part]]
+        except DataError as error:
+            problems.append(f"{part}_data: {error}")
+            continue
+        if all(table[0]["roles"] != ["text"] for table in rows):  # a text record makes any number of samples
+            records[part] = sum(len(table) for table in rows)
+    if settings.weights == "source" and len(files.get("train", [])) == 1:
+        problems.append(
+            f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
+            "give more files or use weights=sample"
+        )
+    problems += too_large(settings, records)
+    if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
+        problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
+    main = os.environ.get("RANK", "0") == "0"  # the others may come when it has begun to write
+    if main and settings.run_folder.exists() and any(settings.run_folder.iterdir()):
+        problems.append(
+            f"{settings.run_folder} already holds a run, which is never overwritten: "
+            "give another run_name or output_dir, or move that folder away"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return files
+
+
+def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
+    """A problem for each batch larger than the data it is drawn from."""
+    return [
+        f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"
+        for part, name in (("train", "global_batch_size"), ("val", "val_batch_size"))
+        if getattr(settings, name) > sizes.get(part, math.inf)
+    ]

@@ -1,0 +1,47 @@
+"""The processes of a run: who this one is, and sums over all of them."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import distributed
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """`size` processes, of which this is `rank`, each with a device of its own; one process needs no group."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, equal on all, where `tensor` is."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device)
+        distributed.all_reduce(total)
+        return total.to(tensor.device)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through the block before the others enter it."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+ALONE = World()

@@ -1,0 +1,190 @@
+"""A copy of the model under DeepSpeed: ZeRO stages 0 to 3 over any number of processes.
+
+One engine per set of active parameters. An engine's optimizer, masters and partitions are laid out once for the
+parameters it is given, and freezing some of them later neither stops them nor frees anything. So when LISA draws other
+blocks the engine is taken down and a new one made of what is active now; the always-on parameters' masters and moments
+move over. Pinned to the DeepSpeed of requirements.txt: this file reads some of its private names.
+"""
+
+import copy
+import gc
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from deepspeed.runtime.utils import combine_grad_norm_groups
+
+from bilevel.backend import Active, ModelCopy, Parameters
+from bilevel.config import Settings, UserError
+from bilevel.world import World
+
+Kept = dict[tuple[int, ...], tuple[torch.Tensor, dict[str, Any]]]
+CONFIGS = Path(__file__).parents[1] / "configs"
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def start_world() -> World:
+    """Join the processes that a launcher started (torchrun, deepspeed); alone, a world of one."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "RANK" not in os.environ:
+        os.environ |= alone
+    deepspeed.utils.logger.setLevel("ERROR")
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return World(rank, int(os.environ["WORLD_SIZE"]), device)
+
+
+class ZeroCopy(ModelCopy):
+    """A copy under DeepSpeed. config: DeepSpeed's own, with everything that bilevel decides filled in."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        world: World,
+        config: dict[str, Any],
+        weight_decay: float = 0.0,
+        active: Active | None = None,
+    ):
+        self.module, self.world, self.config, self.weight_decay = model, world, config, weight_decay
+        self.stage = config["zero_optimization"]["stage"]
+        self.engine = None
+        self.hooks = {module: [set(getattr(module, name)) for name in HOOKS] for module in model.modules()}
+        self.activate(*(active or (list(model.parameters()), [])))
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.engine
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world.size)  # DeepSpeed takes the mean over ranks
+
+    def gradient_norm(self) -> float:
+        optimizer = self.engine.optimizer
+        if self.stage == 0:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            return float(torch.nn.utils.get_total_norm(gradients))
+        norm = (
+            optimizer.scaled_global_norm() if self.stage < 3 else combine_grad_norm_groups(optimizer._get_norm_groups())
+        )
+        return float(norm) if norm >= 0 else math.nan  # DeepSpeed says -1 for a norm that is not finite
+
+    def step(self, lr: float, norm: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+
+    def activate(self, always_on: Parameters, drawn: Parameters) -> None:
+        kept = self._stop({id(p) for p in always_on})
+        active = {id(p) for p in (*always_on, *drawn)}
+        for p in self.module.parameters():
+            p.requires_grad_(id(p) in active)
+            p.grad = None
+        groups = [{"params": group} for group in (always_on, drawn) if group]
+        optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=self.weight_decay, fused=True)
+        self.engine, *_ = deepspeed.initialize(
+            model=self.module, optimizer=optimizer, config=copy.deepcopy(self.config), dist_init_required=False
+        )
+        self._restore(kept)
+
+    def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        state = self.state_dict()
+        if self.world.main:
+            self.module.save_pretrained(folder, state_dict=state)
+            tokenizer.save_pretrained(folder)
+        self.world.wait()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All parameters whole, on the CPU of rank 0; elsewhere empty. Gathered one at a time."""
+        state = {}
+        for name, p in self.module.state_dict(keep_vars=True).items():
+            with whole(p):
+                if self.world.main:
+                    state[name] = p.detach().cpu().clone()
+        return state
+
+    def _inner(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
+
+    def _partitions(self) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+        """What the inner optimizer steps: this rank's flat fp32 partitions, each with the ids of its parameters."""
+        optimizer = self.engine.optimizer
+        if self.stage == 0:
+            return [((id(p),), p) for group in optimizer.param_groups for p in group["params"]]
+        groups = optimizer.fp16_groups if self.stage == 3 else optimizer.bit16_groups
+        flat = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        return [(tuple(map(id, group)), master) for group, master in zip(groups, flat, strict=True)]
+
+    def _stop(self, keep: set[int]) -> Kept:
+        """Take the engine down; returns masters and moments of the partitions whose parameters are all to be kept."""
+        if self.engine is None:
+            return {}
+        state = self._inner().state
+        kept = {ids: (p.detach(), state[p]) for ids, p in self._partitions() if keep.issuperset(ids) and p in state}
+        self.engine.destroy()
+        self.engine = None
+        for module, before in self.hooks.items():
+            for name, known in zip(HOOKS, before, strict=True):
+                hooks = getattr(module, name)
+                for key in [key for key in hooks if key not in known]:
+                    del hooks[key]
+        gc.collect()  # engines are full of cycles
+        return kept
+
+    def _restore(self, kept: Kept) -> None:
+        """Give the partitions that were there before their masters and moments back."""
+        for ids, partition in self._partitions():
+            if ids in kept:
+                master, state = kept[ids]
+                partition.data.copy_(master)
+                self._inner().state[partition] = state
+
+
+def zero_config(settings: Settings) -> dict[str, Any]:
+    """DeepSpeed's configuration: the file's, or that of zero_stage, and what bilevel decides. Raises UserError."""
+    stage = 2 if settings.zero_stage is None else settings.zero_stage
+    path = Path(settings.deepspeed or CONFIGS / f"zero{stage}.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"deepspeed {path}: {error}") from None
+    decided = sorted({"optimizer", "scheduler", "train_batch_size", "gradient_clipping", "bf16", "fp16"} & set(config))
+    if decided or not isinstance(config.get("zero_optimization"), dict):
+        raise UserError(
+            f"deepspeed {path}: "
+            + (
+                f"{', '.join(decided)} must go, the settings decide that"
+                if decided
+                else "it needs a zero_optimization section, as in configs/zero2.json"
+            )
+        )
+    config["zero_optimization"].setdefault("stage", 0)
+    return config | {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip_grad_norm or 0.0,  # left out it would be 1.0
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps offloaded partitions as well
+        "steps_per_print": None,
+    }
+
+
+@contextmanager
+def whole(parameter: torch.nn.Parameter) -> Iterator[None]:
+    """Inside, a parameter that ZeRO-3 has partitioned is whole on every rank, to be read."""
+    if hasattr(parameter, "ds_id"):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield
+    else:
+        yield
