@@ -7,6 +7,9 @@
 #                                                          val.json, test.json
 #   bash run_F2SA.sh --alpha 100                           flags are passed on to train_bilevel.py
 #   DRY_RUN=1 bash run_F2SA.sh                             check the configuration, print it and stop
+#   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs instead of all that are visible
+#   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
+#   HOSTFILE=hosts bash run_F2SA.sh                        several machines, a line `name slots=8` each
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -49,5 +52,17 @@ if [ -n "${data_dir:-}" ]; then
   if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
 fi
 
-[ "${DRY_RUN:-0}" = 1 ] && flags+=(--dry_run)
+if [ "${DRY_RUN:-0}" = 1 ]; then exec "$python" "$here/train_bilevel.py" "${flags[@]}" "$@" --dry_run; fi
+
+# The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; several machines by HOSTFILE.
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
+processes=${NPROC:-${NGPU:-$gpus}}
+if [ -n "${HOSTFILE:-}" ]; then
+  exec "${DEEPSPEED:-deepspeed}" --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"} \
+    "$here/train_bilevel.py" "${flags[@]}" --backend deepspeed "$@"
+elif [ "${processes:-0}" -gt 1 ]; then
+  exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
+    "$here/train_bilevel.py" "${flags[@]}" --backend deepspeed "$@"
+fi
 exec "$python" "$here/train_bilevel.py" "${flags[@]}" "$@"

@@ -146,18 +146,20 @@ def two_copies(
     from bilevel.lisa import Lisa
     from bilevel.model import load_model
 
-    model = load_model(settings, shape, tokenizer).to(world.device)
-    models = {"u": model, "w": copy.deepcopy(model)}
-    lisa = Lisa(settings, models) if settings.lisa_layers is not None else None
-    active = {name: lisa.active(name) if lisa else None for name in models}
     if settings.backend == "deepspeed":
         from bilevel.zero import ZeroCopy, zero_config
-
-        config = zero_config(settings)
-        copies = {k: ZeroCopy(m, world, config, settings.weight_decay, active[k]) for k, m in models.items()}
+    s = settings
+    dtype = s.dtype or ("bf16" if world.device.type == "cuda" else "fp32")
+    config = zero_config(s, dtype) if s.backend == "deepspeed" else None
+    model = load_model(s, shape, tokenizer).to(world.device)
+    models = {"u": model, "w": copy.deepcopy(model)}
+    lisa = Lisa(s, models) if s.lisa_layers is not None else None
+    active = {name: lisa.active(name) if lisa else None for name in models}
+    if config is not None:
+        copies = {k: ZeroCopy(m, world, config, s.weight_decay, active[k], s.lisa_residual) for k, m in models.items()}
     else:
-        s = settings
-        copies = {k: TorchCopy(m, s.weight_decay, s.clip_grad_norm, active[k]) for k, m in models.items()}
+        bf16 = dtype == "bf16"
+        copies = {k: TorchCopy(m, s.weight_decay, s.clip_grad_norm, active[k], bf16) for k, m in models.items()}
     return copies, lisa
 
 

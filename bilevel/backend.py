@@ -3,6 +3,8 @@
 bilevel.zero has the same under DeepSpeed; nobody else knows which it is.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from bilevel.losses import sample_losses
 from bilevel.world import World
 
 Parameters = list[torch.nn.Parameter]
-Active = tuple[Parameters, Parameters]  # always on, and drawn for an interval (bilevel.lisa)
+Active = tuple[Parameters, list[Parameters]]  # always on, and those of each drawn block (bilevel.lisa)
 
 
 class ModelCopy:
@@ -30,7 +32,12 @@ class ModelCopy:
     def losses(self, batch: MicroBatch, seed: int) -> torch.Tensor:
         """l_i of the micro-batch, (B,) float32, with dropout masks drawn from seed and rank."""
         torch.manual_seed(seed * self.world.size + self.world.rank)
-        return sample_losses(self.model, batch.to(self.world.device))
+        with self.precision():
+            return sample_losses(self.model, batch.to(self.world.device))
+
+    def precision(self) -> AbstractContextManager:
+        """Inside, the forward pass computes in the copy's dtype."""
+        return nullcontext()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Add the gradient of a scalar, summed over ranks, to those since the last step; `last` before the step."""
@@ -44,7 +51,7 @@ class ModelCopy:
         """Step with the gradients since the last step, whose norm is given, and clear them."""
         raise NotImplementedError
 
-    def activate(self, always_on: Parameters, drawn: Parameters) -> None:
+    def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         """Train these parameters and freeze all others, whose optimizer state is dropped.
 
         The moments of always_on go on, those of drawn start anew.
@@ -57,7 +64,7 @@ class ModelCopy:
 
 
 class TorchCopy(ModelCopy):
-    """A copy in one process under plain torch."""
+    """A copy in one process under plain torch. Its weights are fp32; with bf16 they are cast in each forward pass."""
 
     def __init__(
         self,
@@ -65,12 +72,17 @@ class TorchCopy(ModelCopy):
         weight_decay: float = 0.0,
         clip_grad_norm: float | None = None,
         active: Active | None = None,
+        bf16: bool = False,
     ):
+        self.bf16 = bf16
         self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
         self.world = World(device=next(model.parameters()).device)
         self.optimizer = self._adamw(list(model.parameters()))
         if active is not None:
             self.activate(*active)
+
+    def precision(self) -> AbstractContextManager:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         loss.backward()
@@ -88,13 +100,14 @@ class TorchCopy(ModelCopy):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def activate(self, always_on: Parameters, drawn: Parameters) -> None:
-        active = {id(p) for p in (*always_on, *drawn)}
+    def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
+        trained = [*always_on, *chain.from_iterable(drawn)]
+        active = {id(p) for p in trained}
         for p in self.model.parameters():
             p.requires_grad_(id(p) in active)
             p.grad = None
         kept = {p: self.optimizer.state[p] for p in always_on if p in self.optimizer.state}
-        self.optimizer = self._adamw([*always_on, *drawn])
+        self.optimizer = self._adamw(trained)
         self.optimizer.state.update(kept)
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:

@@ -57,6 +57,13 @@ class Settings:
     dropout: float | None = _setting(
         "model", "probability of every dropout in the model; null keeps the model's own", 0.0, ge=0, lt=1
     )
+    dtype: Literal["fp32", "bf16"] | None = _setting(
+        "model", "of the forward and backward passes, masters are fp32; null: bf16 on a GPU, fp32 on a CPU", None
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = _setting(
+        "model", "attention kernel; null lets transformers choose", None
+    )
+    gradient_checkpointing: bool = _setting("model", "recompute activations in the backward pass: less memory", False)
 
     weights: Literal["source", "sample"] = _setting("weights", "what gets a weight: each file or each record", "source")
     x_map: Literal["sigmoid", "softmax"] = _setting(
@@ -93,6 +100,9 @@ class Settings:
     lisa_interval: int = _setting("LISA", "steps between draws", 20, ge=1)
     lisa_train_embeddings: bool = _setting("LISA", "train embedding, head and final norm all the time, or never", True)
     lisa_shared_draw: bool = _setting("LISA", "u and w draw the same blocks", True)
+    lisa_residual: Literal["device", "host", "off"] = _setting(
+        "LISA", "where 16 bits per resting weight are kept under DeepSpeed bf16; off loses small updates", "device"
+    )
 
     backend: Literal["torch", "deepspeed"] = _setting(
         "machine", "plain torch in one process, or DeepSpeed in as many as are launched", "torch"
@@ -101,6 +111,9 @@ class Settings:
         "machine", "shorthand for deepspeed: configs/zero<k>.json; null is 2 under DeepSpeed", None, ge=0, le=3
     )
     deepspeed: str | None = _setting("machine", "DeepSpeed configuration file", None)
+    gpu_memory_gib: float | None = _setting(
+        "machine", "memory of a GPU, for the memory plan; null: as found", None, gt=0
+    )
 
     run_name: str | None = _setting("run", "null: the config's name and what the command line changed", None)
     output_dir: str | None = _setting("run", "the run's folder; null: outputs/<run_name>", None)

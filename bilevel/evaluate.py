@@ -50,7 +50,8 @@ def heldout_loss(copy: ModelCopy, samples: Samples, token_budget: int) -> float:
     copy.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of tokens
     for batch in samples.in_order(token_budget, copy.world):
-        losses, _ = token_losses(copy.model, batch.to(device))
+        with copy.precision():
+            losses, _ = token_losses(copy.model, batch.to(device))
         sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=device)])
     copy.model.train(was_training)
     total, count = copy.world.sum(sums).tolist()

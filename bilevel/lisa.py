@@ -22,8 +22,8 @@ class Layers:
         self.rest = [p for p in model.parameters() if id(p) not in inside]
 
     def active(self, drawn: tuple[int, ...], train_rest: bool) -> Active:
-        """What trains when these blocks are drawn: (always-on parameters, the drawn blocks' parameters)."""
-        return (self.rest if train_rest else []), [p for i in drawn for p in self.blocks[i]]
+        """What trains when these blocks are drawn: always-on parameters, and each drawn block's."""
+        return (self.rest if train_rest else []), [self.blocks[i] for i in drawn]
 
 
 class LayerDraw:

@@ -60,14 +60,20 @@ def load_model(
     """The model in fp32 in training mode, with an embedding for each of the tokenizer's tokens."""
     if settings.model_name_or_path is not None:
         model = _pretrained(
-            transformers.AutoModelForCausalLM, settings.model_name_or_path, config=config, dtype=torch.float32
+            transformers.AutoModelForCausalLM,
+            settings.model_name_or_path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=settings.attn_implementation,
         )
     else:
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         torch.manual_seed(settings.seed)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 

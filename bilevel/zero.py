@@ -2,17 +2,21 @@
 
 One engine per set of active parameters. An engine's optimizer, masters and partitions are laid out once for the
 parameters it is given, and freezing some of them later neither stops them nor frees anything. So when LISA draws other
-blocks the engine is taken down and a new one made of what is active now; the always-on parameters' masters and moments
-move over. Pinned to the DeepSpeed of requirements.txt: this file reads some of its private names.
+blocks the engine is taken down and a new one made of what is active now, with a parameter group for what is always on
+and one for each drawn block; the always-on group's masters and moments move over. Under bf16 a block that rests keeps
+its fp32 master as bf16 weights and 16 residual bits each, so that no update is lost.
+
+Pinned to the DeepSpeed of requirements.txt: this file reads some of its private names.
 """
 
 import copy
 import gc
+import io
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +45,16 @@ def start_world() -> World:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    with redirect_stdout(io.StringIO()):  # it tells of the kernels it builds
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return World(rank, int(os.environ["WORLD_SIZE"]), device)
 
 
 class ZeroCopy(ModelCopy):
-    """A copy under DeepSpeed. config: DeepSpeed's own, with everything that bilevel decides filled in."""
+    """A copy under DeepSpeed. config: DeepSpeed's own, with everything that bilevel decides filled in.
+
+    residual: where resting blocks' residual bits are kept under bf16, device, host or off (then they are lost).
+    """
 
     def __init__(
         self,
@@ -55,9 +63,11 @@ class ZeroCopy(ModelCopy):
         config: dict[str, Any],
         weight_decay: float = 0.0,
         active: Active | None = None,
+        residual: str = "device",
     ):
+        self.residual, self.residuals = residual, {}
         self.module, self.world, self.config, self.weight_decay = model, world, config, weight_decay
-        self.stage = config["zero_optimization"]["stage"]
+        self.stage, self.bf16 = config["zero_optimization"]["stage"], config.get("bf16", {}).get("enabled", False)
         self.engine = None
         self.hooks = {module: [set(getattr(module, name)) for name in HOOKS] for module in model.modules()}
         self.activate(*(active or (list(model.parameters()), [])))
@@ -85,13 +95,13 @@ class ZeroCopy(ModelCopy):
             group["lr"] = lr
         self.engine.step()
 
-    def activate(self, always_on: Parameters, drawn: Parameters) -> None:
+    def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         kept = self._stop({id(p) for p in always_on})
-        active = {id(p) for p in (*always_on, *drawn)}
+        groups = [{"params": group} for group in (always_on, *drawn) if group]
+        active = {id(p) for group in groups for p in group["params"]}
         for p in self.module.parameters():
             p.requires_grad_(id(p) in active)
             p.grad = None
-        groups = [{"params": group} for group in (always_on, drawn) if group]
         optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=self.weight_decay, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=self.module, optimizer=optimizer, config=copy.deepcopy(self.config), dist_init_required=False
@@ -130,8 +140,13 @@ class ZeroCopy(ModelCopy):
         """Take the engine down; returns masters and moments of the partitions whose parameters are all to be kept."""
         if self.engine is None:
             return {}
-        state = self._inner().state
-        kept = {ids: (p.detach(), state[p]) for ids, p in self._partitions() if keep.issuperset(ids) and p in state}
+        state, kept = self._inner().state, {}
+        for ids, partition in self._partitions():
+            if keep.issuperset(ids) and partition in state:
+                kept[ids] = partition.detach(), state[partition]
+            elif self.bf16 and self.residual != "off":
+                bits = residual_bits(partition.detach())
+                self.residuals[ids] = bits.cpu() if self.residual == "host" else bits
         self.engine.destroy()
         self.engine = None
         for module, before in self.hooks.items():
@@ -143,15 +158,17 @@ class ZeroCopy(ModelCopy):
         return kept
 
     def _restore(self, kept: Kept) -> None:
-        """Give the partitions that were there before their masters and moments back."""
+        """Give the partitions that were there before their masters and moments back, and the others their last bits."""
         for ids, partition in self._partitions():
             if ids in kept:
                 master, state = kept[ids]
                 partition.data.copy_(master)
                 self._inner().state[partition] = state
+            elif ids in self.residuals:
+                add_residual_bits(partition.data, self.residuals.pop(ids))
 
 
-def zero_config(settings: Settings) -> dict[str, Any]:
+def zero_config(settings: Settings, dtype: str) -> dict[str, Any]:
     """DeepSpeed's configuration: the file's, or that of zero_stage, and what bilevel decides. Raises UserError."""
     stage = 2 if settings.zero_stage is None else settings.zero_stage
     path = Path(settings.deepspeed or CONFIGS / f"zero{stage}.json")
@@ -169,7 +186,8 @@ def zero_config(settings: Settings) -> dict[str, Any]:
                 else "it needs a zero_optimization section, as in configs/zero2.json"
             )
         )
-    config["zero_optimization"].setdefault("stage", 0)
+    if config["zero_optimization"].setdefault("stage", 0) == 0 and dtype == "bf16":
+        raise UserError("dtype=bf16 under DeepSpeed needs zero_stage 1 or more, where the fp32 masters are")
     return config | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -177,7 +195,23 @@ def zero_config(settings: Settings) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps offloaded partitions as well
         "steps_per_print": None,
+        "bf16": {"enabled": dtype == "bf16"},
     }
+
+
+def residual_bits(master: torch.Tensor) -> torch.Tensor:
+    """What fp32 weights have beyond their rounding to bf16, in units of their last bit: int16.
+
+    Rounding to the nearest bf16 moves a weight by at most half a bf16 step, 2^15 fp32 steps; the one tie that an int16
+    cannot hold is off by one fp32 step.
+    """
+    rounded = master.to(torch.bfloat16).float()
+    return (master.view(torch.int32) - rounded.view(torch.int32)).clamp_(-(2**15), 2**15 - 1).to(torch.int16)
+
+
+def add_residual_bits(master: torch.Tensor, bits: torch.Tensor) -> None:
+    """Undo the rounding: master holds bf16 values as fp32 and gets its residual bits back, in place."""
+    master.view(torch.int32).add_(bits.to(master.device))
 
 
 @contextmanager
