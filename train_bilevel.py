@@ -260,6 +260,8 @@ def fit(run: Run) -> bool:
                 log.error(f"step {step + 1}: {error}")
                 metrics.close()
                 return False
+            if run.lisa and step == 0:
+                run.lisa.verify(lr_y)
             if step < s.x_warmup_steps:
                 x.clear()
             elif (step + 1) % s.upper_every == 0:

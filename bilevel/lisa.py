@@ -51,6 +51,7 @@ class Lisa:
         self.blocks = len(self.layers["u"].blocks)
         self.draw = LayerDraw(self.blocks, settings.lisa_layers, settings.seed, settings.lisa_shared_draw)
         self.drawn = {name: self.draw(0, name) for name in models}
+        self._before: list[torch.Tensor] = []
 
     def active(self, name: str) -> Active:
         """The parameters of a copy that train now: always on, and drawn."""
@@ -60,6 +61,8 @@ class Lisa:
         """Where an interval begins, activate its blocks; a draw equal to the one before changes nothing."""
         if step % self.interval:
             return
+        if step == 0:
+            self._before = [values.clone() for values in self._watched()]
         for name, copy in copies.items():
             drawn = self.draw(step // self.interval, name)
             if drawn != self.drawn[name]:
@@ -67,13 +70,35 @@ class Lisa:
                 copy.activate(*self.active(name))
 
 
+    def verify(self, lr: float) -> None:
+        """After the first step, of size lr: a drawn block has moved and a resting one has not. Raises RuntimeError.
+
+        Both would fail silently if the optimizer underneath took no notice of what is frozen.
+        """
+        for number, (before, now) in enumerate(zip(self._before, self._watched(), strict=True)):
+            drawn, same = number % 2 == 0, torch.equal(before, now)
+            if drawn and same and lr > 0 and before.numel():
+                raise RuntimeError("LISA self-check: a drawn block did not move in the first step")
+            if not drawn and not same:
+                raise RuntimeError("LISA self-check: a resting block moved in the first step")
+        self._before = []
+
+    def _watched(self) -> list[torch.Tensor]:
+        """This rank's values of a drawn and of a resting block of each copy, in turn; a resting one may be missing."""
+        watched = []
+        for name, layers in self.layers.items():
+            resting = [i for i in range(self.blocks) if i not in self.drawn[name]]
+            for block in (self.drawn[name][0], *resting[:1]):
+                values = [getattr(p, "ds_tensor", p).detach().flatten() for p in layers.blocks[block]]
+                watched.append(torch.cat(values))
+            if not resting:
+                watched.append(torch.empty(0))
+        return watched
+
+
 def find_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The decoder blocks, by structure: of all lists of modules of one class, the one with most parameters."""
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.ModuleList) and len({type(child) for child in module}) == 1
-    ]
+    """The decoder blocks, by structure: of all lists of modules, the one with most parameters, the outer of equals."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     largest = max(lists, key=_size, default=None)
     if largest is None or not _size(largest):
         raise UserError(

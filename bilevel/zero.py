@@ -31,7 +31,14 @@ from bilevel.world import World
 
 Kept = dict[tuple[int, ...], tuple[torch.Tensor, dict[str, Any]]]
 CONFIGS = Path(__file__).parents[1] / "configs"
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 def start_world() -> World:
@@ -45,6 +52,8 @@ def start_world() -> World:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    # Not used here, and built under a lock: a launch killed meanwhile would leave it, and all later ones wait for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with redirect_stdout(io.StringIO()):  # it tells of the kernels it builds
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return World(rank, int(os.environ["WORLD_SIZE"]), device)
@@ -154,7 +163,13 @@ class ZeroCopy(ModelCopy):
                 hooks = getattr(module, name)
                 for key in [key for key in hooks if key not in known]:
                     del hooks[key]
+        for p in self.module.parameters():
+            vars(p).pop("_z3_optimizer", None)  # the engine's, which would live on until the next has been made
         gc.collect()  # engines are full of cycles
+        for p in self.module.parameters() if self.stage == 3 else ():
+            # Out of the buffer that it shares with all that was active, which it would keep alive while it rests.
+            if p.ds_tensor.untyped_storage().nbytes() > p.ds_tensor.nbytes:
+                p.ds_tensor.data = p.ds_tensor.data.clone()
         return kept
 
     def _restore(self, kept: Kept) -> None:

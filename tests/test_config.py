@@ -136,3 +136,17 @@ def test_every_setting_explains_itself():
 def test_shipped_configs_are_right(config: Path):
     settings, dry_run = load_settings(["--config", str(config)])
     assert settings.run_name == config.stem and not dry_run
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_stage": 2}, "zero_stage and deepspeed need backend=deepspeed"),
+        ({"backend": "deepspeed", "zero_stage": 2, "deepspeed": "f.json"}, "not both"),
+        ({"lisa_train_embeddings": False}, "lisa_train_embeddings=false needs lisa_layers"),
+        ({"x_warmup_steps": 9, "max_steps": 9}, "x_warmup_steps 9 leaves x no step"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes: dict, message: str):
+    _, found = validate(GIVEN | changes)
+    assert len(found) == 1 and message in found[0]

@@ -2,11 +2,15 @@
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
-from run_helpers import ROOT, make_data
+from run_helpers import ROOT, make_data, settings
 
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "HF_DATASETS_CACHE")}
 
@@ -87,3 +91,47 @@ def test_a_run_by_the_launcher(data: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs" / "mine" / "weights.csv").is_file() and "w_noisy: 0." in done.stdout
+
+
+def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path):
+    """NPROC=2 starts two gloo processes under DeepSpeed; without dropout the weights are those of one process."""
+    model = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 3, n_head: 2}"
+    short = {"max_steps": "8", "tracker": "none", "data_dir": str(data), "lisa_layers": "1", "lisa_interval": "3"}
+    for name, processes in (("one", {}), ("two", {"NPROC": "2", "OMP_NUM_THREADS": "1"})):
+        done = launch("--model_config", model, cwd=tmp_path, run_name=name, **short, **processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (pd.read_csv(tmp_path / "outputs" / name / "metrics.csv") for name in ("one", "two"))
+    assert "in 2 processes" in done.stdout and "w_noisy: 0." in done.stdout
+    assert one["weight/train_noisy"].iloc[-1] < 0.45
+    np.testing.assert_allclose(one["weight/train_noisy"], two["weight/train_noisy"], rtol=1e-4)
+    np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
+
+
+def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
+    """One of two ranks raises; the launcher returns soon, non-zero."""
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, sys, train_bilevel\n"
+        "from bilevel import f2sa\n"
+        "whole = f2sa.penalty_step\n"
+        "def step(*args, **kwargs):\n"
+        "    if os.environ['RANK'] == '1': raise RuntimeError('rank 1 is gone')\n"
+        "    return whole(*args, **kwargs)\n"
+        "f2sa.penalty_step = step\n"
+        "sys.exit(train_bilevel.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*command, *settings(data, tmp_path / "r", backend="deepspeed")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "rank 1 is gone" in done.stderr
+    assert time.monotonic() - begun < 90
+
+
+def test_plain_torch_refuses_several_processes(data: Path):
+    done = launch(data_dir=str(data), WORLD_SIZE="2", DRY_RUN="1")
+    assert done.returncode == 2 and "several processes were launched, which needs backend=deepspeed" in done.stderr

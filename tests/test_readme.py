@@ -66,6 +66,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_runs(copy: Path, tmp_path: Path):
     """In order, in a clone, as they stand; the environment makes launched runs short and keeps them off the network."""
     from tokenizers import ByteLevelBPETokenizer
