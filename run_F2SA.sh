@@ -52,17 +52,23 @@ if [ -n "${data_dir:-}" ]; then
   if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
 fi
 
-if [ "${DRY_RUN:-0}" = 1 ]; then exec "$python" "$here/train_bilevel.py" "${flags[@]}" "$@" --dry_run; fi
-
 # The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; several machines by HOSTFILE.
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
 processes=${NPROC:-${NGPU:-$gpus}}
-if [ -n "${HOSTFILE:-}" ]; then
-  exec "${DEEPSPEED:-deepspeed}" --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"} \
-    "$here/train_bilevel.py" "${flags[@]}" --backend deepspeed "$@"
-elif [ "${processes:-0}" -gt 1 ]; then
-  exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
-    "$here/train_bilevel.py" "${flags[@]}" --backend deepspeed "$@"
+if [ -n "${HOSTFILE:-}" ] || [ "${processes:-0}" -gt 1 ]; then flags+=(--backend deepspeed); fi
+
+script=("$here/train_bilevel.py" "${flags[@]}" "$@")
+if [ "${DRY_RUN:-0}" = 1 ]; then
+  WORLD_SIZE=${processes:-1} exec "$python" "${script[@]}" --dry_run
 fi
-exec "$python" "$here/train_bilevel.py" "${flags[@]}" "$@"
+if [ -n "${HOSTFILE:-}" ] || [ "${processes:-0}" -gt 1 ]; then
+  # Mistakes are told once, here, and not by every process under the launcher's own report.
+  "$python" "${script[@]}" --dry_run >/dev/null
+fi
+if [ -n "${HOSTFILE:-}" ]; then
+  exec "${DEEPSPEED:-deepspeed}" --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"} "${script[@]}"
+elif [ "${processes:-0}" -gt 1 ]; then
+  exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "${script[@]}"
+fi
+exec "$python" "${script[@]}"

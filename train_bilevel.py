@@ -7,10 +7,12 @@ between them moves its weight. README.md has the equations, bilevel/config.py th
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,11 @@ def main(argv: list[str]) -> int:
         files = check_files(settings)
         if dry_run:
             print(dump(settings), end="")
+            if settings.backend == "deepspeed" or settings.gpu_memory_gib:
+                from bilevel.plan import memory_report
+
+                processes = max(1, int(os.environ.get("WORLD_SIZE", "1")))
+                print(textwrap.indent(memory_report(settings, processes), "# ", lambda _: True))
             return 0
         run = setup(settings, files)
     except UserError as error:
@@ -61,7 +68,7 @@ def quiet_libraries() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which else warns
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of names that deepspeed calls
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that deepspeed and transformers call
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -146,20 +153,23 @@ def two_copies(
     from bilevel.lisa import Lisa
     from bilevel.model import load_model
 
-    if settings.backend == "deepspeed":
-        from bilevel.zero import ZeroCopy, zero_config
     s = settings
     dtype = s.dtype or ("bf16" if world.device.type == "cuda" else "fp32")
-    config = zero_config(s, dtype) if s.backend == "deepspeed" else None
-    model = load_model(s, shape, tokenizer).to(world.device)
-    models = {"u": model, "w": copy.deepcopy(model)}
-    lisa = Lisa(s, models) if s.lisa_layers is not None else None
-    active = {name: lisa.active(name) if lisa else None for name in models}
-    if config is not None:
-        copies = {k: ZeroCopy(m, world, config, s.weight_decay, active[k], s.lisa_residual) for k, m in models.items()}
+    if s.backend == "deepspeed":
+        from bilevel.zero import ZeroCopy, load_two, zero_config
+
+        config = zero_config(s, dtype)
+        models = load_two(s, world, shape, tokenizer, config)
+        make = functools.partial(ZeroCopy, world=world, config=config, residual=s.lisa_residual)
     else:
-        bf16 = dtype == "bf16"
-        copies = {k: TorchCopy(m, s.weight_decay, s.clip_grad_norm, active[k], bf16) for k, m in models.items()}
+        model = load_model(s, shape, tokenizer).to(world.device)
+        models = {"u": model, "w": copy.deepcopy(model)}
+        make = functools.partial(TorchCopy, clip_grad_norm=s.clip_grad_norm, bf16=dtype == "bf16")
+    lisa = Lisa(s, models) if s.lisa_layers is not None else None
+    copies = {
+        name: make(model, weight_decay=s.weight_decay, active=lisa.active(name) if lisa else None)
+        for name, model in models.items()
+    }
     return copies, lisa
 
 

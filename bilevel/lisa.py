@@ -69,7 +69,6 @@ class Lisa:
                 self.drawn[name] = drawn
                 copy.activate(*self.active(name))
 
-
     def verify(self, lr: float) -> None:
         """After the first step, of size lr: a drawn block has moved and a resting one has not. Raises RuntimeError.
 

@@ -55,15 +55,26 @@ def model_shape(settings: Settings) -> transformers.PretrainedConfig:
 
 
 def load_model(
-    settings: Settings, config: transformers.PretrainedConfig, tokenizer: transformers.PreTrainedTokenizerBase
+    settings: Settings,
+    config: transformers.PretrainedConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    dtype: torch.dtype = torch.float32,
+    read_weights: bool = True,
 ) -> torch.nn.Module:
-    """The model in fp32 in training mode, with an embedding for each of the tokenizer's tokens."""
-    if settings.model_name_or_path is not None:
+    """The model in training mode, with an embedding for each of the tokenizer's tokens.
+
+    A pretrained one has `dtype`, and any weights when read_weights is off; a new one is fp32 and drawn from the seed.
+    """
+    if settings.model_name_or_path is not None and not read_weights:
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=settings.attn_implementation
+        )
+    elif settings.model_name_or_path is not None:
         model = _pretrained(
             transformers.AutoModelForCausalLM,
             settings.model_name_or_path,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=settings.attn_implementation,
         )
     else:

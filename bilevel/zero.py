@@ -24,9 +24,12 @@ import deepspeed
 import torch
 import transformers
 from deepspeed.runtime.utils import combine_grad_norm_groups
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from bilevel.backend import Active, ModelCopy, Parameters
 from bilevel.config import Settings, UserError
+from bilevel.model import load_model
 from bilevel.world import World
 
 Kept = dict[tuple[int, ...], tuple[torch.Tensor, dict[str, Any]]]
@@ -212,6 +215,33 @@ def zero_config(settings: Settings, dtype: str) -> dict[str, Any]:
         "steps_per_print": None,
         "bf16": {"enabled": dtype == "bf16"},
     }
+
+
+def load_two(
+    settings: Settings,
+    world: World,
+    shape: transformers.PretrainedConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    config: dict[str, Any],
+) -> dict[str, torch.nn.Module]:
+    """u and w, equal. Under ZeRO-3 a pretrained model is partitioned as its checkpoint is read, shard by shard, and the
+    second copy is filled partition by partition from the first, so that no process ever holds one whole."""
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    if config["zero_optimization"]["stage"] < 3 or settings.model_config is not None:
+        u = load_model(settings, shape, tokenizer, dtype).to(world.device)
+        return {"u": u, "w": copy.deepcopy(u)}
+    partitioning = HfDeepSpeedConfig(copy.deepcopy(config))  # transformers partitions what it makes while this lives
+    u = load_model(settings, shape, tokenizer, dtype)
+    w = load_model(settings, shape, tokenizer, dtype, read_weights=False)
+    del partitioning
+    with torch.no_grad():
+        for mine, other in zip(w.parameters(), u.parameters(), strict=True):
+            mine.ds_tensor.copy_(other.ds_tensor)
+            if mine.ds_status == ZeroParamStatus.AVAILABLE:
+                mine.copy_(other)
+        for mine, other in zip(w.buffers(), u.buffers(), strict=True):
+            mine.copy_(other)
+    return {"u": u, "w": w}
 
 
 def residual_bits(master: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
-"""Run under torchrun by test_plan: bytes of the tensors that two copies really hold, for each case of a JSON file.
+"""Run under torchrun by test_plan: bytes of the tensors that two copies really hold, for each of many settings.
 
-torchrun ... tests/plan_worker.py CASES OUT        CASES: a list of settings; OUT gets rank 0's measurements
+torchrun ... tests/plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -16,76 +16,79 @@ from bilevel.backend import ModelCopy
 from bilevel.config import Settings, validate
 from bilevel.data import MicroBatch
 from bilevel.lisa import Lisa
+from bilevel.model import model_shape
 from bilevel.world import World
 from bilevel.zero import ZeroCopy, start_world, zero_config
 
-LR = 1e-3
+LINES = (
+    "parameters",
+    "fp32 masters",
+    "Adam moments",
+    "gradients",
+    "residual bits",
+    "communication buckets",
+    "gathered",
+)
 
 
 def measure(settings: Settings, world: World) -> dict[str, int]:
-    """Bytes at the end of the backward pass of a step, after Adam has state and LISA has drawn again."""
-    numbers = dict(settings.model_config)
-    shape = transformers.AutoConfig.for_model(numbers.pop("model_type"), **numbers)
-    shape.use_cache = False
-    models = {}
-    for name in ("u", "w"):
-        torch.manual_seed(0)
-        models[name] = transformers.AutoModelForCausalLM.from_config(shape).train()
+    """The most that is held within a step, when Adam has its state and LISA has drawn every block at least once."""
+    torch.manual_seed(0)
+    shape = model_shape(settings)
+    models = {name: transformers.AutoModelForCausalLM.from_config(shape).train() for name in ("u", "w")}
     lisa = Lisa(settings, models) if settings.lisa_layers else None
-    active = {name: lisa.active(name) if lisa else None for name in models}
     config = zero_config(settings, settings.dtype)
     copies = {
-        name: ZeroCopy(model, world, config, active=active[name], residual=settings.lisa_residual)
+        name: ZeroCopy(model, world, config, active=lisa and lisa.active(name), residual=settings.lisa_residual)
         for name, model in models.items()
     }
-    steps = 1 if lisa is None else 24
-    for step in range(steps):
+    seen: set[int] = set()
+    for step in itertools.count():
         if lisa:
             lisa.switch(step, copies)
+            seen |= set(lisa.drawn["u"])
+        found = [backward(copies, shape.vocab_size, last) for last in (False, True)]
+        if step % settings.lisa_interval and (lisa is None or len(seen) == lisa.blocks):
+            break
         for copy in copies.values():
-            backward(copy, shape.vocab_size)
-            if step + 1 < steps:
-                copy.step(LR, copy.gradient_norm())
-        if step == 0 and lisa is None:
-            for copy in copies.values():
-                copy.step(LR, copy.gradient_norm())
-                backward(copy, shape.vocab_size)
-    found = held(copies)
+            copy.step(1e-3, copy.gradient_norm())
     for copy in copies.values():
         copy._stop(set())
-    return found
+    return {line: max(tensors[line] for tensors in found) for line in LINES}
 
 
-def backward(copy: ModelCopy, vocabulary: int) -> None:
-    """Two micro-batches of random tokens, the second one the step's last."""
-    for last in (False, True):
-        tokens = torch.randint(0, vocabulary, (2, 9))
-        batch = MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(2), torch.arange(2))
+def backward(copies: dict[str, ModelCopy], vocabulary: int, last: bool) -> dict[str, int]:
+    """A micro-batch of random tokens through both copies; what is held then."""
+    tokens = torch.randint(0, vocabulary, (2, 9))
+    batch = MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(2), torch.arange(2))
+    for copy in copies.values():
         copy.backward(copy.losses(batch, 0).sum(), last)
+    return held(copies)
 
 
 def held(copies: dict[str, ZeroCopy]) -> dict[str, int]:
     """Bytes of distinct storages, each counted in the first line that names it."""
-    seen: set[int] = set()
-    tensors = {"parameters": [], "masters": [], "moments": [], "gradients": [], "residual": [], "buckets": []}
+    tensors: dict[str, list[torch.Tensor | None]] = {line: [] for line in LINES}
     for copy in copies.values():
         optimizer = copy.engine.optimizer
         for p in copy.module.parameters():
-            tensors["parameters"] += [p.data, getattr(p, "ds_tensor", None)]
+            tensors["parameters"].append(p.ds_tensor if copy.stage == 3 else p.data)
+            tensors["gathered"].append(p.data)
             tensors["gradients"] += [p.grad, getattr(p, "grad_accum", None)]
         for _, master in copy._partitions():
-            tensors["masters"].append(master)
+            tensors["fp32 masters"].append(master)
             tensors["gradients"].append(master.grad)
         for state in copy._inner().state.values():
-            tensors["moments"] += [value for value in state.values() if value.numel() > 1]
+            tensors["Adam moments"] += [state["exp_avg"], state["exp_avg_sq"]]
         if copy.stage in (1, 2):
             for gradients in optimizer.averaged_gradients.values():
                 tensors["gradients"] += [getattr(gradients, "flat_partition", None), *(gradients or [])]
         if copy.stage == 3:
             tensors["gradients"].append(optimizer.grad_partitions_flat_buffer)
-            tensors["buckets"] += [bucket.buffer for bucket in optimizer.ipg_buckets.values()]
-        tensors["residual"] += list(copy.residuals.values())
-    return {line: sum(new_bytes(t, seen) for t in found if t is not None) for line, found in tensors.items()}
+            tensors["communication buckets"] += [bucket.buffer for bucket in optimizer.ipg_buckets.values()]
+        tensors["residual bits"] += copy.residuals.values()
+    seen: set[int] = set()
+    return {line: sum(new_bytes(tensor, seen) for tensor in tensors[line] if tensor is not None) for line in LINES}
 
 
 def new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
@@ -98,15 +101,18 @@ def new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
 
 def main(cases: Path, out: Path) -> None:
     world = start_world()
-    results: list[Any] = []
+    results = []
     for case in json.loads(cases.read_text()):
         settings, problems = validate(case)
         assert not problems, problems
-        results.append(measure(settings, world))
-    if world.main:
-        out.write_text(json.dumps(results))
+        found = torch.tensor(list(measure(settings, world).values()))
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        results.append(dict(zip(LINES, found.tolist(), strict=True)))
+        if world.main:
+            out.write_text(json.dumps(results))
     distributed.barrier()
 
 
 if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
     main(Path(sys.argv[1]), Path(sys.argv[2]))

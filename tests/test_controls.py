@@ -26,7 +26,9 @@ def launch(data: Path, out: Path, *flags: str, config: str = "tiny") -> pd.DataF
     files = {part: data / f"{part}.json" for part in ("val", "test")}
     command += ["--train_data", data / "train_*.json", "--val_data", files["val"], "--test_data", files["test"]]
     subprocess.run(
-        [*map(str, command), "--output_dir", str(out), "--tracker", "none", "--eval_every", "1000", *flags], check=True, cwd=out.parent
+        [*map(str, command), "--output_dir", str(out), "--tracker", "none", "--eval_every", "1000", *flags],
+        check=True,
+        cwd=out.parent,
     )
     return pd.read_csv(out / "metrics.csv")
 
