@@ -160,10 +160,10 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
 def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
     """Where to cut rows of falling lengths (n,) into micro-batches: [start, end) each, the longest row first.
 
-    The cheapest by the cost model: a micro-batch costs its padded tokens and a sixteenth of the budget for its own
+    The cheapest by the cost model: a micro-batch costs its padded tokens and a 32nd of the budget for its own
     overhead, and holds at most token_budget padded tokens (or one row). Dynamic programming over the last cut.
     """
-    n, overhead = len(lengths), token_budget / 16
+    n, overhead = len(lengths), token_budget / 32
     cost, previous = np.zeros(n + 1), np.zeros(n + 1, dtype=int)
     for end in range(1, n + 1):
         starts = np.arange(end)

@@ -204,7 +204,7 @@ def test_cuts_are_the_cheapest(budget: int) -> None:
             parts = list(itertools.pairwise((0, *marks, len(lengths))))
             sizes = [(end - start) * lengths[start] for start, end in parts]
             fits = all(size <= budget or end - start == 1 for size, (start, end) in zip(sizes, parts, strict=True))
-            return sum(sizes) + len(parts) * budget / 16 if fits else np.inf
+            return sum(sizes) + len(parts) * budget / 32 if fits else np.inf
 
         every_way = (marks for count in range(n) for marks in itertools.combinations(range(1, n), count))
         found = cuts(lengths, budget)

@@ -46,6 +46,7 @@ VOCABULARY, UNUSED = 50, 49  # no sample holds the last token
 BLOCKS = 2
 BUDGET = 64  # padded tokens of the micro-batches of all ranks: two or three of them per batch
 INTERVAL, STEPS = 4, 12
+CLIP = 0.5  # below the norm of every gradient
 SEED = 0  # LISA draws one block, the other, and the first again
 
 
@@ -98,16 +99,18 @@ def budget(world: World) -> int:
     return BUDGET // world.size
 
 
-def zero_copy(world: World, stage: int, model: torch.nn.Module, active: Active | None = None) -> ZeroCopy:
+def zero_copy(
+    world: World, stage: int, model: torch.nn.Module, active: Active | None = None, clip: float | None = None
+) -> ZeroCopy:
     """A copy under ZeRO; at stage 3 its matrices are partitioned and its vectors are not, as in a large model."""
-    config = zero_config(settings(zero_stage=stage), "fp32")
+    config = zero_config(settings(zero_stage=stage, clip_grad_norm=clip), "fp32")
     if stage == 3:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 500
     return ZeroCopy(model, world, config, active=active)
 
 
-def torch_copy(model: torch.nn.Module, active: Active | None = None) -> TorchCopy:
-    return TorchCopy(model, active=active)
+def torch_copy(model: torch.nn.Module, active: Active | None = None, clip: float | None = None) -> TorchCopy:
+    return TorchCopy(model, clip_grad_norm=clip, active=active)
 
 
 def whole_state(copy: ModelCopy) -> dict[str, torch.Tensor]:
@@ -142,7 +145,8 @@ def train(make_copy: Callable[..., ModelCopy], world: World, case: dict[str, Any
     built = {name: make_model(checkpointing=case["checkpointing"]) for name in "uw"}
     lisa = Lisa(settings(lisa_layers=1), built) if case["lisa"] else None
     watch = Watch(lisa, built["w"]) if lisa else None
-    copies = {name: make_copy(model, active=lisa.active(name) if lisa else None) for name, model in built.items()}
+    active = {name: lisa.active(name) if lisa else None for name in built}
+    copies = {name: make_copy(model, active=active[name], clip=case["clip"]) for name, model in built.items()}
     if case["weights"] == "sample":
         x = SampleWeights(len(TRAIN), None, "sigmoid", 1 / NU, "adam")
     else:
@@ -210,21 +214,22 @@ def equal_on_all_ranks(world: World, numbers: Any) -> bool:
     return all(other == numbers for other in gathered)
 
 
-def compare(world: World, folder: Path) -> list[dict[str, Any]]:
-    """Every case under ZeRO against one process of plain torch."""
+def compare(world: World, folder: Path, half: bool) -> list[dict[str, Any]]:
+    """Under every stage against one process of plain torch; half: with only one kind of weights for each case."""
     start = flat(whole_state(torch_copy(make_model())))
     report = []
-    for lisa, weights in itertools.product((False, True), ("source", "sample")):
-        case = {"lisa": lisa, "weights": weights, "checkpointing": False}
-        plain = train(torch_copy, ALONE, case) if world.main else None
-        for stage in range(4):
-            # Half of the cases recompute their activations, under each stage, with and without LISA.
-            case["checkpointing"] = (stage + (weights == "sample")) % 2 == 1
+    for lisa, sample in itertools.product((False, True), (False, True)):
+        # Per sample with clipping; under each stage, with LISA and without, one of the two recomputes activations.
+        case = {"lisa": lisa, "weights": "sample" if sample else "source", "clip": CLIP if sample else None}
+        stages = [stage for stage in range(4) if not half or (stage // 2 + lisa) % 2 == sample]
+        plain = train(torch_copy, ALONE, case | {"checkpointing": False}) if world.main else None
+        for stage in stages:
+            case |= {"stage": stage, "checkpointing": (stage + sample) % 2 == 1}
             mine = train(functools.partial(zero_copy, world, stage), world, case)
             agree = equal_on_all_ranks(world, (mine.x.tolist(), mine.losses, mine.heldout))
             states = {name: whole_state(copy) for name, copy in mine.copies.items()}
             if world.main:
-                report.append(case | {"stage": stage, "ranks_agree": agree} | differences(mine, states, plain, start))
+                report.append(case | {"ranks_agree": agree} | differences(mine, states, plain, start))
     return report
 
 
@@ -241,6 +246,7 @@ def differences(mine: Result, states: dict[str, Any], plain: Result, start: torc
         "x": float((mine.x - plain.x).norm() / plain.x.norm()),
         "x_moved": float((plain.x - plain.x.mean()).norm()),
         "heldout": abs(mine.heldout / plain.heldout - 1),
+        "least_norm": float(b[:, 3:].min()),
         "intervals": mine.intervals,
         "seconds": mine.seconds,
         "plain_seconds": plain.seconds,
@@ -356,8 +362,14 @@ def usage(model: torch.nn.Module) -> dict[str, int]:
     }
 
 
-TASKS = {"compare": compare, "stop": stop, "save": save, "leak": functools.partial(leak, switches=20),
-         "leak_long": functools.partial(leak, switches=100)}  # fmt: skip
+TASKS = {
+    "compare": functools.partial(compare, half=False),
+    "compare_half": functools.partial(compare, half=True),
+    "stop": stop,
+    "save": save,
+    "leak": functools.partial(leak, switches=20),
+    "leak_long": functools.partial(leak, switches=100),
+}
 
 
 def main(folder: Path, tasks: list[str]) -> None:

@@ -27,7 +27,7 @@ from bilevel.weights import SourceWeights
 from train_bilevel import quiet_libraries
 
 SHAPE = {"model_type": "gpt2", "vocab_size": 8192, "n_positions": 512, "n_embd": 192, "n_layer": 4, "n_head": 4}
-BATCH, STEPS, ALPHA = 64, 2, 10.0
+BATCH, STEPS, ALPHA = 64, 6, 10.0
 
 
 def usual_passes(model: torch.nn.Module, train: list[MicroBatch], validation: list[MicroBatch]) -> None:
