@@ -25,6 +25,8 @@ TASKS = {
 }
 STAGES = range(4)
 
+pytestmark = pytest.mark.slow
+
 
 def launch(processes: int, tasks: list[str], folder: Path, timeout: int = 600) -> dict[str, list[dict]]:
     """The reports of the tasks."""
