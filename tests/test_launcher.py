@@ -12,6 +12,8 @@ import pytest
 import yaml
 from run_helpers import ROOT, make_data, settings
 
+from bilevel.config import ConfigError, load_settings
+
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "HF_DATASETS_CACHE")}
 
 
@@ -132,6 +134,7 @@ def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
     assert time.monotonic() - begun < 90
 
 
-def test_plain_torch_refuses_several_processes(data: Path):
-    done = launch(data_dir=str(data), WORLD_SIZE="2", DRY_RUN="1")
-    assert done.returncode == 2 and "several processes were launched, which needs backend=deepspeed" in done.stderr
+def test_plain_torch_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="several processes were launched, which needs backend=deepspeed"):
+        load_settings(settings(tmp_path, tmp_path / "r"))
