@@ -9,7 +9,9 @@
 #   DRY_RUN=1 bash run_F2SA.sh                             check the configuration, print it and stop
 #   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs instead of all that are visible
 #   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
-#   HOSTFILE=hosts bash run_F2SA.sh                        several machines, a line `name slots=8` each
+#   HOSTFILE=hosts bash run_F2SA.sh                        several machines that ssh reaches, a line `name slots=8` each
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_F2SA.sh
+#                                                          the same without ssh: started on each machine, with its number
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -52,23 +54,31 @@ if [ -n "${data_dir:-}" ]; then
   if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
 fi
 
-# The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; several machines by HOSTFILE.
+# The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; several machines by HOSTFILE or NNODES.
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
 processes=${NPROC:-${NGPU:-$gpus}}
-if [ -n "${HOSTFILE:-}" ] || [ "${processes:-0}" -gt 1 ]; then flags+=(--backend deepspeed); fi
+if [ "${processes:-0}" -lt 1 ]; then processes=1; fi
+machines=${NNODES:-1}
+total=$((processes * machines))
+if [ -n "${HOSTFILE:-}" ]; then
+  total=$(awk -F 'slots=' '/^[^#]*slots=/ { sum += $2; if ($2 > most) most = $2 } END { print sum + 0, most + 0 }' "$HOSTFILE")
+  processes=${total#* } total=${total% *}
+  launch=("${DEEPSPEED:-deepspeed}" --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"})
+elif [ "$machines" -gt 1 ]; then
+  launch=("$python" -m torch.distributed.run --nproc_per_node "$processes" --nnodes "$machines"
+    --node_rank "${NODE_RANK:?is needed beside NNODES: this machine\'s number, 0 to NNODES - 1}"
+    --master_addr "${MASTER_ADDR:?is needed beside NNODES: the address of machine 0}" --master_port "${MASTER_PORT:-29500}")
+elif [ "$processes" -gt 1 ]; then
+  launch=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes")
+else
+  launch=("$python")
+fi
+if [ "${launch[*]}" != "$python" ]; then flags+=(--backend deepspeed); fi
 
 script=("$here/train_bilevel.py" "${flags[@]}" "$@")
-if [ "${DRY_RUN:-0}" = 1 ]; then
-  WORLD_SIZE=${processes:-1} exec "$python" "${script[@]}" --dry_run
-fi
-if [ -n "${HOSTFILE:-}" ] || [ "${processes:-0}" -gt 1 ]; then
-  # Mistakes are told once, here, and not by every process under the launcher's own report.
-  "$python" "${script[@]}" --dry_run >/dev/null
-fi
-if [ -n "${HOSTFILE:-}" ]; then
-  exec "${DEEPSPEED:-deepspeed}" --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"} "${script[@]}"
-elif [ "${processes:-0}" -gt 1 ]; then
-  exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "${script[@]}"
-fi
-exec "$python" "${script[@]}"
+check=(env WORLD_SIZE="$total" LOCAL_WORLD_SIZE="$processes" "$python" "${script[@]}" --dry_run)
+if [ "${DRY_RUN:-0}" = 1 ]; then exec "${check[@]}"; fi
+# Mistakes are told once, here, and not by every process under the launcher's own report.
+if [ "${launch[*]}" != "$python" ]; then "${check[@]}" >/dev/null; fi
+exec "${launch[@]}" "${script[@]}"

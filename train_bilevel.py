@@ -7,7 +7,6 @@ between them moves its weight. README.md has the equations, bilevel/config.py th
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel.check import check_files, too_large
-from bilevel.config import ConfigError, Settings, UserError, dump, load_settings
+from bilevel.command_line import load_settings
+from bilevel.config import ConfigError, Settings, UserError, dump
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
     import transformers
@@ -48,8 +48,9 @@ def main(argv: list[str]) -> int:
             if settings.backend == "deepspeed" or settings.gpu_memory_gib:
                 from bilevel.plan import memory_report
 
-                processes = max(1, int(os.environ.get("WORLD_SIZE", "1")))
-                print(textwrap.indent(memory_report(settings, processes), "# ", lambda _: True))
+                processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+                report = memory_report(settings, processes, hosts=math.ceil(processes / on_host))
+                print(textwrap.indent(report, "# ", lambda _: True))
             return 0
         run = setup(settings, files)
     except UserError as error:
@@ -101,6 +102,7 @@ class Run:
 
 def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
     """Load data and model. Raises UserError; nothing has been written when it does."""
+    from bilevel.copies import start_world, two_copies
     from bilevel.data import load_samples, steps_per_run
     from bilevel.model import load_tokenizer, model_shape
     from bilevel.results import read_start
@@ -127,52 +129,6 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
     return Run(settings, world, tokenizer, train, val, test, copies, lisa, x, steps)
 
 
-def start_world(settings: Settings) -> "World":
-    """The processes of the run; under plain torch this one alone, on the GPU when there is one."""
-    if settings.backend == "deepspeed":
-        from bilevel import zero
-
-        return zero.start_world()
-    import torch
-
-    from bilevel.world import World
-
-    return World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def two_copies(
-    settings: Settings,
-    world: "World",
-    shape: "transformers.PretrainedConfig",
-    tokenizer: "transformers.PreTrainedTokenizerBase",
-) -> "tuple[dict[str, ModelCopy], Lisa | None]":
-    """u and w, equal at the start, and what LISA lets them train."""
-    import copy
-
-    from bilevel.backend import TorchCopy
-    from bilevel.lisa import Lisa
-    from bilevel.model import load_model
-
-    s = settings
-    dtype = s.dtype or ("bf16" if world.device.type == "cuda" else "fp32")
-    if s.backend == "deepspeed":
-        from bilevel.zero import ZeroCopy, load_two, zero_config
-
-        config = zero_config(s, dtype)
-        models = load_two(s, world, shape, tokenizer, config)
-        make = functools.partial(ZeroCopy, world=world, config=config, residual=s.lisa_residual)
-    else:
-        model = load_model(s, shape, tokenizer).to(world.device)
-        models = {"u": model, "w": copy.deepcopy(model)}
-        make = functools.partial(TorchCopy, clip_grad_norm=s.clip_grad_norm, bf16=dtype == "bf16")
-    lisa = Lisa(s, models) if s.lisa_layers is not None else None
-    copies = {
-        name: make(model, weight_decay=s.weight_decay, active=lisa.active(name) if lisa else None)
-        for name, model in models.items()
-    }
-    return copies, lisa
-
-
 def open_log(run: Run) -> None:
     """What is said goes to the screen and to run.log, by the main process."""
     log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
@@ -186,7 +142,9 @@ def open_metrics(run: Run) -> "MetricsLog":
     from bilevel.metrics import Columns, MetricsLog, NoTracker, WandbTracker
 
     s = run.settings
-    columns = Columns(run.train.sources, run.per_sample, run.test is not None, run.train.is_noisy is not None)
+    columns = Columns(
+        run.train.sources, run.per_sample, run.test is not None, run.train.is_noisy is not None, run.copies["u"].bf16
+    )
     tracker = NoTracker()
     if s.tracker == "wandb" and run.world.main:
         tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
@@ -231,7 +189,8 @@ def fit(run: Run) -> bool:
 
     from bilevel.data import BatchStream
     from bilevel.evaluate import evaluate
-    from bilevel.f2sa import NonFiniteLoss, penalty_step
+    from bilevel.f2sa import TrainingStopped, penalty_step
+    from bilevel.rounding import RoundingGuard
 
     s, world, x = run.settings, run.world, run.x
     open_folder(run)
@@ -240,6 +199,7 @@ def fit(run: Run) -> bool:
     train_stream = BatchStream(len(run.train), s.global_batch_size, s.seed)
     val_stream = BatchStream(len(run.val), s.val_batch_size, s.seed + 1)
     eval_every = s.eval_every or max(1, run.steps // 10)
+    guard = RoundingGuard(s, run.copies)
     screen = world.main and sys.stderr.isatty()
 
     row: dict[str, Any] = {}
@@ -266,7 +226,8 @@ def fit(run: Run) -> bool:
             try:
                 result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
                                       seed=dropout_seed(s.seed, step))  # fmt: skip
-            except NonFiniteLoss as error:
+                row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | guard.check(step + 1, train, result.gaps)
+            except TrainingStopped as error:
                 log.error(f"step {step + 1}: {error}")
                 metrics.close()
                 return False
@@ -277,7 +238,6 @@ def fit(run: Run) -> bool:
             elif (step + 1) % s.upper_every == 0:
                 x.step(lr_x)
             metrics.count(result.tokens)
-            row = result.row() | {"lr_y": lr_y, "lr_x": lr_x}
             bar.update()
     metrics.close()
     finish(run, row)

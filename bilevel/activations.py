@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from bilevel.config import Settings
 from bilevel.lisa import Layers
+from bilevel.losses import wide_linear
 
 KERNEL = "without_scores"  # sdpa and flash attention: neither keeps (T, T) scores
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -105,12 +106,12 @@ def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
 
 
 def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """As in bilevel.losses: the head on a copy of the supervised positions, softcap, cross-entropy in fp32."""
-    logits = model.get_output_embeddings()(hidden.flatten(0, 1).clone())
+    """As in bilevel.losses: the head on a copy of the supervised positions, softcap, cross-entropy, all in fp32."""
+    logits = wide_linear(model.get_output_embeddings(), hidden.flatten(0, 1).clone().unsqueeze(0))[0]
     cap = getattr(model.config, "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    return torch.nn.functional.cross_entropy(logits.float(), targets.flatten(), reduction="none").sum()
+    return torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").sum()
 
 
 def draw_worst(settings: Settings, layers: Layers) -> tuple[int, ...]:

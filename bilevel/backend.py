@@ -23,6 +23,7 @@ class ModelCopy:
 
     model: torch.nn.Module  # call it, or read its parameters
     world: World
+    bf16: bool  # of the forward and backward passes
 
     @property
     def size(self) -> int:

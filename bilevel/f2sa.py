@@ -28,6 +28,7 @@ class StepResult:
     grad_norm_u: float
     grad_norm_w: float
     tokens: int
+    gaps: torch.Tensor  # l_i(w) - l_i(u), (|B|,)
 
     def row(self) -> dict[str, float]:
         """The step's columns of metrics.csv."""
@@ -41,7 +42,11 @@ class StepResult:
         }
 
 
-class NonFiniteLoss(Exception):
+class TrainingStopped(Exception):
+    """Training must not go on; the message says why and what to do."""
+
+
+class NonFiniteLoss(TrainingStopped):
     """A loss or gradient is not finite; no parameter has moved."""
 
     def __init__(self, result: StepResult):
@@ -78,11 +83,12 @@ def penalty_step(
         grad_norm_u=norm_u,
         grad_norm_w=norm_w,
         tokens=u.world.size * sum(m.input_ids.numel() for batch in passes for m in batch.micro_batches),
+        gaps=losses_w - losses_u,
     )
     seen = [result.loss_u, result.loss_w, norm_u, norm_w] + ([result.val_loss] if validation is not None else [])
     if not all(map(math.isfinite, seen)):
         raise NonFiniteLoss(result)
-    x.accumulate(train.sample_ids, losses_w - losses_u)
+    x.accumulate(train.sample_ids, result.gaps)
     u.step(lr_y, norm_u)
     w.step(lr_y, norm_w)
     return result

@@ -73,7 +73,7 @@ def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Sample
     else:
         for source in samples.sources:
             axes[0].plot(metrics.index, metrics[f"weight/{source}"], label=source)
-        axes[0].set(ylabel="weight p of the source", ylim=(0, 1))
+        axes[0].set(ylabel="weight p of the source", ylim=(-0.02, 1.02))
     axes[0].set(xlabel="step", title="Learned weights")
     for axis in axes:
         axis.grid(alpha=0.3)

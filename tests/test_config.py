@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bilevel.config import FIELDS, ConfigError, Settings, dump, load_settings, validate
+from bilevel.command_line import load_settings
+from bilevel.config import FIELDS, ConfigError, Settings, dump, validate
 
 ROOT = Path(__file__).parents[1]
 GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "gpt2"}

@@ -1,9 +1,11 @@
 """run_F2SA.sh: environment, flags, data folders, and the choice of a configuration."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import yaml
 from run_helpers import ROOT, make_data, settings
 
-from bilevel.config import ConfigError, load_settings
+from bilevel.command_line import load_settings
+from bilevel.config import ConfigError
 
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "HF_DATASETS_CACHE")}
 
@@ -95,18 +98,101 @@ def test_a_run_by_the_launcher(data: Path, tmp_path: Path):
     assert (tmp_path / "outputs" / "mine" / "weights.csv").is_file() and "w_noisy: 0." in done.stdout
 
 
-def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path):
-    """NPROC=2 starts two gloo processes under DeepSpeed; without dropout the weights are those of one process."""
-    model = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 3, n_head: 2}"
-    short = {"max_steps": "8", "tracker": "none", "data_dir": str(data), "lisa_layers": "1", "lisa_interval": "3"}
-    for name, processes in (("one", {}), ("two", {"NPROC": "2", "OMP_NUM_THREADS": "1"})):
-        done = launch("--model_config", model, cwd=tmp_path, run_name=name, **short, **processes)
-        assert done.returncode == 0, done.stderr
-    one, two = (pd.read_csv(tmp_path / "outputs" / name / "metrics.csv") for name in ("one", "two"))
-    assert "in 2 processes" in done.stdout and "w_noisy: 0." in done.stdout
+SMALL = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 3, n_head: 2}"
+
+
+def short_run(data: Path, name: str) -> tuple[list[str], dict[str, str]]:
+    """Flags and environment of eight steps with LISA, without dropout."""
+    environment = {"max_steps": "8", "tracker": "none", "lisa_layers": "1", "lisa_interval": "3", "run_name": name}
+    return ["--model_config", SMALL], environment | {"data_dir": str(data), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """metrics.csv of the short run in one process of plain torch."""
+    folder = tmp_path_factory.mktemp("one")
+    flags, environment = short_run(data, "one")
+    done = launch(*flags, cwd=folder, **environment)
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(folder / "outputs" / "one" / "metrics.csv")
+
+
+def check_same(one: pd.DataFrame, two: pd.DataFrame) -> None:
     assert one["weight/train_noisy"].iloc[-1] < 0.45
     np.testing.assert_allclose(one["weight/train_noisy"], two["weight/train_noisy"], rtol=1e-4)
     np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
+
+
+def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, one_process: pd.DataFrame):
+    """NPROC=2 starts two gloo processes under DeepSpeed."""
+    flags, environment = short_run(data, "two")
+    done = launch(*flags, cwd=tmp_path, NPROC="2", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "in 2 processes" in done.stdout and "w_noisy: 0." in done.stdout
+    check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
+
+
+def test_a_hostfile_of_this_machine(data: Path, tmp_path: Path, one_process: pd.DataFrame):
+    """HOSTFILE goes through DeepSpeed's launcher, here with two processes on localhost."""
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    flags, environment = short_run(data, "two")
+    done = launch(*flags, cwd=tmp_path, HOSTFILE="hosts", DS_ACCELERATOR="cpu", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "in 2 processes" in done.stdout
+    check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
+
+
+@pytest.fixture
+def two_machines() -> Iterator[list[str]]:
+    """Names of two network namespaces joined by a cable, at 10.77.0.1 and 10.77.0.2 on their interface `cable`."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and the ip command")
+    names = [f"machine{number}-{os.getpid()}" for number in (1, 2)]
+
+    def ip(words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["ip", *words.split()], capture_output=True, text=True)
+
+    try:
+        for name in names:
+            if ip(f"netns add {name}").returncode:
+                pytest.skip("this machine lets nobody make network namespaces")
+        assert not ip(f"link add cable netns {names[0]} type veth peer name cable netns {names[1]}").returncode
+        for number, name in enumerate(names, 1):
+            for words in (f"addr add 10.77.0.{number}/24 dev cable", "link set cable up", "link set lo up"):
+                assert not ip(f"-n {name} {words}").returncode
+        yield names
+    finally:
+        for name in names:
+            ip(f"netns del {name}")
+
+
+def test_two_machines_learn_what_one_process_learns(
+    data: Path, tmp_path: Path, one_process: pd.DataFrame, two_machines: list[str]
+):
+    """NNODES=2 started on each, without ssh: the processes share nothing but files and a cable."""
+    flags, environment = short_run(data, "two")
+    environment |= {"NNODES": "2", "MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": "cable"}
+    running = []
+    for number, machine in enumerate(two_machines):
+        running.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", machine, "bash", ROOT / "run_F2SA.sh", *flags],
+                cwd=tmp_path,
+                env=ENVIRONMENT | environment | {"NODE_RANK": str(number)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended
+    assert "in 2 processes" in ended[0][0] and "in 2 processes" not in ended[1][0]
+    check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
+
+
+def test_machines_without_ssh_need_a_number_and_an_address():
+    done = launch(NNODES="2", NODE_RANK="1", DRY_RUN="1")
+    assert done.returncode != 0 and "MASTER_ADDR: is needed beside NNODES" in done.stderr
 
 
 def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):

@@ -16,7 +16,8 @@ import transformers
 from run_helpers import ROOT
 
 from bilevel.activations import measure_pass, meta_model, micro_batch
-from bilevel.config import Settings, load_settings, validate
+from bilevel.command_line import load_settings
+from bilevel.config import Settings, validate
 from bilevel.plan import GB, memory_report, plan, run_shape
 
 LLAMA = {
