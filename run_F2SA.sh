@@ -10,8 +10,8 @@
 #   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs instead of all that are visible
 #   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
 #   HOSTFILE=hosts bash run_F2SA.sh                        several machines that ssh reaches, a line `name slots=8` each
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_F2SA.sh
-#                                                          the same without ssh: started on each machine, with its number
+#   HOSTFILE=hosts NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_F2SA.sh
+#                                                          without ssh: started on each machine, with its line's number
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -54,21 +54,19 @@ if [ -n "${data_dir:-}" ]; then
   if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
 fi
 
-# The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; several machines by HOSTFILE or NNODES.
+# The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; those of HOSTFILE's machines.
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
 processes=${NPROC:-${NGPU:-$gpus}}
 if [ "${processes:-0}" -lt 1 ]; then processes=1; fi
-machines=${NNODES:-1}
-total=$((processes * machines))
+total=$processes
 if [ -n "${HOSTFILE:-}" ]; then
-  total=$(awk -F 'slots=' '/^[^#]*slots=/ { sum += $2; if ($2 > most) most = $2 } END { print sum + 0, most + 0 }' "$HOSTFILE")
-  processes=${total#* } total=${total% *}
-  launch=("${DEEPSPEED:-deepspeed}" --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"})
-elif [ "$machines" -gt 1 ]; then
-  launch=("$python" -m torch.distributed.run --nproc_per_node "$processes" --nnodes "$machines"
-    --node_rank "${NODE_RANK:?is needed beside NNODES: this machine\'s number, 0 to NNODES - 1}"
-    --master_addr "${MASTER_ADDR:?is needed beside NNODES: the address of machine 0}" --master_port "${MASTER_PORT:-29500}")
+  slots=$(awk -F 'slots=' '/^[^#]*slots=/ { sum += $2; if ($2 > most) most = $2 } END { print sum + 0, most + 0 }' "$HOSTFILE")
+  total=${slots% *} processes=${slots#* }
+  launch=("${DEEPSPEED:-deepspeed}" --no_local_rank --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"})
+  if [ -n "${NODE_RANK:-}" ]; then
+    launch+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?is needed beside NODE_RANK: where machine 0 is}")
+  fi
 elif [ "$processes" -gt 1 ]; then
   launch=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes")
 else

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.check import check_files, too_large
+from bilevel.check import check_files, check_shape, too_large
 from bilevel.command_line import load_settings
 from bilevel.config import ConfigError, Settings, UserError, dump
 
@@ -110,6 +110,7 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
     from bilevel.weights import SampleWeights, SourceWeights
 
     shape = model_shape(settings)
+    check_shape(settings, shape)
     world = start_world(settings)
     tokenizer = load_tokenizer(settings, files["train"])
     tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)

@@ -3,8 +3,13 @@
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bilevel.config import ConfigError, Settings
+from bilevel.config import ConfigError, Settings, UserError
+from bilevel.zero_config import zero_config
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
@@ -29,6 +34,11 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             "give more files or use weights=sample"
         )
     problems += too_large(settings, records)
+    if settings.backend == "deepspeed":
+        try:
+            zero_config(settings, settings.dtype or "fp32")
+        except UserError as error:
+            problems.append(str(error))
     if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
         problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
     main = os.environ.get("RANK", "0") == "0"  # the others may come when it has begun to write
@@ -49,3 +59,15 @@ def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
         for part, name in (("train", "global_batch_size"), ("val", "val_batch_size"))
         if getattr(settings, name) > sizes.get(part, math.inf)
     ]
+
+
+def check_shape(settings: Settings, shape: "transformers.PretrainedConfig") -> None:
+    """Raises UserError where a model of this shape cannot be trained as the settings say; no weights are needed."""
+    layers, blocks = settings.lisa_layers, getattr(shape.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and blocks is not None and layers > blocks:
+        raise UserError(f"lisa_layers {layers}: the model has {blocks} decoder blocks; use at most that many")
+    if getattr(shape, "quantization_config", None) is not None:
+        raise UserError(
+            f"model_name_or_path {settings.model_name_or_path!r} is quantized and cannot be trained; take the model "
+            "that it was made from"
+        )

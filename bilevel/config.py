@@ -56,15 +56,15 @@ class Settings:
         "model", "probability of every dropout in the model; null keeps the model's own", 0.0, ge=0, lt=1
     )
     dtype: Literal["fp32", "bf16"] | None = _setting(
-        "model", "of the forward and backward passes, masters are fp32; null: bf16 on a GPU, fp32 on a CPU", None
+        "model",
+        "of the forward and backward passes, masters are fp32; null: bf16 on a GPU that has it, else fp32",
+        None,
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = _setting(
         "model", "attention kernel; null lets transformers choose", None
     )
     rounding_guard: Literal["stop", "warn", "off"] = _setting(
-        "model",
-        "what to do when rounding to bf16 hides the gaps that move x: stop in the end, only warn, or not look",
-        "stop",
+        "model", "where bf16 rounding hides the gaps that move x: end the run, only warn, or do not look", "stop"
     )
     gradient_checkpointing: bool = _setting("model", "recompute activations in the backward pass: less memory", False)
 

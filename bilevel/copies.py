@@ -7,10 +7,11 @@ import torch
 import transformers
 
 from bilevel.backend import ModelCopy, TorchCopy
-from bilevel.config import Settings
+from bilevel.config import Settings, UserError
 from bilevel.lisa import Lisa
 from bilevel.model import load_model
 from bilevel.world import World
+from bilevel.zero_config import zero_config
 
 
 def start_world(settings: Settings) -> World:
@@ -30,9 +31,9 @@ def two_copies(
 ) -> tuple[dict[str, ModelCopy], Lisa | None]:
     """u and w, equal at the start, and what LISA lets them train."""
     s = settings
-    dtype = s.dtype or ("bf16" if world.device.type == "cuda" else "fp32")
+    dtype = chosen_dtype(s, world.device)
     if s.backend == "deepspeed":
-        from bilevel.zero import ZeroCopy, load_two, zero_config
+        from bilevel.zero import ZeroCopy, load_two
 
         config = zero_config(s, dtype)
         models = load_two(s, world, shape, tokenizer, config)
@@ -47,3 +48,11 @@ def two_copies(
         for name, model in models.items()
     }
     return copies, lisa
+
+
+def chosen_dtype(settings: Settings, device: torch.device) -> str:
+    """The dtype setting; null is bf16 where a GPU computes in it. Raises UserError for bf16 on a GPU that does not."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.dtype == "bf16" and device.type == "cuda" and not has_bf16:
+        raise UserError(f"dtype=bf16: {torch.cuda.get_device_name(device)} does not compute in bf16; use dtype=fp32")
+    return settings.dtype or ("bf16" if has_bf16 else "fp32")

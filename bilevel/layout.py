@@ -18,8 +18,7 @@ class Layout:
     zero: dict[str, Any]  # DeepSpeed's zero_optimization section
     parameter_size: int  # bytes
     gradient_size: int
-    backend: str
-    autocast: bool = False  # plain torch in bf16: fp32 weights, cast in each pass
+    autocast: bool = False  # bf16 at stage 0: fp32 weights, cast in each pass
 
     def offloaded(self, what: str) -> bool:
         return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
@@ -90,13 +89,12 @@ class Layout:
         """Bytes of one copy's parameters and gradients that come and go in a pass, at most."""
         everything = [p.numel() for p in model.parameters()]
         active = [p.numel() for group in groups for p in group]
-        if self.backend == "torch":  # autocast keeps a bf16 copy of each weight until the backward pass is over
-            return 2 * sum(everything) if self.autocast else 0
+        if self.stage == 0:  # autocast keeps a bf16 copy of each weight until the backward pass is over
+            cast = 2 * sum(everything) if self.autocast else 0
+            reduced = min(self.setting("reduce_bucket_size", 5e8), sum(active)) if self.processes > 1 else 0
+            return cast + reduced * self.gradient_size
         if self.stage < 3:  # the bucket in which gradients are reduced, or a larger gradient of its own
-            bucket = self.setting("reduce_bucket_size", 5e8)
-            if self.stage == 0:
-                bucket = min(bucket, sum(active)) if self.processes > 1 else 0
-            return max(bucket, max(active) if self.stage else 0) * self.gradient_size
+            return max(self.setting("reduce_bucket_size", 5e8), max(active)) * self.gradient_size
         small = sum(n for n in everything if n <= self.setting("param_persistence_threshold", 1e5))
         reuse, ahead = self.setting("max_reuse_distance", 1e9), self.setting("prefetch_bucket_size", 5e7)
         # What is used again soon stays, the next is fetched; embedding and head overlap, and after a draw the other

@@ -56,7 +56,7 @@ def wide_linear(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     rounding together; products of bf16 numbers are summed in fp32 anyway.
     """
     device, dtype = hidden.device.type, head.weight.dtype
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if dtype not in (torch.bfloat16, torch.float16):
         return functional.linear(hidden, head.weight, head.bias)

@@ -81,6 +81,11 @@ def load_model(
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         torch.manual_seed(settings.seed)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+    if settings.lisa_layers is not None and (frozen := [n for n, p in model.named_parameters() if not p.requires_grad]):
+        raise UserError(
+            f"lisa_layers: {len(frozen)} parameters of the model come frozen ({frozen[0]}, ...), and LISA would train "
+            "them; merge adapters into the model first, or train without LISA"
+        )
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if settings.gradient_checkpointing:

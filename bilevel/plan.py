@@ -18,6 +18,7 @@ from bilevel.config import Settings
 from bilevel.layout import COPIES, Layout, Parameters
 from bilevel.lisa import Layers
 from bilevel.model import model_shape
+from bilevel.zero_config import zero_config
 
 GB = 1e9
 SHAPES = Path(__file__).parents[1] / "configs" / "models"
@@ -76,7 +77,7 @@ def run_shape(settings: Settings) -> transformers.PretrainedConfig:
 
 def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: int, dtype: str, hosts: int = 1) -> Plan:
     """What the run needs, and when that is too much what would help."""
-    config = _deepspeed(settings, dtype)
+    config = zero_config(settings, dtype) if settings.backend == "deepspeed" else {}
     model = meta_model(settings, shape, dtype)
     found = _estimate(settings, model, processes, dtype, hosts, config)
     if found.fits is not False:
@@ -112,7 +113,7 @@ def _estimate(
         "backward pass of a block": one_pass.block,
         "fp32 copy of gradients in the step": _step_copy(layout, groups) - one_pass.kept,
     }
-    keeps_bits = settings.backend == "deepspeed" and dtype == "bf16" and settings.lisa_layers is not None
+    keeps_bits = layout.stage > 0 and dtype == "bf16" and settings.lisa_layers is not None
     residual = COPIES * 2 * sum(map(layout.partition, resting)) if keeps_bits else 0
     host = {"processes": HOST_PROCESS * processes} | layout.host(model, groups)
     if residual and settings.lisa_residual == "host":
@@ -150,20 +151,13 @@ def _groups(settings: Settings, model: torch.nn.Module) -> tuple[list[Parameters
     return groups, resting
 
 
-def _deepspeed(settings: Settings, dtype: str) -> dict[str, Any]:
-    if settings.backend == "torch":
-        return {}
-    from bilevel.zero import zero_config  # deepspeed is slow to import
-
-    return zero_config(settings, dtype)
-
-
 def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, Any]) -> Layout:
     zero = config.get("zero_optimization", {})
-    if settings.backend == "torch":
-        return Layout(0, processes, zero, 4, 4, "torch", autocast=dtype == "bf16")
+    stage = zero.get("stage", 0)
+    if stage == 0:
+        return Layout(0, processes, zero, 4, 4, autocast=dtype == "bf16")
     kept = (config.get("data_types") or {}).get("grad_accum_dtype") or dtype
-    return Layout(zero["stage"], processes, zero, SIZE[dtype], SIZE["bf16" if "b" in kept else "fp32"], "deepspeed")
+    return Layout(stage, processes, zero, SIZE[dtype], SIZE["bf16" if "b" in kept else "fp32"])
 
 
 def _step_copy(layout: Layout, groups: list[Parameters]) -> float:

@@ -12,7 +12,6 @@ Pinned to the DeepSpeed of requirements.txt: this file reads some of its private
 import copy
 import gc
 import io
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -28,12 +27,11 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from bilevel.backend import Active, ModelCopy, Parameters
-from bilevel.config import Settings, UserError
+from bilevel.config import Settings
 from bilevel.model import load_model
 from bilevel.world import World
 
 Kept = dict[tuple[int, ...], tuple[torch.Tensor, dict[str, Any]]]
-CONFIGS = Path(__file__).parents[1] / "configs"
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -79,7 +77,8 @@ class ZeroCopy(ModelCopy):
     ):
         self.residual, self.residuals = residual, {}
         self.module, self.world, self.config, self.weight_decay = model, world, config, weight_decay
-        self.stage, self.bf16 = config["zero_optimization"]["stage"], config.get("bf16", {}).get("enabled", False)
+        self.stage, self.bf16_weights = config["zero_optimization"]["stage"], config["bf16"]["enabled"]
+        self.bf16 = self.bf16_weights or "torch_autocast" in config
         self.engine = None
         self.hooks = {module: [set(getattr(module, name)) for name in HOOKS] for module in model.modules()}
         self.activate(*(active or (list(model.parameters()), [])))
@@ -156,7 +155,7 @@ class ZeroCopy(ModelCopy):
         for ids, partition in self._partitions():
             if keep.issuperset(ids) and partition in state:
                 kept[ids] = partition.detach(), state[partition]
-            elif self.bf16 and self.residual != "off":
+            elif self.bf16_weights and self.residual != "off":
                 bits = residual_bits(partition.detach())
                 self.residuals[ids] = bits.cpu() if self.residual == "host" else bits
         self.engine.destroy()
@@ -184,37 +183,6 @@ class ZeroCopy(ModelCopy):
                 self._inner().state[partition] = state
             elif ids in self.residuals:
                 add_residual_bits(partition.data, self.residuals.pop(ids))
-
-
-def zero_config(settings: Settings, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's configuration: the file's, or that of zero_stage, and what bilevel decides. Raises UserError."""
-    stage = 2 if settings.zero_stage is None else settings.zero_stage
-    path = Path(settings.deepspeed or CONFIGS / f"zero{stage}.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"deepspeed {path}: {error}") from None
-    decided = sorted({"optimizer", "scheduler", "train_batch_size", "gradient_clipping", "bf16", "fp16"} & set(config))
-    if decided or not isinstance(config.get("zero_optimization"), dict):
-        raise UserError(
-            f"deepspeed {path}: "
-            + (
-                f"{', '.join(decided)} must go, the settings decide that"
-                if decided
-                else "it needs a zero_optimization section, as in configs/zero2.json"
-            )
-        )
-    if config["zero_optimization"].setdefault("stage", 0) == 0 and dtype == "bf16":
-        raise UserError("dtype=bf16 under DeepSpeed needs zero_stage 1 or more, where the fp32 masters are")
-    return config | {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.clip_grad_norm or 0.0,  # left out it would be 1.0
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps offloaded partitions as well
-        "steps_per_print": None,
-        "bf16": {"enabled": dtype == "bf16"},
-    }
 
 
 def load_two(

@@ -18,7 +18,8 @@ from bilevel.data import MicroBatch
 from bilevel.lisa import Lisa
 from bilevel.model import model_shape
 from bilevel.world import World
-from bilevel.zero import ZeroCopy, start_world, zero_config
+from bilevel.zero import ZeroCopy, start_world
+from bilevel.zero_config import zero_config
 
 LINES = (
     "parameters",

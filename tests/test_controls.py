@@ -83,7 +83,7 @@ def test_the_gpt2_configuration_on_a_folder_of_gpt2s_shape(tmp_path: Path):
         dump(tmp_path / "data" / f"{name}.json", records)
     dump(tmp_path / "data" / "val.json", SHIPPED[200:300])
     dump(tmp_path / "data" / "test.json", SHIPPED[300:332])
-    flags = ["--model_name_or_path", str(tmp_path / "gpt2"), "--max_steps", "2"]
+    flags = ["--model_name_or_path", str(tmp_path / "gpt2"), "--max_steps", "2", "--x_warmup_steps", "0"]
     metrics = launch(tmp_path / "data", tmp_path / "r", *flags, config="gpt2")
     assert len(metrics) == 3 and metrics["weight/train_b"].iloc[-1] < 0.5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")

@@ -123,22 +123,24 @@ def check_same(one: pd.DataFrame, two: pd.DataFrame) -> None:
     np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
 
 
+def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
+    """At stage 0 the weights stay fp32 and are cast in each pass, as under plain torch."""
+    metrics = {}
+    for backend in ("torch", "deepspeed"):
+        flags, environment = short_run(data, backend)
+        stage = {"zero_stage": "0"} if backend == "deepspeed" else {}
+        done = launch(*flags, cwd=tmp_path, backend=backend, dtype="bf16", **stage, **environment)
+        assert done.returncode == 0, done.stderr
+        metrics[backend] = pd.read_csv(tmp_path / "outputs" / backend / "metrics.csv")
+    pd.testing.assert_frame_equal(metrics["torch"], metrics["deepspeed"], rtol=1e-5)
+
+
 def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, one_process: pd.DataFrame):
     """NPROC=2 starts two gloo processes under DeepSpeed."""
     flags, environment = short_run(data, "two")
     done = launch(*flags, cwd=tmp_path, NPROC="2", **environment)
     assert done.returncode == 0, done.stderr
     assert "in 2 processes" in done.stdout and "w_noisy: 0." in done.stdout
-    check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
-
-
-def test_a_hostfile_of_this_machine(data: Path, tmp_path: Path, one_process: pd.DataFrame):
-    """HOSTFILE goes through DeepSpeed's launcher, here with two processes on localhost."""
-    (tmp_path / "hosts").write_text("localhost slots=2\n")
-    flags, environment = short_run(data, "two")
-    done = launch(*flags, cwd=tmp_path, HOSTFILE="hosts", DS_ACCELERATOR="cpu", **environment)
-    assert done.returncode == 0, done.stderr
-    assert "in 2 processes" in done.stdout
     check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
 
 
@@ -169,9 +171,11 @@ def two_machines() -> Iterator[list[str]]:
 def test_two_machines_learn_what_one_process_learns(
     data: Path, tmp_path: Path, one_process: pd.DataFrame, two_machines: list[str]
 ):
-    """NNODES=2 started on each, without ssh: the processes share nothing but files and a cable."""
+    """HOSTFILE, started on each machine without ssh: the processes share nothing but files and a cable."""
+    (tmp_path / "hosts").write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
     flags, environment = short_run(data, "two")
-    environment |= {"NNODES": "2", "MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": "cable"}
+    environment |= {"HOSTFILE": "hosts", "MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": "cable"}
+    environment |= {"DS_ACCELERATOR": "cpu"}
     running = []
     for number, machine in enumerate(two_machines):
         running.append(
@@ -190,9 +194,16 @@ def test_two_machines_learn_what_one_process_learns(
     check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
 
 
-def test_machines_without_ssh_need_a_number_and_an_address():
-    done = launch(NNODES="2", NODE_RANK="1", DRY_RUN="1")
-    assert done.returncode != 0 and "MASTER_ADDR: is needed beside NNODES" in done.stderr
+def test_a_machine_without_ssh_needs_an_address(tmp_path: Path):
+    (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
+    done = launch(HOSTFILE=str(tmp_path / "hosts"), NODE_RANK="1", DRY_RUN="1")
+    assert done.returncode != 0 and "MASTER_ADDR: is needed beside NODE_RANK" in done.stderr
+
+
+def test_the_memory_plan_knows_the_machines_of_a_hostfile(tmp_path: Path):
+    (tmp_path / "hosts").write_text("one slots=8\n# three slots=4\ntwo slots=8\n")
+    done = launch(HOSTFILE=str(tmp_path / "hosts"), DRY_RUN="1", output_dir="nowhere")
+    assert done.returncode == 0 and "16 GPUs" in done.stdout, done.stderr
 
 
 def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):

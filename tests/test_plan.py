@@ -153,7 +153,7 @@ def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
 def test_bf16_run_files_keep_the_signal():
     for file in RUN_FILES:
         run, _ = load_settings(["--config", str(file)])
-        assert run.dtype == "bf16" and run.lr_y >= 1e-5 and run.alpha <= 10
+        assert run.dtype == "bf16" and run.lr_y >= 1e-5 and run.alpha <= 10 and run.x_warmup_steps >= 50
 
 
 @pytest.mark.slow

@@ -80,10 +80,16 @@ def test_every_command_runs(copy: Path, tmp_path: Path):
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape)).save_pretrained(tmp_path / "gpt2")
 
     python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    short = os.environ | {"PATH": python, "max_steps": "2", "eval_every": "100", "tracker": "none"}
+    short = {"PATH": python, "max_steps": "2", "x_warmup_steps": "0", "eval_every": "100", "tracker": "none"}
     assert len(commands()) >= 12
     for command in commands():
         model = {"model_name_or_path": str(tmp_path / "gpt2")} if "gpt2.yaml" in command else {}
-        done = subprocess.run(["bash", "-c", command], cwd=copy, env=short | model, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=copy,
+            env=os.environ | {"PATH": python} | short | model,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (copy / "curves.png").exists() and (copy / "my_data" / "mixed" / "train_mixed.json").exists()

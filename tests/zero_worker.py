@@ -39,7 +39,8 @@ from bilevel.model import load_model, set_dropout
 from bilevel.tokenise import IGNORE
 from bilevel.weights import SampleWeights, SourceWeights
 from bilevel.world import ALONE, World
-from bilevel.zero import ZeroCopy, start_world, zero_config
+from bilevel.zero import ZeroCopy, start_world
+from bilevel.zero_config import zero_config
 
 NU = 4.0  # large, so that the gaps stand far above the rounding of the losses they are differences of
 VOCABULARY, UNUSED = 50, 49  # no sample holds the last token
