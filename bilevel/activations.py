@@ -75,7 +75,7 @@ def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: 
         transformers.AttentionInterface.register(KERNEL, attention)
         model.set_attn_implementation(KERNEL)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 

@@ -90,7 +90,7 @@ def load_model(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if settings.gradient_checkpointing:
         # Without the check: where it looks, ZeRO-3 has partitioned again the parameters that were whole before.
-        model.gradient_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
+        model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
     return model.train()
 
 

@@ -131,7 +131,6 @@ def test_there_is_a_run_file_for_each_machine():
     assert sorted(set(machines)) == ["1x24gb", "1x80gb", "8xa40", "8xh100"] and len(RUN_FILES) == 9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
 def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
     run, _ = load_settings(["--config", str(file)])
@@ -156,7 +155,6 @@ def test_bf16_run_files_keep_the_signal():
         assert run.dtype == "bf16" and run.lr_y >= 1e-5 and run.alpha <= 10 and run.x_warmup_steps >= 50
 
 
-@pytest.mark.slow
 def test_yi_fits_an_a40_with_its_residual_bits_when_the_embedding_is_frozen():
     file = ROOT / "configs" / "yi-34b-8xa40.yaml"
     run, _ = load_settings(["--config", str(file), "--lisa_residual", "device", "--lisa_train_embeddings", "false"])
@@ -169,7 +167,6 @@ def test_yi_fits_an_a40_with_its_residual_bits_when_the_embedding_is_frozen():
 # what it says
 
 
-@pytest.mark.slow
 def test_what_does_not_fit_gets_remedies_that_help():
     changes = {"backend": "deepspeed", "zero_stage": 2, "lisa_layers": 2, "dtype": "bf16", "gpu_memory_gib": 0.02}
     text = memory_report(settings(model_config=LLAMA, micro_batch_tokens=620, **changes), 2)
