@@ -230,6 +230,7 @@ def fit(run: Run) -> bool:
                 row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | guard.check(step + 1, train, result.gaps)
             except TrainingStopped as error:
                 log.error(f"step {step + 1}: {error}")
+                tell_launcher(error)
                 metrics.close()
                 return False
             if run.lisa and step == 0:
@@ -295,5 +296,17 @@ def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
         log.info(f"step {row['step']}/{steps}: {words}")
 
 
+def tell_launcher(error: Exception) -> None:
+    """torchrun ends its report with the first error of all ranks, if it is told."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Exception as error:
+        tell_launcher(error)
+        raise

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,28 +206,20 @@ def test_the_memory_plan_knows_the_machines_of_a_hostfile(tmp_path: Path):
 
 
 def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
-    """One of two ranks raises; the launcher returns soon, non-zero."""
-    script = tmp_path / "dies.py"
-    script.write_text(
-        "import os, sys, train_bilevel\n"
-        "from bilevel import f2sa\n"
-        "whole = f2sa.penalty_step\n"
-        "def step(*args, **kwargs):\n"
-        "    if os.environ['RANK'] == '1': raise RuntimeError('rank 1 is gone')\n"
-        "    return whole(*args, **kwargs)\n"
-        "f2sa.penalty_step = step\n"
-        "sys.exit(train_bilevel.main(sys.argv[1:]))\n"
+    """One of two ranks raises; the launcher returns soon, non-zero, and its last words are that rank's."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from bilevel import f2sa\n"
+        "    def step(*args, **kwargs): raise RuntimeError('rank 1 is gone')\n"
+        "    f2sa.penalty_step = step\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    flags, environment = short_run(data, "dies")
     begun = time.monotonic()
-    done = subprocess.run(
-        [*command, *settings(data, tmp_path / "r", backend="deepspeed")],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0 and "rank 1 is gone" in done.stderr
-    assert time.monotonic() - begun < 90
+    done = launch(*flags, cwd=tmp_path, NPROC="2", PYTHONPATH=str(tmp_path), **environment)
+    assert done.returncode != 0 and time.monotonic() - begun < 90
+    *_, last, end = (line.strip() for line in done.stderr.splitlines() if line.strip())
+    assert last == "RuntimeError: rank 1 is gone" and set(end) == {"="}, done.stderr[-3000:]
 
 
 def test_plain_torch_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
