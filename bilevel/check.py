@@ -1,11 +1,13 @@
 """What is wrong between the settings and the files, found before anything is loaded."""
 
+import dataclasses
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel.config import ConfigError, Settings, UserError
+from bilevel.command_line import read_yaml
+from bilevel.config import ConfigError, Settings, UserError, differing, validate
 from bilevel.zero_config import zero_config
 
 if TYPE_CHECKING:
@@ -41,15 +43,29 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             problems.append(str(error))
     if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
         problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
-    main = os.environ.get("RANK", "0") == "0"  # the others may come when it has begun to write
-    if main and settings.run_folder.exists() and any(settings.run_folder.iterdir()):
-        problems.append(
-            f"{settings.run_folder} already holds a run, which is never overwritten: "
-            "give another run_name or output_dir, or move that folder away"
-        )
+    if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
+        problems += folder_taken(settings)
     if problems:
         raise ConfigError(problems)
     return files
+
+
+def folder_taken(settings: Settings) -> list[str]:
+    """A problem where the run's folder holds anything but this run, unfinished."""
+    folder = settings.run_folder
+    remedy = "give another run_name or output_dir, or move that folder away"
+    if not folder.exists() or not any(folder.iterdir()):
+        return []
+    if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
+        return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
+    if settings.resume == "never":
+        return [f"{folder} already holds an unfinished run and resume is never: {remedy}"]
+    then, problems = validate(read_yaml(str(folder / "config.yaml")))
+    if then is None:
+        return [f"{folder} already holds an unfinished run of another version ({problems[0]}): {remedy}"]
+    if found := differing(dataclasses.asdict(then), dataclasses.asdict(settings)):
+        return [f"{folder} already holds an unfinished run of other settings, {found}: change them back, or {remedy}"]
+    return []
 
 
 def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:

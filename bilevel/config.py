@@ -122,6 +122,13 @@ class Settings:
     output_dir: str | None = _setting("run", "the run's folder; null: outputs/<run_name>", None)
     eval_every: int | None = _setting("run", "steps between test evaluations; null: a tenth of the run", None, ge=1)
     log_every: int = _setting("run", "steps between rows of metrics.csv", 1, ge=1)
+    save_every: int | None = _setting(
+        "run", "steps between checkpoints; null: a tenth of the run; 0: only when a signal ends it", None, ge=0
+    )
+    keep_checkpoints: int = _setting("run", "newest checkpoints that are kept", 2, ge=1)
+    resume: str = _setting(
+        "run", "auto: go on with the unfinished run in the folder; never; or a checkpoint's path", "auto"
+    )
     save_model: Literal["w", "u", "none"] = _setting("run", "which copy is saved to model/", "w")
     tracker: Literal["wandb", "none"] = _setting("run", "where metrics go besides metrics.csv", "wandb")
 
@@ -135,7 +142,17 @@ class Settings:
 
 
 FIELDS = Settings.__pydantic_fields__
+FREE = {"resume", "save_every", "keep_checkpoints", "output_dir", "run_name"}  # what a resumed run may change
 LISTS = {f.name for f in dataclasses.fields(Settings) if str(f.type).startswith("list")}
+
+
+def differing(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that a resumed run may not change and that differ, with both values; empty without one."""
+    return ", ".join(
+        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(then.keys() | now.keys())
+        if name not in FREE and then.get(name) != now.get(name)
+    )
 
 
 def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:

@@ -58,10 +58,11 @@ class Columns:
 class MetricsLog:
     """Rows of metrics.csv and timing.csv in a run's folder, mirrored to a tracker; without a folder, of nothing."""
 
-    def __init__(self, folder: Path | None, columns: Columns, tracker: "WandbTracker | NoTracker"):
+    def __init__(self, folder: Path | None, columns: Columns, tracker: "WandbTracker | NoTracker", steps_done: int = 0):
         self.tracker, self.started = tracker, time.perf_counter()
-        self.metrics = _CsvFile(folder, "metrics.csv", columns.names)
-        self.timing = _CsvFile(folder, "timing.csv", ["step", "seconds", "tokens_per_second", "memory_mib"])
+        timing = ["step", "seconds", "tokens_per_second", "memory_mib"]
+        self.metrics = _CsvFile(folder, "metrics.csv", columns.names, steps_done)
+        self.timing = _CsvFile(folder, "timing.csv", timing, steps_done)
         self.tokens, self.last = 0, self.started
 
     def count(self, tokens: int) -> None:
@@ -108,9 +109,14 @@ class WandbTracker:
 
         self.wandb = wandb
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
-        (folder / "wandb").mkdir()
+        (folder / "wandb").mkdir(exist_ok=True)
+        known = folder / "wandb" / "run_id"  # a resumed run is the same run there
+        if not known.exists():
+            known.write_text(wandb.util.generate_id(), encoding="utf-8")
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "bilevel-reweighting"),
+            id=known.read_text(encoding="utf-8"),
+            resume="allow",
             name=name,
             dir=str(folder),
             config=config,
@@ -142,13 +148,23 @@ def wandb_logged_in() -> bool:
 
 
 class _CsvFile:
-    """A CSV with a header, a row at a time; floats are written so that reading gives the same float."""
+    """A CSV with a header, a row at a time; floats are written so that reading gives the same float.
 
-    def __init__(self, folder: Path | None, name: str, columns: list[str]):
+    A file that is there keeps its rows of steps below steps_done, and loses the others, which the run makes again.
+    """
+
+    def __init__(self, folder: Path | None, name: str, columns: list[str], steps_done: int):
         path = folder / name if folder else Path(os.devnull)
+        rows = []
+        if steps_done and folder and path.exists():
+            with path.open(newline="", encoding="utf-8") as before:
+                whole = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
+                rows = [row for row in whole if int(row["step"]) < steps_done]
         self.file = path.open("w", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.file, columns)
         self.writer.writeheader()
+        self.writer.writerows(rows)
+        self.file.flush()
 
     def write(self, row: dict[str, Any]) -> None:
         self.writer.writerow(row)
