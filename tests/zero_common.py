@@ -100,7 +100,7 @@ def zero_copy(
 
 def whole_state(copy: ModelCopy) -> dict[str, torch.Tensor]:
     """Parameters by name on rank 0 under ZeRO, in the one process under plain torch."""
-    state = copy.state_dict() if isinstance(copy, ZeroCopy) else copy.model.state_dict()
+    state = copy.whole_state() if isinstance(copy, ZeroCopy) else copy.model.state_dict()
     return {name: value.detach().clone() for name, value in state.items()}
 
 
