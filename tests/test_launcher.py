@@ -102,8 +102,8 @@ SMALL = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_lay
 
 def short_run(data: Path, name: str) -> tuple[list[str], dict[str, str]]:
     """Flags and environment of eight steps with LISA, without dropout."""
-    environment = {"max_steps": "8", "tracker": "none", "lisa_layers": "1", "lisa_interval": "3", "run_name": name}
-    return ["--model_config", SMALL], environment | {"data_dir": str(data), "OMP_NUM_THREADS": "1"}
+    environment = {"max_steps": "8", "lr_x": "0.1", "tracker": "none", "lisa_layers": "1", "lisa_interval": "3"}
+    return ["--model_config", SMALL], environment | {"run_name": name, "data_dir": str(data), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

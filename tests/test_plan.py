@@ -152,7 +152,7 @@ def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
 def test_bf16_run_files_keep_the_signal():
     for file in RUN_FILES:
         run, _ = load_settings(["--config", str(file)])
-        assert run.dtype == "bf16" and run.lr_y >= 1e-5 and run.alpha <= 10 and run.x_warmup_steps >= 50
+        assert run.dtype == "bf16" and run.lr_y >= 1e-5 and run.alpha <= 10 and run.x_warmup_steps >= 100
 
 
 def test_yi_fits_an_a40_with_its_residual_bits_when_the_embedding_is_frozen():
