@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel.check import check_files, check_shape, too_large
+from bilevel.check import check_files, check_shape, hold, too_large
 from bilevel.command_line import load_settings
 from bilevel.config import ConfigError, Settings, UserError, dump
 
@@ -230,6 +230,7 @@ def open_folder(run: "Run") -> None:
     if run.world.main:
         folder = run.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
+        run.lock = hold(folder)
         (folder / "config.yaml.new").write_text(dump(run.settings), encoding="utf-8")
         (folder / "config.yaml.new").rename(folder / "config.yaml")
     open_log(run)
@@ -246,6 +247,7 @@ def finish(run: "Run") -> None:
         draw_weights(s.run_folder, run.x, run.train)
         write_weights(s.run_folder / "weights.csv", run.x, run.train)  # last: it says that the run is finished
         log.info(summary(s.run_folder, run.x, run.train, run.row))
+        (s.run_folder / "lock").unlink()
 
 
 def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:

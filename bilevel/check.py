@@ -1,10 +1,11 @@
 """What is wrong between the settings and the files, found before anything is loaded."""
 
 import dataclasses
+import fcntl
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from bilevel.command_line import read_yaml
 from bilevel.config import ConfigError, Settings, UserError, differing, validate
@@ -54,10 +55,12 @@ def folder_taken(settings: Settings) -> list[str]:
     """A problem where the run's folder holds anything but this run, unfinished."""
     folder = settings.run_folder
     remedy = "give another run_name or output_dir, or move that folder away"
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not {path.name for path in folder.iterdir()} - {"config.yaml.new"}:
         return []
     if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
         return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
+    if (folder / "lock").exists() and hold(folder) is None:
+        return [f"a process is still at work in {folder}: wait for it, end it, or give another run_name or output_dir"]
     if settings.resume == "never":
         return [f"{folder} already holds an unfinished run and resume is never: {remedy}"]
     then, problems = validate(read_yaml(str(folder / "config.yaml")))
@@ -66,6 +69,17 @@ def folder_taken(settings: Settings) -> list[str]:
     if found := differing(dataclasses.asdict(then), dataclasses.asdict(settings)):
         return [f"{folder} already holds an unfinished run of other settings, {found}: change them back, or {remedy}"]
     return []
+
+
+def hold(folder: Path) -> IO | None:
+    """A lock on a run's folder while the file that is returned is open; None when another process has it."""
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:

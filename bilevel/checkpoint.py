@@ -59,9 +59,8 @@ class Checkpoints:
         writing = self.writing
         if wait:
             writing.thread.join()
-        ended, failed = self.world.sum(
-            torch.tensor([not writing.thread.is_alive(), writing.error is not None])
-        ).tolist()
+        here = [int(not writing.thread.is_alive()), int(writing.error is not None)]
+        ended, failed = self.world.sum(torch.tensor(here)).tolist()
         if ended < self.world.size:
             return False
         self.writing = None

@@ -1,7 +1,7 @@
 """A run: its parts, loaded and checked, and the state in which it goes on."""
 
 import dataclasses
-from typing import Any
+from typing import IO, Any
 
 import transformers
 
@@ -30,6 +30,7 @@ class Run:
     steps: int
     step: int = 0  # steps done
     row: dict[str, Any] = dataclasses.field(default_factory=dict)  # of metrics.csv, of the last step
+    lock: IO | None = None  # on the run's folder, while it is open
 
     def __post_init__(self):
         s = self.settings

@@ -126,6 +126,19 @@ def test_a_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch):
 # what may not go on
 
 
+def test_two_runs_in_one_folder_are_refused(data: Path, tmp_path: Path, capsys):
+    """As when kill -9 took the launcher and left its processes."""
+    out = tmp_path / "r"
+    flags = settings(data, out, max_steps=100_000)
+    command = [sys.executable, str(ROOT / "train_bilevel.py"), *flags]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    wait_for(lambda: lines(out / "metrics.csv") > 1)
+    assert train_bilevel.main(flags) == 2
+    running.kill()
+    running.wait()
+    assert f"a process is still at work in {out}" in capsys.readouterr().err
+
+
 @pytest.fixture
 def unfinished(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run that was stopped after step 7."""

@@ -1,13 +1,13 @@
 """Runs in several processes that are killed and go on; minutes, so behind a marker."""
 
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from run_helpers import ROOT, make_data
@@ -38,6 +38,15 @@ def start(folder: Path, data: Path, name: str, stage: int, **changes: str) -> su
         text=True,
         start_new_session=True,
     )
+
+
+def kill(running: subprocess.Popen) -> None:
+    """kill -9 of the launcher and of its processes, which have sessions of their own."""
+    family = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
+    for process in family:
+        process.kill()
+    running.communicate()
+    psutil.wait_procs(family, timeout=10)
 
 
 def end(running: subprocess.Popen) -> tuple[int, str]:
@@ -73,7 +82,7 @@ CASES = [
 
 @pytest.mark.parametrize(("stage", "changes"), CASES, ids=lambda value: str(value))
 def test_two_killed_processes_go_on(data: Path, tmp_path: Path, stage: int, changes: dict[str, str]):
-    """kill -9 of launcher and processes alike, at two moments; then the same command to the end."""
+    """kill -9 at two moments; then the same command to the end."""
     code, said = end(start(tmp_path, data, "whole", stage, **changes))
     assert code == 0, said
     for moment in (5, 11):
@@ -81,8 +90,7 @@ def test_two_killed_processes_go_on(data: Path, tmp_path: Path, stage: int, chan
         while rows(tmp_path, "killed") <= moment:
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.communicate()
+        kill(running)
     code, said = end(start(tmp_path, data, "killed", stage, **changes))
     assert code == 0 and "from its checkpoint" in said, said
     check_same(tmp_path, "whole", "killed")
