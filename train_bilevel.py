@@ -189,7 +189,6 @@ def fit(run: Run) -> bool:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from bilevel.data import BatchStream
-    from bilevel.evaluate import evaluate
     from bilevel.f2sa import TrainingStopped, penalty_step
     from bilevel.rounding import RoundingGuard
 
@@ -208,11 +207,7 @@ def fit(run: Run) -> bool:
         for step in range(run.steps + 1):
             evaluating = step % eval_every == 0 or step == run.steps
             if evaluating or step % s.log_every == 0:
-                row = {"step": step, "epoch": step * s.global_batch_size / len(run.train)} | row
-                if not run.per_sample:
-                    row |= {f"weight/{name}": p for name, p in zip(run.train.sources, x.p.tolist(), strict=True)}
-                if evaluating:
-                    row |= evaluate(run.copies, x, run.train, run.test, s.micro_batch_tokens)
+                row = completed(run, step, row, evaluating)
                 metrics.write(row, x.coefficients(run.train.all_ids) if evaluating and run.per_sample else None)
                 show(bar, row, run.steps, evaluating)
             if step == run.steps:
@@ -244,6 +239,19 @@ def fit(run: Run) -> bool:
     metrics.close()
     finish(run, row)
     return True
+
+
+def completed(run: Run, step: int, row: dict[str, Any], evaluating: bool) -> dict[str, Any]:
+    """The row of metrics.csv of the last step, with the weights after it and with what an evaluation finds."""
+    from bilevel.evaluate import evaluate
+
+    s, x = run.settings, run.x
+    row = {"step": step, "epoch": step * s.global_batch_size / len(run.train)} | row
+    if not run.per_sample:
+        row |= {f"weight/{name}": p for name, p in zip(run.train.sources, x.p.tolist(), strict=True)}
+    if evaluating:
+        row |= evaluate(run.copies, x, run.train, run.test, s.micro_batch_tokens)
+    return row
 
 
 def open_folder(run: Run) -> None:
