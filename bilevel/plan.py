@@ -119,8 +119,11 @@ def _estimate(
     if residual and settings.lisa_residual == "host":
         host["residual bits"] = residual * processes
     host = {line: size / hosts for line, size in host.items()}
-    read = SHARD if layout.stage == 3 else size * SIZE[dtype] * processes / hosts
-    at_load = {"processes": host["processes"], "the checkpoint, read once": min(read, size * SIZE[dtype] * processes)}
+    whole = size * layout.parameter_size * processes
+    at_load = {
+        "processes": host["processes"],
+        "the checkpoint, read once": min(SHARD, whole) if layout.stage == 3 else whole / hosts,
+    }
     if layout.offloaded("param"):
         at_load["offloaded parameters"] = host["offloaded parameters"]
     limit = settings.gpu_memory_gib * 2**30 if settings.gpu_memory_gib else None
