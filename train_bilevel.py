@@ -21,7 +21,10 @@ from bilevel.command_line import load_settings
 from bilevel.config import ConfigError, Settings, UserError, dump
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
+    from tqdm import tqdm
+
     from bilevel.checkpoint import Checkpoints
+    from bilevel.interrupt import Interrupt
     from bilevel.metrics import MetricsLog
     from bilevel.run import Run
 
@@ -103,7 +106,13 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
     else:
         x = SourceWeights(train.source_ids, start, settings.alpha, settings.x_optimizer)
     folder = settings.run_folder / "checkpoints"
-    checkpoints = Checkpoints(folder, world, dataclasses.asdict(settings), settings.keep_checkpoints)
+    data = {
+        f"{part} {name}": fingerprint
+        for part, samples in (("train", train), ("val", val), ("test", test))
+        if samples is not None
+        for name, fingerprint in samples.fingerprints.items()
+    }
+    checkpoints = Checkpoints(folder, world, dataclasses.asdict(settings), data, settings.keep_checkpoints)
     state = checkpoints.read(settings.resume)
     copies, lisa = two_copies(settings, world, shape, tokenizer, steps_done=state["step"] if state else 0)
     steps = steps_per_run(len(train), settings.global_batch_size, settings.epochs, settings.max_steps)
@@ -115,7 +124,8 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
 
 def open_metrics(run: "Run") -> "MetricsLog":
     """metrics.csv, timing.csv and the tracker of a run."""
-    from bilevel.metrics import Columns, MetricsLog, NoTracker, WandbTracker
+    from bilevel.metrics import Columns, MetricsLog
+    from bilevel.tracker import NoTracker, WandbTracker
 
     s = run.settings
     columns = Columns(
@@ -124,7 +134,6 @@ def open_metrics(run: "Run") -> "MetricsLog":
     tracker = NoTracker()
     if s.tracker == "wandb" and run.world.main:
         tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
-        log.info(tracker.notice)
     return MetricsLog(s.run_folder if run.world.main else None, columns, tracker, run.step)
 
 
@@ -138,56 +147,62 @@ def fit(run: "Run", checkpoints: "Checkpoints") -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from bilevel.f2sa import TrainingStopped
-    from bilevel.interrupt import Interrupt
-    from bilevel.screen import describe, show
+    from bilevel.interrupt import Interrupt, Interrupted
+    from bilevel.screen import describe
 
-    s, world = run.settings, run.world
     open_folder(run)
     log.info(describe(run))
     metrics = open_metrics(run)
+    screen = run.world.main and sys.stderr.isatty()
+    bar = tqdm(total=run.steps, initial=run.step, unit="step", disable=not screen)
+    with logging_redirect_tqdm([log]), bar, Interrupt(run.world) as interrupt:
+        try:
+            train(run, checkpoints, metrics, bar, interrupt)
+        except TrainingStopped as error:
+            checkpoints.finish()
+            saved = checkpoints.all()
+            last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+            log.error(f"step {run.step + 1}: {error}; {last}")
+            tell_launcher(error)
+            metrics.close()
+            return 1
+        except Interrupted as stopped:
+            if checkpoints.step != run.step:
+                checkpoints.begin(run.step, run.state_dict())
+            saved = checkpoints.finish()
+            log.info(f"{stopped}: ended after step {run.step}" + (", saved; the same command goes on" if saved else ""))
+            metrics.close()
+            return 128 + stopped.signal
+    checkpoints.finish()
+    metrics.close()
+    return finish(run)
+
+
+def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "tqdm", interrupt: "Interrupt") -> None:
+    """The loop, to the last step and its row. Raises TrainingStopped, and Interrupted between two steps."""
+    from bilevel.screen import show
+
+    s = run.settings
     eval_every, save_every = (
         every if every is not None else max(1, run.steps // 10) for every in (s.eval_every, s.save_every)
     )
-    screen = world.main and sys.stderr.isatty()
-
-    bar = tqdm(total=run.steps, initial=run.step, unit="step", disable=not screen)
-    with logging_redirect_tqdm([log]), bar, Interrupt(world) as interrupt:
-        while True:
-            evaluating = run.step % eval_every == 0 or run.step == run.steps
-            if evaluating or run.step % s.log_every == 0:
-                log_row(run, metrics, evaluating)
-                show(bar, run.row, run.steps, evaluating)
-            if run.step == run.steps:
-                break
-            try:
-                metrics.count(one_step(run))
-            except TrainingStopped as error:
-                log.error(f"step {run.step + 1}: {error}")
-                tell_launcher(error)
-                metrics.close()
-                return 1
-            run.step += 1
-            bar.update()
-
-            checkpoints.poll()
-            stop = interrupt.agreed()
-            if stop or (save_every and run.step % save_every == 0):
-                checkpoints.begin(run.step, run.state_dict())
-            if stop:
-                saved = checkpoints.finish()
-                log.info(
-                    f"signal {stop}: stopped after step {run.step}"
-                    + (", saved; the same command goes on" if saved else "")
-                )
-                metrics.close()
-                return 128 + stop
-    checkpoints.finish()
-    metrics.close()
-    finish(run)
-    return 0
+    while True:
+        evaluating = run.step % eval_every == 0 or run.step == run.steps
+        if evaluating or run.step % s.log_every == 0:
+            log_row(run, metrics, evaluating, interrupt)
+            show(bar, run.row, run.steps, evaluating)
+        if run.step == run.steps:
+            return
+        metrics.count(one_step(run))
+        run.step += 1
+        bar.update()
+        checkpoints.poll()
+        if save_every and run.step % save_every == 0:
+            checkpoints.begin(run.step, run.state_dict())
+        interrupt.check()
 
 
-def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool) -> None:
+def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Interrupt") -> None:
     """Complete the last step's row with the weights, and with what an evaluation finds, and write it."""
     from bilevel.evaluate import evaluate
 
@@ -196,13 +211,14 @@ def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool) -> None:
     if not run.per_sample:
         run.row |= {f"weight/{name}": p for name, p in zip(train.sources, x.p.tolist(), strict=True)}
     if evaluating:
-        run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens)
+        run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens, pause=interrupt.check)
+        run.watch.weights(run.step)
     metrics.write(run.row, x.coefficients(train.all_ids) if evaluating and run.per_sample else None)
 
 
 def one_step(run: "Run") -> int:
     """A step of u and w, and of x when it is its turn; returns the tokens that the passes have read."""
-    from bilevel.f2sa import penalty_step
+    from bilevel.f2sa import NonFiniteLoss, penalty_step
 
     s, x, step = run.settings, run.x, run.step
     if run.lisa:
@@ -211,11 +227,19 @@ def one_step(run: "Run") -> int:
     lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
     train = run.train.batch(next(run.streams["train"]), s.micro_batch_tokens, run.world)
     validation = run.val.batch(next(run.streams["val"]), s.micro_batch_tokens, run.world)
-    result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
-                          seed=dropout_seed(s.seed, step))  # fmt: skip
-    run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | run.guard.check(step + 1, train, result.gaps)
-    if run.lisa and step == 0:
-        run.lisa.verify(lr_y)
+    signal = {}
+    try:
+        result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
+                              seed=dropout_seed(s.seed, step))  # fmt: skip
+    except NonFiniteLoss as error:
+        run.skip(error)
+        result = error.result
+    else:
+        signal = run.guard.check(step + 1, train, result.gaps)
+        run.watch.loss(step + 1, result.loss_w)
+        if run.lisa and step == 0:
+            run.lisa.verify(lr_y)
+    run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | signal
     if step < s.x_warmup_steps:
         x.clear()
     elif (step + 1) % s.upper_every == 0:
@@ -227,27 +251,42 @@ def open_folder(run: "Run") -> None:
     """The run's folder with its resolved settings, written first."""
     from bilevel.screen import open_log
 
+    folder = run.settings.run_folder
     if run.world.main:
-        folder = run.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         run.lock = hold(folder)
         (folder / "config.yaml.new").write_text(dump(run.settings), encoding="utf-8")
         (folder / "config.yaml.new").rename(folder / "config.yaml")
     open_log(run)
+    run.world.wait()
+    if unseen := [rank for rank, seen in enumerate(run.world.gather(folder.is_dir())) if not seen]:
+        log.warning(
+            f"NO CHECKPOINTS: processes {unseen} do not see {folder}, where each has to write its share. Give an "
+            "output_dir that all machines see, or this run cannot be resumed"
+        )
 
 
-def finish(run: "Run") -> None:
-    """What a finished run leaves, and its closing words."""
+def finish(run: "Run") -> int:
+    """What a finished run leaves, and its closing words; the exit code."""
+    from safetensors import SafetensorError
+
     from bilevel.results import draw_weights, summary, write_weights
 
-    s = run.settings
-    if s.save_model != "none":
-        run.copies[s.save_model].save(s.run_folder / "model", run.tokenizer)
-    if run.world.main:
-        draw_weights(s.run_folder, run.x, run.train)
-        write_weights(s.run_folder / "weights.csv", run.x, run.train)  # last: it says that the run is finished
-        log.info(summary(s.run_folder, run.x, run.train, run.row))
-        (s.run_folder / "lock").unlink()
+    s, folder = run.settings, run.settings.run_folder
+    try:
+        if s.save_model != "none":
+            run.copies[s.save_model].save(folder / "model", run.tokenizer)
+        if run.world.main:
+            draw_weights(folder, run.x, run.train)
+            write_weights(folder / "weights.csv", run.x, run.train)  # last: it says that the run is finished
+            log.info(summary(folder, run.x, run.train, run.row))
+            (folder / "lock").unlink()
+    except (OSError, SafetensorError) as error:
+        log.error(
+            f"the results cannot be written: {error}. Make room; the same command goes on from the last checkpoint"
+        )
+        return 1
+    return 0
 
 
 def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:

@@ -53,6 +53,10 @@ class ModelCopy:
         """Step with the gradients since the last step, whose norm is given, and clear them."""
         raise NotImplementedError
 
+    def discard(self) -> None:
+        """Forget the gradients since the last step; parameters and optimizer stay as they are."""
+        raise NotImplementedError
+
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         """Train these parameters and freeze all others, whose optimizer state is dropped.
 
@@ -108,6 +112,9 @@ class TorchCopy(ModelCopy):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def discard(self) -> None:
         self.optimizer.zero_grad()
 
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:

@@ -2,7 +2,7 @@
 
     checkpoints/step_000100/rank0.safetensors   tensors of process 0, by their path in its state
                             rank0.json          everything else of its state
-                            manifest.json       the run's settings, and size and sha256 of every file
+                            manifest.json       the run's settings and data, size and sha256 of every file
 
 A state is a nested mapping of tensors and JSON values. It is copied to host memory between two steps and written by a
 thread into `step_000100.partial`, which is renamed when all processes have written theirs. Reading needs no pickle.
@@ -37,13 +37,17 @@ class DamagedCheckpoint(Exception):
 class Checkpoints:
     """The checkpoints of a run, written by all its processes together: every method is called on all of them."""
 
-    def __init__(self, folder: Path, world: World, settings: dict[str, Any], keep: int):
-        self.folder, self.world, self.settings, self.keep = folder, world, settings, keep
+    def __init__(self, folder: Path, world: World, settings: dict[str, Any], data: dict[str, str], keep: int):
+        """settings, data: what a checkpoint is of; data has a fingerprint of each file's samples."""
+        self.folder, self.world, self.keep = folder, world, keep
+        self.settings, self.data = settings, data
         self.writing: _Writing | None = None
+        self.step: int | None = None  # of the newest, complete or in the making
 
     def begin(self, step: int, state: State) -> None:
         """Copy the state to host memory and start to write it."""
         self.finish()
+        self.step = step
         self.writing = _Writing(self.folder / f"{_name(step)}.partial", step, state, self.world)
 
     def poll(self) -> None:
@@ -59,35 +63,45 @@ class Checkpoints:
         writing = self.writing
         if wait:
             writing.thread.join()
-        here = [int(not writing.thread.is_alive()), int(writing.error is not None)]
-        ended, failed = self.world.sum(torch.tensor(here)).tolist()
-        if ended < self.world.size:
+        if self.world.sum(torch.tensor(int(not writing.thread.is_alive()))) < self.world.size:
             return False
         self.writing = None
+        errors = self.world.gather(writing.error)
         if self.world.main:
-            writing.error = writing.error or (self._publish(writing) if not failed else OSError("on another process"))
-            if writing.error:
+            if not any(errors):
+                errors[0] = self._publish(writing)
+            if found := [(rank, error) for rank, error in enumerate(errors) if error]:
                 shutil.rmtree(writing.folder, ignore_errors=True)
+                rank, error = found[0]
                 log.warning(
-                    f"step {writing.step}: NO CHECKPOINT WRITTEN to {self.folder}: {writing.error}. "
-                    "The run goes on and will try again; the checkpoints before are as they were"
+                    f"step {writing.step}: NO CHECKPOINT WRITTEN to {self.folder}: {error}"
+                    + (f" (process {rank})" if rank else "")
+                    + ". The run goes on and will try again; the checkpoints before are as they were"
                 )
-        return not self.world.sum(torch.tensor(int(self.world.main and writing.error is not None)))
+        complete = self.world.gather(not any(errors))[0]
+        self.step = writing.step if complete else None
+        return complete
 
-    def _publish(self, writing: "_Writing") -> OSError | None:
-        """On the main process: seal what all have written, and remove checkpoints beyond `keep`."""
+    def _publish(self, writing: "_Writing") -> str | None:
+        """On the main process: seal what all have written, and remove checkpoints beyond `keep`; what went wrong."""
         try:
-            write_manifest(writing.folder, writing.step, self.world.size, self.settings)
+            facts = {"processes": self.world.size, "settings": self.settings, "data": self.data}
+            write_manifest(writing.folder, {"step": writing.step} | facts)
             final = self.folder / _name(writing.step)
             if final.exists():  # of the same step, from before a resume that had found it damaged
                 shutil.rmtree(final)
             writing.folder.rename(final)
             _sync(self.folder)
         except OSError as error:
-            return error
-        for old in sorted(self.folder.glob("step_*[0-9]"))[: -self.keep]:
-            shutil.rmtree(old)
+            return str(error)
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
         return None
+
+    def all(self) -> list[Path]:
+        """The checkpoints that have been completed, in order of steps."""
+        found = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
     def read(self, resume: str) -> State | None:
         """This process's state in the checkpoint to go on from, None without one. Raises UserError.
@@ -101,11 +115,13 @@ class Checkpoints:
             return None
         if resume != "auto" and (problem := self._problem(path)):
             raise UserError(f"resume {path}: {problem}; give another checkpoint or resume=auto")
-        return self._read(path)
+        state = self._read(path)
+        self.step = state["step"] if path.parent == self.folder else None
+        return state
 
     def _newest(self) -> Path | None:
         """The newest checkpoint that is whole on all processes; damaged ones are warned about and passed over."""
-        for path in sorted(self.folder.glob("step_*[0-9]"), reverse=True):
+        for path in reversed(self.all()):
             problem = self._problem(path)
             if problem is None:
                 return path
@@ -132,6 +148,12 @@ class Checkpoints:
             )
         if found := differing(manifest["settings"], self.settings):
             raise UserError(f"{path} is of another configuration: {found}; change it back, or give another output_dir")
+        then = manifest["data"]
+        if changed := sorted(name for name in then.keys() | self.data.keys() if then.get(name) != self.data.get(name)):
+            raise UserError(
+                f"{path} was made from other data ({', '.join(changed)}): a file, or what turns it into tokens, has "
+                "changed; put it back, or give another output_dir"
+            )
         return read_state(path, self.world.rank)
 
 
@@ -140,28 +162,29 @@ class _Writing:
 
     def __init__(self, folder: Path, step: int, state: State, world: World):
         self.folder, self.step, self.rank = folder, step, world.rank
-        self.error: OSError | None = None
+        self.error: str | None = None
         if world.main:
-            shutil.rmtree(folder, ignore_errors=True)
+            for left in folder.parent.glob("step_*.partial"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
             try:
                 folder.mkdir(parents=True)
             except OSError as error:
-                self.error = error
+                self.error = str(error)
         world.wait()
         tensors, self.facts = split(state)
+        self.size = int(world.sum(torch.tensor(sum(tensor.nbytes for tensor in tensors.values()))))  # of all processes
         self.tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
         self.thread = threading.Thread(target=self._write, name="checkpoint")
         self.thread.start()
 
     def _write(self) -> None:
         try:
-            size = sum(tensor.nbytes for tensor in self.tensors.values())
             free = shutil.disk_usage(self.folder).free
-            if self.error is None and free < 1.05 * size:
-                raise OSError(f"{free / 1e9:.2f} GB are free on the disk, {size / 1e9:.2f} GB are needed")
+            if free < 1.05 * self.size:
+                raise OSError(f"{free / 1e9:.2f} GB are free on the disk, {self.size / 1e9:.2f} GB are needed")
             write_state(self.folder, self.rank, self.tensors, self.facts)
         except (OSError, safetensors.SafetensorError) as error:
-            self.error = self.error or OSError(str(error))
+            self.error = self.error or str(error)
         finally:
             self.tensors = {}
 
@@ -207,17 +230,18 @@ def write_state(folder: Path, rank: int, tensors: dict[str, torch.Tensor], facts
     (folder / f"rank{rank}.sums").write_text(json.dumps(sums), encoding="utf-8")
 
 
-def write_manifest(folder: Path, step: int, processes: int, settings: dict[str, Any]) -> None:
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """Seal a checkpoint: gather the processes' checksums into one file."""
+    sums = [folder / f"rank{rank}.sums" for rank in range(facts["processes"])]
     files: dict[str, Any] = {}
-    for rank in range(processes):
-        sums = folder / f"rank{rank}.sums"
-        files |= json.loads(sums.read_text(encoding="utf-8"))
-        sums.unlink()
-    manifest = {"step": step, "processes": processes, "settings": settings, "files": files}
+    for path in sums:
+        files |= json.loads(path.read_text(encoding="utf-8"))
+    manifest = facts | {"files": files}
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1), encoding="utf-8")
     _sync(path)
+    for path in sums:
+        path.unlink()
 
 
 def verify(path: Path, rank: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from bilevel.config import FIELDS, LISTS, ConfigError, Settings, UserError, unknown_setting, validate
+from bilevel.config import FIELDS, FREE, LISTS, ConfigError, Settings, UserError, unknown_setting, validate
 
 
 def load_settings(argv: list[str]) -> tuple[Settings, bool]:
@@ -101,6 +101,6 @@ def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
     for key, value in given.items():
         if key == "train_data":
             parts.append("data=" + "+".join(dict.fromkeys(Path(word).parent.name for word in _words(value))))
-        elif key not in ("run_name", "output_dir", "tracker", "val_data", "test_data"):
+        elif key not in FREE | {"tracker", "val_data", "test_data"}:
             parts.append(f"{key}=" + "+".join(Path(_to_text(word)).name for word in _words(value)))
     return re.sub(r"[^\w.=+-]+", "_", "-".join(parts))[:120]

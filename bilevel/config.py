@@ -125,6 +125,9 @@ class Settings:
     save_every: int | None = _setting(
         "run", "steps between checkpoints; null: a tenth of the run; 0: only when a signal ends it", None, ge=0
     )
+    skip_nonfinite: int = _setting(
+        "run", "steps that may be left out since a loss or gradient is not finite, before that ends the run", 0, ge=0
+    )
     keep_checkpoints: int = _setting("run", "newest checkpoints that are kept", 2, ge=1)
     resume: str = _setting(
         "run", "auto: go on with the unfinished run in the folder; never; or a checkpoint's path", "auto"
@@ -142,7 +145,8 @@ class Settings:
 
 
 FIELDS = Settings.__pydantic_fields__
-FREE = {"resume", "save_every", "keep_checkpoints", "output_dir", "run_name"}  # what a resumed run may change
+# What a resumed run may change, as it does not enter the results.
+FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
 LISTS = {f.name for f in dataclasses.fields(Settings) if str(f.type).startswith("list")}
 
 

@@ -9,6 +9,14 @@ import torch
 from bilevel.world import World
 
 
+class Interrupted(Exception):
+    """A signal wants the run to end."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"signal {signal}")
+        self.signal = signal
+
+
 class Interrupt:
     """Inside, the first signal is held; a second one ends the process at once with 128 and its number."""
 
@@ -22,6 +30,11 @@ class Interrupt:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises Interrupted on all processes after a signal to any; all call it at the same places."""
+        if number := self.agreed():
+            raise Interrupted(number)
 
     def agreed(self) -> int:
         """The signal that has reached any process, the same on all; 0 without one."""

@@ -24,7 +24,9 @@ def write_weights(path: Path, x: SourceWeights | SampleWeights, samples: Samples
         table = _places(samples) | {"weight": x.coefficients(samples.all_ids).numpy()}
         if samples.is_noisy is not None:
             table["is_noisy"] = samples.is_noisy
-    pd.DataFrame(table).to_csv(path, index=False)
+    beside = path.with_name(path.name + ".new")  # whole or absent
+    pd.DataFrame(table).to_csv(beside, index=False)
+    beside.replace(path)
 
 
 def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor | None:

@@ -160,6 +160,11 @@ class SampleWeights:
         self.ids: list[torch.Tensor] = []
         self.gaps: list[torch.Tensor] = []
 
+    def effective_share(self) -> float:
+        """Effective number of samples (Kish: (sum c)^2 / sum c^2) as a share of N; 1 when all count alike. O(N)."""
+        raw = self._raw(self.x)
+        return float(raw.sum() ** 2 / raw.square().sum() / self.n)
+
     def refresh(self) -> None:
         """Recompute the normaliser exactly, O(N)."""
         self.shift = float(self.x.max()) if self.x_map == "softmax" else 0.0

@@ -107,6 +107,12 @@ class ZeroCopy(ModelCopy):
             group["lr"] = lr
         self.engine.step()
 
+    def discard(self) -> None:
+        inner = self._inner()
+        inner.step = lambda *_, **__: None  # the engine clears its buffers as ever, and nothing moves
+        self.engine.step()
+        del inner.step
+
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         kept = self._stop({id(p) for p in always_on})
         groups = [{"params": group} for group in (always_on, *drawn) if group]

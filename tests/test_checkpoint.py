@@ -22,6 +22,7 @@ from bilevel import checkpoint
 from bilevel.checkpoint import Checkpoints, DamagedCheckpoint, verify
 from bilevel.config import UserError
 from bilevel.interrupt import Interrupt
+from bilevel.run import Run
 from bilevel.world import ALONE
 
 RESULTS = ("metrics.csv", "weights.csv", "model/model.safetensors")
@@ -47,8 +48,14 @@ def changes(data: Path, weights: str, lisa: bool) -> dict:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
     """A signal comes in this step of the next run."""
-    calls = iter(range(1, 1000))
-    monkeypatch.setattr(Interrupt, "agreed", lambda self: number if next(calls) == step else 0)
+    calls, one_step = iter(range(1, 1000)), train_bilevel.one_step
+
+    def signalled(run: Run) -> int:
+        if next(calls) == step:
+            os.kill(os.getpid(), number)
+        return one_step(run)
+
+    monkeypatch.setattr(train_bilevel, "one_step", signalled)
 
 
 @pytest.mark.parametrize("lisa", [False, True])
@@ -106,7 +113,7 @@ def test_a_signal_ends_the_step_saves_and_exits(data: Path, tmp_path: Path, numb
     said, _ = running.communicate(timeout=10)
     (saved,) = (out / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step_"))
-    assert running.returncode == code and f"signal {int(number)}: stopped after step {step}, saved" in said
+    assert running.returncode == code and f"signal {int(number)}: ended after step {step}, saved" in said
     assert lines(out / "metrics.csv") == 1 + step
 
 
@@ -179,7 +186,7 @@ def test_a_checkpoint_by_its_path(data: Path, unfinished: Path, tmp_path: Path, 
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path):
-    saved = Checkpoints(tmp_path, ALONE, {}, keep=1)
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=1)
     saved.begin(3, STATE)
     assert saved.finish()
     manifest = json.loads((tmp_path / "step_000003" / "manifest.json").read_text())
@@ -196,7 +203,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path):
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path):
-    saved = Checkpoints(tmp_path, ALONE, {"alpha": 1.0}, keep=2)
+    saved = Checkpoints(tmp_path, ALONE, {"alpha": 1.0}, {}, keep=2)
     saved.begin(3, STATE)
     assert saved.finish()
     back = saved.read("auto")
@@ -210,14 +217,14 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path):
 
 def test_the_state_is_that_of_the_step_though_training_goes_on(tmp_path: Path):
     state = {"step": 1, "x": torch.zeros(1000)}
-    saved = Checkpoints(tmp_path, ALONE, {}, keep=1)
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=1)
     saved.begin(1, state)
     state["x"].add_(1)
     assert saved.finish() and not saved.read("auto")["x"].any()
 
 
 def test_the_oldest_go_when_the_newest_is_whole(tmp_path: Path):
-    saved = Checkpoints(tmp_path, ALONE, {}, keep=2)
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=2)
     for step in (1, 2, 3, 4):
         saved.begin(step, STATE | {"step": step})
         assert saved.finish()
@@ -231,7 +238,7 @@ WRITES = ["save_file", "write_text rank0.json", "write_text rank0.sums", "write_
 @pytest.mark.parametrize("where", WRITES)
 def test_a_full_disk_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, where: str):
     """No space at any point of writing: the one before stays, nothing half is left, the next one succeeds."""
-    saved = Checkpoints(tmp_path, ALONE, {}, keep=3)
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=3)
     saved.begin(3, STATE)
     assert saved.finish()
     with monkeypatch.context() as patch:
@@ -263,7 +270,7 @@ def break_write(patch: pytest.MonkeyPatch, where: str) -> None:
 
 
 def test_too_little_space_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    saved = Checkpoints(tmp_path, ALONE, {}, keep=3)
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=3)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     saved.begin(3, STATE)
     assert not saved.finish() and "0.00 GB are free on the disk" in caplog.text and not list(tmp_path.iterdir())
@@ -299,7 +306,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog, damage: str):
-    saved = Checkpoints(tmp_path, ALONE, {"alpha": 2.0}, keep=3)
+    saved = Checkpoints(tmp_path, ALONE, {"alpha": 2.0}, {}, keep=3)
     for step in (2, 3):
         saved.begin(step, STATE | {"step": step})
         assert saved.finish()
@@ -309,7 +316,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog, damage: str
 
 
 def test_files_that_are_none_of_ours_are_harmless(tmp_path: Path):
-    saved = Checkpoints(tmp_path, ALONE, {}, keep=1)
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=1)
     saved.begin(3, STATE)
     assert saved.finish()
     (tmp_path / "step_000003" / "notes.txt").write_text("mine")

@@ -107,7 +107,7 @@ def test_sigterm_to_the_launcher_saves(data: Path, tmp_path: Path):
     code, said = end(running)
     (saved,) = (tmp_path / "outputs" / "r" / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step_"))
-    assert code != 0 and f"signal 15: stopped after step {step}, saved" in said, said
+    assert code != 0 and f"signal 15: ended after step {step}, saved" in said, said
     assert rows(tmp_path, "r") == 1 + step
     code, said = end(start(tmp_path, data, "r", 2, **long | {"NPROC": "3"}))
     assert code != 0 and "was written by 2 processes and this run has 3" in said, said

@@ -8,7 +8,6 @@ import datasets
 import torch
 import transformers
 from tokenizers import Tokenizer, models
-from torch import distributed
 
 from bilevel.backend import Active, ModelCopy
 from bilevel.config import Settings
@@ -113,15 +112,8 @@ def distance(a: torch.Tensor, b: torch.Tensor, origin: torch.Tensor | float = 0.
     return float((a - b).norm() / (b - origin).norm())
 
 
-def on_all_ranks(world: World, thing: Any) -> list[Any]:
-    """What every rank has, in order."""
-    gathered = [None] * world.size
-    distributed.all_gather_object(gathered, thing)
-    return gathered
-
-
 def equal_on_all_ranks(world: World, thing: Any) -> bool:
-    first, *others = on_all_ranks(world, thing)
+    first, *others = world.gather(thing)
     return all(other == first for other in others)
 
 
