@@ -57,13 +57,13 @@ class Run:
         records = "; ".join(parts[part].places(ids) for part, ids in error.suspects.items() if len(ids))
         if self.skipped == allowed:
             raise TrainingStopped(
-                f"{error} in {records}. Try a smaller lr_y or clip_grad_norm; the same command with "
+                f"{error}; records {records}. Try a smaller lr_y or clip_grad_norm; the same command with "
                 f"skip_nonfinite={allowed + 1} goes on and leaves such a step out"
             ) from error
         for copy in self.copies.values():
             copy.discard()
         self.skipped += 1
-        log.warning(f"step {self.step + 1}: {error} in {records}. Left out, {self.skipped} of {allowed}")
+        log.warning(f"step {self.step + 1}: {error}; records {records}. Left out, {self.skipped} of {allowed}")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of this process, between two steps."""

@@ -4,6 +4,7 @@ import logging
 import netrc
 import os
 import queue
+import secrets
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,30 +52,41 @@ class WandbTracker:
         self.thread.join(3 * self.PATIENCE)
 
     def _work(self) -> None:
-        import wandb
-
         try:
-            run = self._start(os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline"))
-        except Exception as error:  # of many kinds
-            log.warning(f"wandb cannot be reached ({' '.join(str(error).split())[:200]}): the run is kept offline")
-            run = self._start("offline")
-        sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
-        log.info(sync if run.offline else f"wandb: {run.url}")
-        while (item := self.queue.get()) is not None:
-            row, weights = item
-            extra = {} if weights is None else {"weights": wandb.Histogram(weights.numpy())}
-            run.log(row | extra, step=row["step"])
-        run.finish()
+            run = self._start()
+            sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
+            log.info(sync if run.offline else f"wandb: {run.url}")
+            while (item := self.queue.get()) is not None:
+                row, weights = item
+                extra = {} if weights is None else {"weights": self.wandb.Histogram(weights.numpy())}
+                run.log(row | extra, step=row["step"])
+            run.finish()
+        except Exception as error:  # of many kinds, none of them worth a run
+            log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
 
-    def _start(self, mode: str) -> "wandb.Run":
+    def _start(self) -> "wandb.Run":
+        """A run online where that can be had, else offline."""
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        os.environ.setdefault("WANDB_SILENT", "true")
-        (self.folder / "wandb").mkdir(exist_ok=True)
-        known = self.folder / "wandb" / "run_id"  # a resumed run is the same run there
+        self.wandb = wandb
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
+        try:
+            return self._init(mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            log.warning(f"wandb cannot be reached ({_short(error)}): the run is kept offline")
+        wandb.teardown()  # else it takes the run's id for one in use
+        return self._init("offline")
+
+    def _init(self, mode: str) -> "wandb.Run":
+        folder = self.folder / "wandb"
+        folder.mkdir(exist_ok=True)
+        known = folder / "run_id"  # a resumed run is the same run there
         if not known.exists():
-            known.write_text(wandb.util.generate_id(), encoding="utf-8")
-        return wandb.init(
+            known.write_text(secrets.token_hex(4), encoding="utf-8")
+        return self.wandb.init(
             project=os.environ.get("WANDB_PROJECT", "bilevel-reweighting"),
             id=known.read_text(encoding="utf-8"),
             resume="allow",
@@ -82,7 +94,7 @@ class WandbTracker:
             dir=str(self.folder),
             config=self.config,
             mode=mode,
-            settings=wandb.Settings(
+            settings=self.wandb.Settings(
                 silent=True,
                 console="off",
                 save_code=False,
@@ -102,3 +114,7 @@ def wandb_logged_in() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
