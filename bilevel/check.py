@@ -42,7 +42,7 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             zero_config(settings, settings.dtype or "fp32")
         except UserError as error:
             problems.append(str(error))
-    if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
+    if settings.x_init not in ("uniform", "size") and not os.path.isfile(settings.x_init):
         problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
     if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
         problems += folder_taken(settings)
