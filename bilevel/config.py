@@ -188,15 +188,18 @@ def differing(then: dict[str, Any], now: dict[str, Any]) -> str:
 def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
     """Settings from a mapping, or None, and all problems: unknown keys, types, ranges, contradictions."""
     adapter = TypeAdapter(Settings)
+    problems = first([key for key in values if key not in FIELDS], 10, unknown_setting)
+    known = {key: value for key, value in values.items() if key in FIELDS}
     try:
-        settings = adapter.validate_python(values)
-        return settings, _contradictions(settings, set())
+        settings = adapter.validate_python(known)
+        found = problems + _contradictions(settings, set())
+        return (None if problems else settings), found
     except ValidationError as error:
-        found = error.errors()
-        bad = {str(item["loc"][0]) for item in found}
-        problems = first(found, 10, _problem)
+        items = error.errors()
+        bad = {str(item["loc"][0]) for item in items}
+        problems += first(items, 10, _problem)
     # Check the rest as well, so that the user sees everything in one go.
-    rest = {key: value for key, value in values.items() if key not in bad}
+    rest = {key: value for key, value in known.items() if key not in bad}
     rest |= {key: ["?"] for key in ("train_data", "val_data") if key not in rest}
     return None, problems + _contradictions(adapter.validate_python(rest), bad)
 
@@ -263,8 +266,6 @@ def _contradictions(s: Settings, bad: set[str]) -> list[str]:
 
 def _problem(item: dict[str, Any]) -> str:
     key = str(item["loc"][0])
-    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return unknown_setting(key)
     if item["type"] in ("missing", "missing_argument"):
         return f"{key}: missing ({FIELDS[key].description})"
     where = ".".join(plain(str(part)) for part in item["loc"])

@@ -32,6 +32,7 @@ FEATURES = datasets.Features(
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 CHAT_KEYS = ("messages", "conversations", "items")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _OPENING = re.compile(r"\s*\[[ \t\n\r]*(\]?)[ \t\n\r]*")
 _BETWEEN = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")
 _UNPACK, _CONVERT = "unpack it first", "write it as JSON Lines first, for example with datasets' Dataset.to_json"
@@ -244,10 +245,8 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record[field]
     if not isinstance(value, str):
         raise DataError(f"{where}: {field!r} must be text, got {_typed(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no text") from None
+    if _SURROGATE.search(value):
+        raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no text")
     return value
 
 
