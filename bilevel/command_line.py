@@ -65,7 +65,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases: with them a few lines can stand for more than fits in memory."""
+    """YAML without aliases, with which a few lines can stand for more than fits in memory, and endless numbers."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -74,6 +74,14 @@ class _Loader(yaml.SafeLoader):
             )
             raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
         return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.Node) -> int:
+        value = super().construct_yaml_int(node)
+        str(value)  # raises ValueError where Python cannot write it, as it can be read in hexadecimal digits
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _yaml(text: str) -> Any:

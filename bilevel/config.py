@@ -45,10 +45,7 @@ def short(value: Any, most: int = 60) -> str:
     """A value of any size and depth as a message shows it, in at most `most` characters."""
     outline = reprlib.Repr()
     outline.maxlevel, outline.maxlist, outline.maxstring = 3, 12, most
-    try:
-        text = outline.repr(value)
-    except ValueError:  # an integer of too many digits, in YAML's hexadecimals
-        text = "a very long number"
+    text = outline.repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
@@ -61,7 +58,11 @@ def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
     return Field(default=default, description=help, json_schema_extra={"group": group}, **rules)
 
 
-@dataclass(config=ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False), kw_only=True)
+# The length is that of the longest path; with one, pydantic also refuses text that has no UTF-8.
+_RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, str_max_length=4096)
+
+
+@dataclass(config=_RULES, kw_only=True)
 class Settings:
     """One field per setting; YAML key = flag = environment variable of run_F2SA.sh."""
 
@@ -125,7 +126,9 @@ class Settings:
     warmup_ratio: float = _setting("step", "share of the steps in which lr_y and lr_x rise from 0", 0.03, ge=0, le=1)
     epochs: float = _setting("step", "passes over the training samples", 1.0, gt=0)
     max_steps: int | None = _setting("step", "number of steps; null lets epochs decide", None, ge=1)
-    seed: int = _setting("step", "seed of the batches, the dropout masks and a model built from model_config", 0, ge=0)
+    seed: int = _setting(
+        "step", "seed of the batches, the dropout masks and a model built from model_config", 0, ge=0, lt=2**63
+    )
 
     lisa_layers: int | None = _setting(
         "LISA", "decoder blocks that train at a time, drawn at random; null trains all always", None, ge=1
