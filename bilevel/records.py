@@ -63,7 +63,10 @@ def find_files(patterns: list[str]) -> list[Path]:
     files: dict[tuple[str, str], Path] = {}
     for pattern in patterns:
         # A file's own name may hold what means something in a pattern, such as [.
-        found = [pattern] if os.path.isfile(pattern) else sorted(_glob(pattern))
+        try:
+            found = [pattern] if os.path.isfile(pattern) else sorted(_glob(pattern))
+        except UnicodeEncodeError:  # half a surrogate pair, which no name holds
+            found = []
         matches = [Path(match) for match in found if os.path.isfile(match)]
         if not matches:
             problems.append(f"no file matches {short(pattern, 300)} (looked in {Path.cwd()}){_hint(pattern)}")

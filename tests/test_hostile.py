@@ -20,7 +20,7 @@ from run_helpers import TINY
 from tokenizer_kinds import tokenizer_of
 
 from bilevel import records
-from bilevel.config import Settings, UserError
+from bilevel.config import Settings, UserError, plain, short
 from bilevel.data import load_samples
 from bilevel.model import load_tokenizer, model_shape
 from bilevel.records import find_files, read_rows
@@ -180,6 +180,22 @@ def test_content(write: Write, tmp_path: Path, content: object, outcome: list[li
         assert ids[-1] == tokenizer.eos_token_id and ids.count(ids[-1]) == 1  # where we end the sample, nowhere else
 
 
+@pytest.mark.parametrize("depth", range(700, 1000, 12))
+def test_nesting_near_what_the_parser_takes(write: Write, depth: int) -> None:
+    """Where Python writes a value out it needs as much room as where it reads one."""
+    text = error_of(lambda: read_rows(write("near.json", line(nested(depth)))))
+    assert "'text' must be text, got list [[" in text or "cannot be read (maximum recursion" in text
+
+
+def test_a_name_that_cannot_be_printed_is_escaped(tmp_path: Path) -> None:
+    assert r"\udcff.json: No such file" in error_of(lambda: read_rows(tmp_path / "\udcff.json"))
+
+
+@pytest.mark.parametrize("value", [["x" * 99] * 99, {"x" * 99: "x" * 99}, "x" * 999, b"x" * 999, 10**4000, [[[[[1]]]]]])
+def test_a_value_in_a_message_is_short(value: object) -> None:
+    assert len(short(value)) <= 60 and len(plain(str(value))) <= 60
+
+
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.jsonl", ".json", "a b, 'c' \"d\".json", "日本　$x$_{.json"])
 @pytest.mark.parametrize("content", [GOOD, array(GOOD)])
 def test_any_name_will_do(write: Write, name: str, content: str) -> None:
@@ -193,7 +209,7 @@ def test_names_that_are_refused(write: Write, tmp_path: Path, name: bytes) -> No
     assert "a control character or bytes that are not UTF-8" in error_of(lambda: find_files([f"{tmp_path}/**/*.json"]))
 
 
-@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "device", "long", "nul"])
+@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "device", "long", "nul", "surrogate"])
 def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.json"
     {
@@ -202,7 +218,7 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
         "dangling": lambda: path.symlink_to("gone"),
         "device": lambda: path.symlink_to("/dev/zero"),
     }.get(kind, lambda: None)()
-    pattern = {"long": "x" * 9000, "nul": "x\0.json"}.get(kind, str(tmp_path / "*.json"))
+    pattern = {"long": "x" * 9000, "nul": "x\0.json", "surrogate": "\ud800/*"}.get(kind, str(tmp_path / "*.json"))
     assert "no file matches" in error_of(lambda: find_files([pattern]))
 
 
