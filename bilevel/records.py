@@ -65,7 +65,7 @@ def find_files(patterns: list[str]) -> list[Path]:
         # A file's own name may hold what means something in a pattern, such as [.
         try:
             found = [pattern] if os.path.isfile(pattern) else sorted(_glob(pattern))
-        except UnicodeEncodeError:  # half a surrogate pair, which no name holds
+        except ValueError:  # a NUL or half a surrogate pair, which no name holds
             found = []
         matches = [Path(match) for match in found if os.path.isfile(match)]
         if not matches:

@@ -209,7 +209,7 @@ def test_names_that_are_refused(write: Write, tmp_path: Path, name: bytes) -> No
     assert "a control character or bytes that are not UTF-8" in error_of(lambda: find_files([f"{tmp_path}/**/*.json"]))
 
 
-@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "device", "long", "nul", "surrogate"])
+@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "device", "long", "nul", "nul-folder", "surrogate"])
 def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.json"
     {
@@ -218,7 +218,9 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
         "dangling": lambda: path.symlink_to("gone"),
         "device": lambda: path.symlink_to("/dev/zero"),
     }.get(kind, lambda: None)()
-    pattern = {"long": "x" * 9000, "nul": "x\0.json", "surrogate": "\ud800/*"}.get(kind, str(tmp_path / "*.json"))
+    pattern = {"long": "x" * 9000, "nul": "x\0.json", "nul-folder": "\0/*", "surrogate": "\ud800/*"}.get(
+        kind, str(tmp_path / "*.json")
+    )
     assert "no file matches" in error_of(lambda: find_files([pattern]))
 
 
