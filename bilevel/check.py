@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from bilevel.command_line import read_yaml
-from bilevel.config import ConfigError, Settings, UserError, differing, validate
+from bilevel.config import ConfigError, Settings, UserError, differing, plain, short, validate
 from bilevel.zero_config import zero_config
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             zero_config(settings, settings.dtype or "fp32")
         except UserError as error:
             problems.append(str(error))
-    if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
-        problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
+    if settings.x_init not in ("uniform", "size") and not os.path.isfile(settings.x_init):
+        problems.append(f"x_init: {short(settings.x_init, 300)} is neither uniform, size nor a file")
     if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
         problems += folder_taken(settings)
     if problems:
@@ -55,7 +55,13 @@ def folder_taken(settings: Settings) -> list[str]:
     """A problem where the run's folder holds anything but this run, unfinished."""
     folder = settings.run_folder
     remedy = "give another run_name or output_dir, or move that folder away"
-    if not folder.exists() or not {path.name for path in folder.iterdir()} - {"config.yaml.new"}:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:  # a file of that name, a name that is too long, a NUL in it
+        return [f"output_dir {plain(str(folder), 300)}: {getattr(error, 'strerror', error)}; {remedy}"]
+    if not set(names) - {"config.yaml.new"}:
         return []
     if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
         return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
