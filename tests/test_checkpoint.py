@@ -4,6 +4,7 @@ import errno
 import filecmp
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -86,10 +87,22 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(data: Path, tmp_path: P
         running.wait()
     with (killed / "metrics.csv").open("a") as file:
         file.write("39,0.5,1.2")  # half a row
-    (killed / "checkpoints" / "step_000099.partial").mkdir()
+    (killed / "checkpoints" / "step_000099.partial").mkdir()  # goes with the next checkpoint
     assert train_bilevel.main(settings(data, killed, **changed)) == 0
     for name in RESULTS:
         assert filecmp.cmp(whole / name, killed / name, shallow=False), name
+    assert not list((killed / "checkpoints").glob("*.partial"))
+
+
+def test_the_newest_is_that_of_most_steps(tmp_path: Path):
+    """Beyond a million steps names have another length."""
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=2)
+    for step in (999_999, 1_000_000):
+        saved.begin(step, STATE | {"step": step})
+        assert saved.finish()
+    assert saved.read("auto")["step"] == 1_000_000
+    (tmp_path / "step_1000000" / "rank0.json").unlink()
+    assert saved.read("auto")["step"] == 999_999
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -267,6 +280,26 @@ def break_write(patch: pytest.MonkeyPatch, where: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     patch.setattr(owner, kind, full)
+
+
+def test_a_limit_on_the_size_of_files_at_any_byte(tmp_path: Path, caplog):
+    """As a disk that fills up: wherever writing ends, the checkpoint before is the newest one that is whole."""
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=3)
+    saved.begin(3, STATE)
+    assert saved.finish()
+    largest = max(path.stat().st_size for path in (tmp_path / "step_000003").iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in range(0, largest, max(1, largest // 40)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            saved.begin(4, STATE | {"step": 4})
+            assert not saved.finish()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert [path.name for path in tmp_path.iterdir()] == ["step_000003"] and saved.read("auto")["step"] == 3
+    assert caplog.text.count("NO CHECKPOINT WRITTEN") >= 40
+    saved.begin(5, STATE | {"step": 5})
+    assert saved.finish() and saved.read("auto")["step"] == 5
 
 
 def test_too_little_space_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
