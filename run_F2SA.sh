@@ -68,7 +68,8 @@ if [ -n "${HOSTFILE:-}" ]; then
     launch+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?is needed beside NODE_RANK: where machine 0 is}")
   fi
 elif [ "$processes" -gt 1 ]; then
-  launch=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes")
+  # A signal gives the processes five minutes to write a checkpoint, and then ends them.
+  launch=("$python" -m bilevel.launch --standalone --nproc_per_node "$processes" --shutdown_timeout 300)
 else
   launch=("$python")
 fi

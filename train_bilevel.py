@@ -14,21 +14,19 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bilevel.check import check_files, check_shape, too_large
+from bilevel.check import check_files, check_shape, hold, too_large
 from bilevel.command_line import load_settings
 from bilevel.config import ConfigError, Settings, UserError, dump
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
-    import transformers
+    from tqdm import tqdm
 
-    from bilevel.backend import ModelCopy
-    from bilevel.data import Samples
-    from bilevel.lisa import Lisa
+    from bilevel.checkpoint import Checkpoints
+    from bilevel.interrupt import Interrupt
     from bilevel.metrics import MetricsLog
-    from bilevel.weights import SampleWeights, SourceWeights
-    from bilevel.world import World
+    from bilevel.run import Run
 
 log = logging.getLogger("bilevel")
 
@@ -38,7 +36,7 @@ log = logging.getLogger("bilevel")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake, 1 training failed."""
+    """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 143 and 130 after SIGTERM and SIGINT."""
     try:
         settings, dry_run = load_settings(argv)
         quiet_libraries()
@@ -52,12 +50,12 @@ def main(argv: list[str]) -> int:
                 report = memory_report(settings, processes, hosts=math.ceil(processes / on_host))
                 print(textwrap.indent(report, "# ", lambda _: True))
             return 0
-        run = setup(settings, files)
+        run, checkpoints = setup(settings, files)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0 if fit(run) else 1
+    return fit(run, checkpoints)
 
 
 def quiet_libraries() -> None:
@@ -80,32 +78,14 @@ def quiet_libraries() -> None:
 # setup
 
 
-@dataclasses.dataclass
-class Run:
-    """All that training needs, loaded and checked."""
-
-    settings: Settings
-    world: "World"
-    tokenizer: "transformers.PreTrainedTokenizerBase"
-    train: "Samples"
-    val: "Samples"
-    test: "Samples | None"
-    copies: "dict[str, ModelCopy]"  # u and w
-    lisa: "Lisa | None"
-    x: "SourceWeights | SampleWeights"
-    steps: int
-
-    @property
-    def per_sample(self) -> bool:
-        return self.settings.weights == "sample"
-
-
-def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
-    """Load data and model. Raises UserError; nothing has been written when it does."""
+def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Checkpoints]":
+    """Load data, model and the checkpoint to go on from. Raises UserError; nothing has been written when it does."""
+    from bilevel.checkpoint import Checkpoints
     from bilevel.copies import start_world, two_copies
     from bilevel.data import load_samples, steps_per_run
     from bilevel.model import load_tokenizer, model_shape
     from bilevel.results import read_start
+    from bilevel.run import Run
     from bilevel.tokenise import Tokeniser
     from bilevel.weights import SampleWeights, SourceWeights
 
@@ -125,22 +105,27 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> Run:
         x = SampleWeights(len(train), start, settings.x_map, settings.alpha, settings.x_optimizer)
     else:
         x = SourceWeights(train.source_ids, start, settings.alpha, settings.x_optimizer)
-    copies, lisa = two_copies(settings, world, shape, tokenizer)
+    folder = settings.run_folder / "checkpoints"
+    data = {
+        f"{part} {name}": fingerprint
+        for part, samples in (("train", train), ("val", val), ("test", test))
+        if samples is not None
+        for name, fingerprint in samples.fingerprints.items()
+    }
+    checkpoints = Checkpoints(folder, world, dataclasses.asdict(settings), data, settings.keep_checkpoints)
+    state = checkpoints.read(settings.resume)
+    copies, lisa = two_copies(settings, world, shape, tokenizer, steps_done=state["step"] if state else 0)
     steps = steps_per_run(len(train), settings.global_batch_size, settings.epochs, settings.max_steps)
-    return Run(settings, world, tokenizer, train, val, test, copies, lisa, x, steps)
+    run = Run(settings, world, tokenizer, train, val, test, copies, lisa, x, steps)
+    if state:
+        run.load_state_dict(state)
+    return run, checkpoints
 
 
-def open_log(run: Run) -> None:
-    """What is said goes to the screen and to run.log, by the main process."""
-    log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
-    log.handlers = [logging.StreamHandler(sys.stdout)]
-    if run.world.main:
-        log.addHandler(logging.FileHandler(run.settings.run_folder / "run.log", encoding="utf-8"))
-
-
-def open_metrics(run: Run) -> "MetricsLog":
+def open_metrics(run: "Run") -> "MetricsLog":
     """metrics.csv, timing.csv and the tracker of a run."""
-    from bilevel.metrics import Columns, MetricsLog, NoTracker, WandbTracker
+    from bilevel.metrics import Columns, MetricsLog
+    from bilevel.tracker import NoTracker, WandbTracker
 
     s = run.settings
     columns = Columns(
@@ -149,130 +134,159 @@ def open_metrics(run: Run) -> "MetricsLog":
     tracker = NoTracker()
     if s.tracker == "wandb" and run.world.main:
         tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
-        log.info(tracker.notice)
-    return MetricsLog(s.run_folder if run.world.main else None, columns, tracker)
-
-
-def describe(run: Run) -> str:
-    """What is about to happen, in a few lines."""
-    s = run.settings
-    processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
-    lines = [
-        f"{run.copies['w'].size / 1e6:.1f}M parameters, two copies on {run.world.device.type}{processes}; {run.steps} "
-        f"steps of {s.global_batch_size} training and {s.val_batch_size} validation samples",
-        f"lr_y {s.lr_y:g}, lr_x {s.lr_x:g} every {s.upper_every} steps, alpha {s.alpha:g}",
-    ]
-    if run.lisa:
-        lines.append(
-            f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks at a time, redrawn every {s.lisa_interval} steps"
-        )
-    sizes = run.train.source_ids.bincount().tolist()
-    for source, size, dropped in zip(run.train.sources, sizes, run.train.dropped, strict=True):
-        lines.append(f"  {source}: {size} samples" + dropped_words(dropped))
-    for name, part in (("validation", run.val), ("test", run.test)):
-        if part is not None:
-            lines.append(f"  {name}: {len(part)} samples" + dropped_words(sum(part.dropped)))
-    return "\n".join(lines)
-
-
-def dropped_words(dropped: int) -> str:
-    return f" ({dropped} records dropped: no response within max_length)" if dropped else ""
+    return MetricsLog(s.run_folder if run.world.main else None, columns, tracker, run.step)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the loop
 
 
-def fit(run: Run) -> bool:
-    """Train, log, evaluate, save. False when training had to stop."""
+def fit(run: "Run", checkpoints: "Checkpoints") -> int:
+    """Train, log, evaluate, save. The exit code: 0 done, 1 training had to stop, 128 + n after signal n."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from bilevel.data import BatchStream
-    from bilevel.f2sa import TrainingStopped, penalty_step
-    from bilevel.rounding import RoundingGuard
+    from bilevel.f2sa import TrainingStopped
+    from bilevel.interrupt import Interrupt, Interrupted
+    from bilevel.screen import describe
 
-    s, world, x = run.settings, run.world, run.x
     open_folder(run)
     log.info(describe(run))
     metrics = open_metrics(run)
-    train_stream = BatchStream(len(run.train), s.global_batch_size, s.seed)
-    val_stream = BatchStream(len(run.val), s.val_batch_size, s.seed + 1)
-    eval_every = s.eval_every or max(1, run.steps // 10)
-    guard = RoundingGuard(s, run.copies)
-    screen = world.main and sys.stderr.isatty()
-
-    row: dict[str, Any] = {}
-    with logging_redirect_tqdm([log]), tqdm(total=run.steps, unit="step", disable=not screen) as bar:
-        for step in range(run.steps + 1):
-            evaluating = step % eval_every == 0 or step == run.steps
-            if evaluating or step % s.log_every == 0:
-                row = completed(run, step, row, evaluating)
-                metrics.write(row, x.coefficients(run.train.all_ids) if evaluating and run.per_sample else None)
-                show(bar, row, run.steps, evaluating)
-            if step == run.steps:
-                break
-
-            if run.lisa:
-                run.lisa.switch(step, run.copies)
-            lr_y = s.lr_y * schedule(step, run.steps, s.warmup_ratio, "cosine")
-            lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
-            train = run.train.batch(next(train_stream), s.micro_batch_tokens, world)
-            validation = run.val.batch(next(val_stream), s.micro_batch_tokens, world)
-            try:
-                result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
-                                      seed=dropout_seed(s.seed, step))  # fmt: skip
-                row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | guard.check(step + 1, train, result.gaps)
-            except TrainingStopped as error:
-                log.error(f"step {step + 1}: {error}")
-                tell_launcher(error)
-                metrics.close()
-                return False
-            if run.lisa and step == 0:
-                run.lisa.verify(lr_y)
-            if step < s.x_warmup_steps:
-                x.clear()
-            elif (step + 1) % s.upper_every == 0:
-                x.step(lr_x)
-            metrics.count(result.tokens)
-            bar.update()
+    screen = run.world.main and sys.stderr.isatty()
+    bar = tqdm(total=run.steps, initial=run.step, unit="step", disable=not screen)
+    with logging_redirect_tqdm([log]), bar, Interrupt(run.world) as interrupt:
+        try:
+            train(run, checkpoints, metrics, bar, interrupt)
+        except TrainingStopped as error:
+            checkpoints.finish()
+            saved = checkpoints.all()
+            last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+            log.error(f"step {run.step + 1}: {error}; {last}")
+            tell_launcher(error)
+            metrics.close()
+            return 1
+        except Interrupted as stopped:
+            if checkpoints.step != run.step:
+                checkpoints.begin(run.step, run.state_dict())
+            saved = checkpoints.finish()
+            log.info(f"{stopped}: ended after step {run.step}" + (", saved; the same command goes on" if saved else ""))
+            metrics.close()
+            return 128 + stopped.signal
+    checkpoints.finish()
     metrics.close()
-    finish(run, row)
-    return True
+    return finish(run)
 
 
-def completed(run: Run, step: int, row: dict[str, Any], evaluating: bool) -> dict[str, Any]:
-    """The row of metrics.csv of the last step, with the weights after it and with what an evaluation finds."""
-    from bilevel.evaluate import evaluate
-
-    s, x = run.settings, run.x
-    row = {"step": step, "epoch": step * s.global_batch_size / len(run.train)} | row
-    if not run.per_sample:
-        row |= {f"weight/{name}": p for name, p in zip(run.train.sources, x.p.tolist(), strict=True)}
-    if evaluating:
-        row |= evaluate(run.copies, x, run.train, run.test, s.micro_batch_tokens)
-    return row
-
-
-def open_folder(run: Run) -> None:
-    """The run's folder with its resolved settings, written first."""
-    if run.world.main:
-        run.settings.run_folder.mkdir(parents=True, exist_ok=True)
-        (run.settings.run_folder / "config.yaml").write_text(dump(run.settings), encoding="utf-8")
-    open_log(run)
-
-
-def finish(run: Run, row: dict[str, Any]) -> None:
-    """What a finished run leaves, and its closing words."""
-    from bilevel.results import draw_weights, summary, write_weights
+def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "tqdm", interrupt: "Interrupt") -> None:
+    """The loop, to the last step and its row. Raises TrainingStopped, and Interrupted between two steps."""
+    from bilevel.screen import show
 
     s = run.settings
-    if s.save_model != "none":
-        run.copies[s.save_model].save(s.run_folder / "model", run.tokenizer)
+    eval_every, save_every = (
+        every if every is not None else max(1, run.steps // 10) for every in (s.eval_every, s.save_every)
+    )
+    while True:
+        evaluating = run.step % eval_every == 0 or run.step == run.steps
+        if evaluating or run.step % s.log_every == 0:
+            log_row(run, metrics, evaluating, interrupt)
+            show(bar, run.row, run.steps, evaluating)
+        if run.step == run.steps:
+            return
+        metrics.count(one_step(run))
+        run.step += 1
+        bar.update()
+        checkpoints.poll()
+        if save_every and run.step % save_every == 0:
+            checkpoints.begin(run.step, run.state_dict())
+        interrupt.check()
+
+
+def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Interrupt") -> None:
+    """Complete the last step's row with the weights, and with what an evaluation finds, and write it."""
+    from bilevel.evaluate import evaluate
+
+    s, x, train = run.settings, run.x, run.train
+    run.row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(train)} | run.row
+    if not run.per_sample:
+        run.row |= {f"weight/{name}": p for name, p in zip(train.sources, x.p.tolist(), strict=True)}
+    if evaluating:
+        run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens, pause=interrupt.check)
+        run.watch.weights(run.step)
+    metrics.write(run.row, x.coefficients(train.all_ids) if evaluating and run.per_sample else None)
+
+
+def one_step(run: "Run") -> int:
+    """A step of u and w, and of x when it is its turn; returns the tokens that the passes have read."""
+    from bilevel.f2sa import NonFiniteLoss, penalty_step
+
+    s, x, step = run.settings, run.x, run.step
+    if run.lisa:
+        run.lisa.switch(step, run.copies)
+    lr_y = s.lr_y * schedule(step, run.steps, s.warmup_ratio, "cosine")
+    lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
+    train = run.train.batch(next(run.streams["train"]), s.micro_batch_tokens, run.world)
+    validation = run.val.batch(next(run.streams["val"]), s.micro_batch_tokens, run.world)
+    signal = {}
+    try:
+        result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
+                              seed=dropout_seed(s.seed, step))  # fmt: skip
+    except NonFiniteLoss as error:
+        run.skip(error)
+        result = error.result
+    else:
+        signal = run.guard.check(step + 1, train, result.gaps)
+        run.watch.loss(step + 1, result.loss_w)
+        if run.lisa and step == 0:
+            run.lisa.verify(lr_y)
+    run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | signal
+    if step < s.x_warmup_steps:
+        x.clear()
+    elif (step + 1) % s.upper_every == 0:
+        x.step(lr_x)
+    return result.tokens
+
+
+def open_folder(run: "Run") -> None:
+    """The run's folder with its resolved settings, written first."""
+    from bilevel.screen import open_log
+
+    folder = run.settings.run_folder
     if run.world.main:
-        write_weights(s.run_folder / "weights.csv", run.x, run.train)
-        draw_weights(s.run_folder, run.x, run.train)
-        log.info(summary(s.run_folder, run.x, run.train, row))
+        folder.mkdir(parents=True, exist_ok=True)
+        run.lock = hold(folder)
+        (folder / "config.yaml.new").write_text(dump(run.settings), encoding="utf-8")
+        (folder / "config.yaml.new").rename(folder / "config.yaml")
+    open_log(run)
+    run.world.wait()
+    if unseen := [rank for rank, seen in enumerate(run.world.gather(folder.is_dir())) if not seen]:
+        log.warning(
+            f"NO CHECKPOINTS: processes {unseen} do not see {folder}, where each has to write its share. Give an "
+            "output_dir that all machines see, or this run cannot be resumed"
+        )
+
+
+def finish(run: "Run") -> int:
+    """What a finished run leaves, and its closing words; the exit code."""
+    from safetensors import SafetensorError
+
+    from bilevel.results import draw_weights, summary, write_weights
+
+    s, folder = run.settings, run.settings.run_folder
+    try:
+        if s.save_model != "none":
+            run.copies[s.save_model].save(folder / "model", run.tokenizer)
+        if run.world.main:
+            draw_weights(folder, run.x, run.train)
+            write_weights(folder / "weights.csv", run.x, run.train)  # last: it says that the run is finished
+            log.info(summary(folder, run.x, run.train, run.row))
+            (folder / "lock").unlink()
+    except (OSError, SafetensorError) as error:
+        log.error(
+            f"the results cannot be written: {error}. Make room; the same command goes on from the last checkpoint"
+        )
+        return 1
+    return 0
 
 
 def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
@@ -288,20 +302,6 @@ def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
 def dropout_seed(seed: int, step: int) -> int:
     """Where the step's dropout masks start; far from the neighbours', as micro-batches count up from it."""
     return (seed * 1_000_003 + step) * 100_003
-
-
-def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
-    """Loss and the noisy (or lowest) source's weight on the bar; a plain line at evaluations without a terminal."""
-    facts = {"loss": row.get("loss_w"), "test": row.get("test_loss_w"), "ROC": row.get("roc_auc")}
-    shares = {name.removeprefix("weight/"): value for name, value in row.items() if name.startswith("weight/")}
-    if len(shares) > 1:
-        noisy = [name for name in shares if "noisy" in name]
-        name = noisy[0] if len(noisy) == 1 else min(shares, key=shares.get)
-        facts["w_noisy" if noisy == [name] else f"w({name})"] = shares[name]
-    words = ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)
-    bar.set_postfix_str(words)
-    if bar.disable and evaluating:
-        log.info(f"step {row['step']}/{steps}: {words}")
 
 
 def tell_launcher(error: Exception) -> None:

@@ -6,6 +6,7 @@ bilevel.zero has the same under DeepSpeed; nobody else knows which it is.
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -52,11 +53,23 @@ class ModelCopy:
         """Step with the gradients since the last step, whose norm is given, and clear them."""
         raise NotImplementedError
 
+    def discard(self) -> None:
+        """Forget the gradients since the last step; parameters and optimizer stay as they are."""
+        raise NotImplementedError
+
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         """Train these parameters and freeze all others, whose optimizer state is dropped.
 
         The moments of always_on go on, those of drawn start anew.
         """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process's share of parameters and optimizer state, nested, to go on from with the same processes."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what state_dict gave, with the same parameters active."""
         raise NotImplementedError
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
@@ -101,6 +114,9 @@ class TorchCopy(ModelCopy):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def discard(self) -> None:
+        self.optimizer.zero_grad()
+
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         trained = [*always_on, *chain.from_iterable(drawn)]
         active = {id(p) for p in trained}
@@ -110,6 +126,19 @@ class TorchCopy(ModelCopy):
         kept = {p: self.optimizer.state[p] for p in always_on if p in self.optimizer.state}
         self.optimizer = self._adamw(trained)
         self.optimizer.state.update(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        moments = {
+            name: self.optimizer.state[p] for name, p in self.model.named_parameters() if p in self.optimizer.state
+        }
+        return {"parameters": dict(self.model.named_parameters()), "moments": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                p.copy_(state["parameters"][name])
+                if name in state["moments"]:
+                    self.optimizer.state[p] = {k: v.to(p.device) for k, v in state["moments"][name].items()}
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         self.model.save_pretrained(folder)

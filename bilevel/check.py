@@ -1,11 +1,14 @@
 """What is wrong between the settings and the files, found before anything is loaded."""
 
+import dataclasses
+import fcntl
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from bilevel.config import ConfigError, Settings, UserError
+from bilevel.command_line import read_yaml
+from bilevel.config import ConfigError, Settings, UserError, differing, plain, short, validate
 from bilevel.zero_config import zero_config
 
 if TYPE_CHECKING:
@@ -39,17 +42,50 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             zero_config(settings, settings.dtype or "fp32")
         except UserError as error:
             problems.append(str(error))
-    if settings.x_init not in ("uniform", "size") and not Path(settings.x_init).is_file():
-        problems.append(f"x_init: {settings.x_init!r} is neither uniform, size nor a file")
-    main = os.environ.get("RANK", "0") == "0"  # the others may come when it has begun to write
-    if main and settings.run_folder.exists() and any(settings.run_folder.iterdir()):
-        problems.append(
-            f"{settings.run_folder} already holds a run, which is never overwritten: "
-            "give another run_name or output_dir, or move that folder away"
-        )
+    if settings.x_init not in ("uniform", "size") and not os.path.isfile(settings.x_init):
+        problems.append(f"x_init: {short(settings.x_init, 300)} is neither uniform, size nor a file")
+    if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
+        problems += folder_taken(settings)
     if problems:
         raise ConfigError(problems)
     return files
+
+
+def folder_taken(settings: Settings) -> list[str]:
+    """A problem where the run's folder holds anything but this run, unfinished."""
+    folder = settings.run_folder
+    remedy = "give another run_name or output_dir, or move that folder away"
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:  # a file of that name, a name that is too long, a NUL in it
+        return [f"output_dir {plain(str(folder), 300)}: {getattr(error, 'strerror', error)}; {remedy}"]
+    if not set(names) - {"config.yaml.new"}:
+        return []
+    if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
+        return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
+    if (folder / "lock").exists() and hold(folder) is None:
+        return [f"a process is still at work in {folder}: wait for it, end it, or give another run_name or output_dir"]
+    if settings.resume == "never":
+        return [f"{folder} already holds an unfinished run and resume is never: {remedy}"]
+    then, problems = validate(read_yaml(str(folder / "config.yaml")))
+    if then is None:
+        return [f"{folder} already holds an unfinished run of another version ({problems[0]}): {remedy}"]
+    if found := differing(dataclasses.asdict(then), dataclasses.asdict(settings)):
+        return [f"{folder} already holds an unfinished run of other settings, {found}: change them back, or {remedy}"]
+    return []
+
+
+def hold(folder: Path) -> IO | None:
+    """A lock on a run's folder while the file that is returned is open; None when another process has it."""
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:

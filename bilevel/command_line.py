@@ -7,15 +7,30 @@ from typing import Any
 
 import yaml
 
-from bilevel.config import FIELDS, LISTS, ConfigError, Settings, UserError, unknown_setting, validate
+from bilevel.config import (
+    FIELDS,
+    FREE,
+    LISTS,
+    ConfigError,
+    Settings,
+    UserError,
+    first,
+    plain,
+    short,
+    unknown_setting,
+    validate,
+)
+
+LONGEST = 200_000  # characters of a file of settings: YAML is read slowly, and a data file given by mistake is larger
 
 
 def load_settings(argv: list[str]) -> tuple[Settings, bool]:
     """Settings from a command line, and whether --dry_run was given. Raises ConfigError with every problem found."""
     options, unknown = _parser().parse_known_args(argv)
-    problems = [unknown_setting(word.split("=")[0], "--") for word in unknown if word.startswith("--")]
+    flags = [word.split("=")[0] for word in unknown if word.startswith("--")]
+    problems = first(flags, 10, lambda flag: unknown_setting(flag, "--"))
     if unknown and not problems:
-        problems = [f"{word}: not a setting; settings are typed as --name value" for word in unknown]
+        problems = first(unknown, 10, lambda word: f"{plain(word)}: not a setting; settings are typed as --name value")
     given = {key: _from_text(value) for key, value in vars(options).items() if key in FIELDS and value is not None}
 
     in_file: dict[str, Any] = {}
@@ -33,15 +48,49 @@ def load_settings(argv: list[str]) -> tuple[Settings, bool]:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError."""
+    name = f"--config {plain(path, 300)}"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise UserError(f"{name}: more than {LONGEST} characters, which is no file of settings")
+        content = _yaml(text)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}. configs/ holds examples") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: {error.strerror or error}. configs/ holds examples") from None
+    except ValueError as error:
+        raise UserError(f"{name} is not YAML: {plain(' '.join(str(error).split()), 300)}") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected lines of `setting: value`")
-    return {str(key): value for key, value in content.items()}
+        raise UserError(f"{name}: expected lines of `setting: value`")
+    return {key if isinstance(key, str) else short(key): value for key, value in content.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, with which a few lines can stand for more than fits in memory, and endless numbers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            problem = (
+                "a word that begins with * is an alias in YAML, which is not taken here; quote it, or write it out"
+            )
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.Node) -> int:
+        value = super().construct_yaml_int(node)
+        str(value)  # raises ValueError where Python cannot write it, as it can be read in hexadecimal digits
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _yaml(text: str) -> Any:
+    """Raises ValueError."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # PyYAML raises what Python does for a month 13, a tag without a value, deep nesting
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,14 +125,14 @@ def _from_text(value: Any) -> Any:
         return None
     if value.startswith(("{", "[")):
         try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
+            return _yaml(value)
+        except ValueError:
             return value
     return value
 
 
 def _to_text(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value is None else value if isinstance(value, str) else short(value, 1000)
 
 
 def _words(value: Any) -> list[Any]:
@@ -100,7 +149,8 @@ def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
     parts = [Path(config).stem if config else "run"]
     for key, value in given.items():
         if key == "train_data":
-            parts.append("data=" + "+".join(dict.fromkeys(Path(word).parent.name for word in _words(value))))
-        elif key not in ("run_name", "output_dir", "tracker", "val_data", "test_data"):
+            parts.append("data=" + "+".join(dict.fromkeys(Path(_to_text(word)).parent.name for word in _words(value))))
+        elif key not in FREE | {"tracker", "val_data", "test_data"}:
             parts.append(f"{key}=" + "+".join(Path(_to_text(word)).name for word in _words(value)))
-    return re.sub(r"[^\w.=+-]+", "_", "-".join(parts))[:120]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+    return name.encode()[:120].decode(errors="ignore")  # the system counts a name's bytes

@@ -6,6 +6,8 @@
 import dataclasses
 import difflib
 import os
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,13 @@ from pydantic.dataclasses import dataclass
 
 
 class UserError(Exception):
-    """Something the user supplied cannot be right; the message says what and what to do (exit code 2)."""
+    """Something the user supplied cannot be right; the message says what and what to do (exit code 2).
+
+    The message can be printed and logged anywhere: what has no UTF-8, such as half a surrogate pair, is escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(UserError):
@@ -24,14 +32,37 @@ class ConfigError(UserError):
     def __init__(self, problems: list[str]):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"the configuration has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
+        super().__init__(f"the configuration has {count}:\n" + "\n".join(f"  - {p}" for p in first(problems, 20)))
+
+
+def first(found: list[Any], most: int, say: Callable[[Any], str] = str) -> list[str]:
+    """What to say of the first of many problems, and how many more there are."""
+    more = len(found) - most
+    return [say(one) for one in found[:most]] + ([f"and {more} more"] if more > 0 else [])
+
+
+def short(value: Any, most: int = 60) -> str:
+    """A value of any size and depth as a message shows it, in at most `most` characters."""
+    outline = reprlib.Repr()
+    outline.maxlevel, outline.maxlist, outline.maxstring = 3, 12, most
+    text = outline.repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def plain(text: str, most: int = 60) -> str:
+    """A name as it is typed where a message can show it so, else as `short` shows it."""
+    return text if text.isprintable() and len(text) <= most else short(text, most)
 
 
 def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
     return Field(default=default, description=help, json_schema_extra={"group": group}, **rules)
 
 
-@dataclass(config=ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False), kw_only=True)
+# The length is that of the longest path; with one, pydantic also refuses text that has no UTF-8.
+_RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, str_max_length=4096)
+
+
+@dataclass(config=_RULES, kw_only=True)
 class Settings:
     """One field per setting; YAML key = flag = environment variable of run_F2SA.sh."""
 
@@ -95,7 +126,9 @@ class Settings:
     warmup_ratio: float = _setting("step", "share of the steps in which lr_y and lr_x rise from 0", 0.03, ge=0, le=1)
     epochs: float = _setting("step", "passes over the training samples", 1.0, gt=0)
     max_steps: int | None = _setting("step", "number of steps; null lets epochs decide", None, ge=1)
-    seed: int = _setting("step", "seed of the batches, the dropout masks and a model built from model_config", 0, ge=0)
+    seed: int = _setting(
+        "step", "seed of the batches, the dropout masks and a model built from model_config", 0, ge=0, lt=2**63
+    )
 
     lisa_layers: int | None = _setting(
         "LISA", "decoder blocks that train at a time, drawn at random; null trains all always", None, ge=1
@@ -122,6 +155,16 @@ class Settings:
     output_dir: str | None = _setting("run", "the run's folder; null: outputs/<run_name>", None)
     eval_every: int | None = _setting("run", "steps between test evaluations; null: a tenth of the run", None, ge=1)
     log_every: int = _setting("run", "steps between rows of metrics.csv", 1, ge=1)
+    save_every: int | None = _setting(
+        "run", "steps between checkpoints; null: a tenth of the run; 0: only when a signal ends it", None, ge=0
+    )
+    skip_nonfinite: int = _setting(
+        "run", "steps that may be left out since a loss or gradient is not finite, before that ends the run", 0, ge=0
+    )
+    keep_checkpoints: int = _setting("run", "newest checkpoints that are kept", 2, ge=1)
+    resume: str = _setting(
+        "run", "auto: go on with the unfinished run in the folder; never; or a checkpoint's path", "auto"
+    )
     save_model: Literal["w", "u", "none"] = _setting("run", "which copy is saved to model/", "w")
     tracker: Literal["wandb", "none"] = _setting("run", "where metrics go besides metrics.csv", "wandb")
 
@@ -135,36 +178,55 @@ class Settings:
 
 
 FIELDS = Settings.__pydantic_fields__
+# What a resumed run may change, as it does not enter the results.
+FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
 LISTS = {f.name for f in dataclasses.fields(Settings) if str(f.type).startswith("list")}
+
+
+def differing(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that a resumed run may not change and that differ, with both values; empty without one."""
+    return ", ".join(
+        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(then.keys() | now.keys())
+        if name not in FREE and then.get(name) != now.get(name)
+    )
 
 
 def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
     """Settings from a mapping, or None, and all problems: unknown keys, types, ranges, contradictions."""
     adapter = TypeAdapter(Settings)
+    problems = first([key for key in values if key not in FIELDS], 10, unknown_setting)
+    known = {key: value for key, value in values.items() if key in FIELDS}
     try:
-        settings = adapter.validate_python(values)
-        return settings, _contradictions(settings, set())
+        settings = adapter.validate_python(known)
+        found = problems + _contradictions(settings, set())
+        return (None if problems else settings), found
     except ValidationError as error:
-        bad, problems = set(), []
-        for item in error.errors():
-            key = str(item["loc"][0])
-            bad.add(key)
-            problems.append(_problem(key, item))
+        items = error.errors()
+        bad = {str(item["loc"][0]) for item in items}
+        problems += first(items, 10, _problem)
     # Check the rest as well, so that the user sees everything in one go.
-    rest = {key: value for key, value in values.items() if key not in bad}
+    rest = {key: value for key, value in known.items() if key not in bad}
     rest |= {key: ["?"] for key in ("train_data", "val_data") if key not in rest}
     return None, problems + _contradictions(adapter.validate_python(rest), bad)
 
 
 def unknown_setting(key: str, dashes: str = "") -> str:
     """What to say of a name that is no setting, with the nearest that is one; dashes as they were typed before it."""
-    near = difflib.get_close_matches(key.lstrip("-"), FIELDS, n=1, cutoff=0.5)
-    return f"{key}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
+    near = difflib.get_close_matches(key.lstrip("-")[:60], FIELDS, n=1, cutoff=0.5)
+    return f"{plain(key)}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a value out wherever it stands: read_yaml takes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def dump(settings: Settings) -> str:
     """The resolved settings as YAML, enough to run again."""
-    return yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dataclasses.asdict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _contradictions(s: Settings, bad: set[str]) -> list[str]:
@@ -209,13 +271,12 @@ def _contradictions(s: Settings, bad: set[str]) -> list[str]:
     return [message for fields, wrong, message in found if wrong and not fields & bad]
 
 
-def _problem(key: str, item: dict[str, Any]) -> str:
-    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return unknown_setting(key)
+def _problem(item: dict[str, Any]) -> str:
+    key = str(item["loc"][0])
     if item["type"] in ("missing", "missing_argument"):
         return f"{key}: missing ({FIELDS[key].description})"
-    where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+    where = ".".join(plain(str(part)) for part in item["loc"])
+    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}"
 
 
 if __name__ == "__main__":

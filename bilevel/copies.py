@@ -28,8 +28,9 @@ def two_copies(
     world: World,
     shape: transformers.PretrainedConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
+    steps_done: int = 0,
 ) -> tuple[dict[str, ModelCopy], Lisa | None]:
-    """u and w, equal at the start, and what LISA lets them train."""
+    """u and w, equal at the start, and what LISA lets them train after so many steps."""
     s = settings
     dtype = chosen_dtype(s, world.device)
     if s.backend == "deepspeed":
@@ -42,7 +43,7 @@ def two_copies(
         model = load_model(s, shape, tokenizer).to(world.device)
         models = {"u": model, "w": copy.deepcopy(model)}
         make = functools.partial(TorchCopy, clip_grad_norm=s.clip_grad_norm, bf16=dtype == "bf16")
-    lisa = Lisa(s, models) if s.lisa_layers is not None else None
+    lisa = Lisa(s, models, steps_done) if s.lisa_layers is not None else None
     copies = {
         name: make(model, weight_decay=s.weight_decay, active=lisa.active(name) if lisa else None)
         for name, model in models.items()

@@ -63,6 +63,7 @@ class Samples:
     def __init__(self, files: list[Path], tables: list[datasets.Dataset], dropped: list[int]):
         self.files, self.dropped = files, dropped
         self.sources = [file.stem for file in files]
+        self.fingerprints = {file.name: table._fingerprint for file, table in zip(files, tables, strict=True)}
         self.table = datasets.concatenate_datasets(tables)
         sizes = torch.tensor([len(table) for table in tables])
         self.source_ids = torch.repeat_interleave(torch.arange(len(tables)), sizes)  # (N,)
@@ -72,6 +73,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def places(self, sample_ids: torch.Tensor) -> str:
+        """Where the records of these samples stand: each file with their places in it, from 0."""
+        by_file: dict[str, set[int]] = {}
+        for i in sample_ids.tolist():
+            by_file.setdefault(str(self.files[self.source_ids[i]]), set()).add(int(self.record_index[i]))
+        return "; ".join(f"{file}: {', '.join(map(str, sorted(found)))}" for file, found in sorted(by_file.items()))
 
     def in_order(self, token_budget: int, world: World = ALONE, chunk: int = 1024) -> Iterator[MicroBatch]:
         """This rank's micro-batches of all samples, `chunk` samples sorted by length at a time."""

@@ -1,5 +1,7 @@
 """Judge a run: held-out loss, and what the weights say about sources and records."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -16,12 +18,16 @@ def evaluate(
     train: Samples,
     test: Samples | None,
     token_budget: int,
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The columns of metrics.csv that cost more than a step's by-products; recomputes x's normaliser exactly."""
+    """The columns of metrics.csv that cost more than a step's by-products; recomputes x's normaliser exactly.
+
+    pause is called between two micro-batches, and may raise.
+    """
     x.refresh()
     row: dict[str, float] = {}
     if test is not None:
-        row |= {f"test_loss_{name}": heldout_loss(copy, test, token_budget) for name, copy in copies.items()}
+        row |= {f"test_loss_{name}": heldout_loss(copy, test, token_budget, pause) for name, copy in copies.items()}
     c = x.coefficients(train.all_ids)
     if isinstance(x, SampleWeights):
         shares = source_shares(x, train).tolist()
@@ -41,7 +47,9 @@ def source_shares(x: SourceWeights | SampleWeights, samples: Samples) -> torch.T
 
 
 @torch.no_grad()
-def heldout_loss(copy: ModelCopy, samples: Samples, token_budget: int) -> float:
+def heldout_loss(
+    copy: ModelCopy, samples: Samples, token_budget: int, pause: Callable[[], None] = lambda: None
+) -> float:
     """Cross-entropy in nats per supervised token: summed over all tokens of all samples on all ranks, then divided.
 
     Changes nothing: evaluation mode draws no random number, and the model's mode is put back.
@@ -52,6 +60,7 @@ def heldout_loss(copy: ModelCopy, samples: Samples, token_budget: int) -> float:
     for batch in samples.in_order(token_budget, copy.world):
         with copy.precision():
             losses, _ = token_losses(copy.model, batch.to(device))
+        pause()
         sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=device)])
     copy.model.train(was_training)
     total, count = copy.world.sum(sums).tolist()

@@ -47,11 +47,16 @@ class TrainingStopped(Exception):
 
 
 class NonFiniteLoss(TrainingStopped):
-    """A loss or gradient is not finite; no parameter has moved."""
+    """A loss or gradient is not finite; no parameter has moved, and the gradients are still there to be discarded.
 
-    def __init__(self, result: StepResult):
+    suspects: sample numbers by the part of the data, train or val; those whose loss is not finite, or when all are,
+    and only a gradient is not, the whole batch.
+    """
+
+    def __init__(self, result: StepResult, suspects: dict[str, torch.Tensor]):
         numbers = ", ".join(f"{name} {value:g}" for name, value in result.row().items())
-        super().__init__(f"a loss or gradient is not finite ({numbers}); try a smaller lr_y or clip_grad_norm")
+        super().__init__(f"a loss or gradient is not finite ({numbers})")
+        self.result, self.suspects = result, suspects
 
 
 def penalty_step(
@@ -87,7 +92,7 @@ def penalty_step(
     )
     seen = [result.loss_u, result.loss_w, norm_u, norm_w] + ([result.val_loss] if validation is not None else [])
     if not all(map(math.isfinite, seen)):
-        raise NonFiniteLoss(result)
+        raise NonFiniteLoss(result, _suspects(train, losses_u + losses_w, validation, losses_f))
     x.accumulate(train.sample_ids, result.gaps)
     u.step(lr_y, norm_u)
     w.step(lr_y, norm_w)
@@ -115,3 +120,14 @@ def _add_validation(copy: ModelCopy, batch: Batch, nu: float, seed: int) -> torc
         copy.backward(nu * loss.sum() / len(batch.sample_ids), number + 1 == len(batch.micro_batches))
         losses.append(loss.detach())
     return batch.collect(losses, copy.world)
+
+
+def _suspects(
+    train: Batch, train_losses: torch.Tensor, validation: Batch | None, val_losses: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The samples whose losses are not finite; without one, all."""
+    parts = {"train": (train.sample_ids, train_losses)}
+    if validation is not None:
+        parts["val"] = (validation.sample_ids, val_losses)
+    bad = {part: ids[~losses.isfinite()] for part, (ids, losses) in parts.items()}
+    return bad if any(map(len, bad.values())) else {part: ids for part, (ids, _) in parts.items()}

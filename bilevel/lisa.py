@@ -43,14 +43,15 @@ class LayerDraw:
 
 
 class Lisa:
-    """What trains when, for both copies: `models` by their names u and w."""
+    """What trains when, for both copies: `models` by their names u and w, after so many steps."""
 
-    def __init__(self, settings: Settings, models: dict[str, torch.nn.Module]):
+    def __init__(self, settings: Settings, models: dict[str, torch.nn.Module], steps_done: int = 0):
         self.interval, self.train_rest = settings.lisa_interval, settings.lisa_train_embeddings
         self.layers = {name: Layers(model) for name, model in models.items()}
         self.blocks = len(self.layers["u"].blocks)
         self.draw = LayerDraw(self.blocks, settings.lisa_layers, settings.seed, settings.lisa_shared_draw)
-        self.drawn = {name: self.draw(0, name) for name in models}
+        interval = max(0, steps_done - 1) // self.interval
+        self.drawn = {name: self.draw(interval, name) for name in models}
         self._before: list[torch.Tensor] = []
 
     def active(self, name: str) -> Active:

@@ -4,14 +4,17 @@ Every column of metrics.csv is a function of the computation alone; what the clo
 """
 
 import csv
-import netrc
-import os
+import io
+import logging
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
+
+from bilevel.tracker import NoTracker, WandbTracker
+
+log = logging.getLogger("bilevel")
 
 # Name -> what it is. Losses are cross-entropies in nats; the first group is of the step's batch, before the step.
 METRICS = {
@@ -58,10 +61,15 @@ class Columns:
 class MetricsLog:
     """Rows of metrics.csv and timing.csv in a run's folder, mirrored to a tracker; without a folder, of nothing."""
 
-    def __init__(self, folder: Path | None, columns: Columns, tracker: "WandbTracker | NoTracker"):
+    def __init__(self, folder: Path | None, columns: Columns, tracker: WandbTracker | NoTracker, steps_done: int = 0):
         self.tracker, self.started = tracker, time.perf_counter()
-        self.metrics = _CsvFile(folder, "metrics.csv", columns.names)
-        self.timing = _CsvFile(folder, "timing.csv", ["step", "seconds", "tokens_per_second", "memory_mib"])
+        self.files: list[_CsvFile] = []
+        if folder:
+            timing = ["step", "seconds", "tokens_per_second", "memory_mib"]
+            self.files = [
+                _CsvFile(folder / "metrics.csv", columns.names, steps_done),
+                _CsvFile(folder / "timing.csv", timing, steps_done),
+            ]
         self.tokens, self.last = 0, self.started
 
     def count(self, tokens: int) -> None:
@@ -78,84 +86,61 @@ class MetricsLog:
             "memory_mib": _peak_memory() >> 20,
         }
         self.tokens, self.last = 0, now
-        self.metrics.write(row)
-        self.timing.write(timing)
+        for file, values in zip(self.files, (row, timing), strict=False):
+            file.write(values)
         self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, weights)
 
     def close(self) -> None:
-        self.metrics.close()
-        self.timing.close()
+        for file in self.files:
+            file.flush()
         self.tracker.close()
 
 
-class NoTracker:
-    """Takes metrics and does nothing with them."""
-
-    notice = None
-
-    def log(self, row: dict[str, Any], weights: torch.Tensor | None) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class WandbTracker:
-    """Metrics to wandb: to the account when logged in, else to a folder that can be sent later. Never asks."""
-
-    def __init__(self, folder: Path, name: str, config: dict[str, Any]):
-        import wandb
-
-        self.wandb = wandb
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
-        (folder / "wandb").mkdir()
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "bilevel-reweighting"),
-            name=name,
-            dir=str(folder),
-            config=config,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
-        )
-        sync = f"wandb: offline (not logged in); to send the run later: wandb sync {Path(self.run.dir).parent}"
-        self.notice = sync if self.run.offline else f"wandb: {self.run.url}"
-
-    def log(self, row: dict[str, Any], weights: torch.Tensor | None) -> None:
-        row = {key: value for key, value in row.items() if key != "step"} | {"step": row["step"]}
-        if weights is not None:
-            row["weights"] = self.wandb.Histogram(weights.numpy())
-        self.run.log(row, step=row["step"])
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def wandb_logged_in() -> bool:
-    """Whether wandb would find a key without asking: in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 class _CsvFile:
-    """A CSV with a header, a row at a time; floats are written so that reading gives the same float."""
+    """A CSV with a header, a row at a time; floats are written so that reading gives the same float.
 
-    def __init__(self, folder: Path | None, name: str, columns: list[str]):
-        path = folder / name if folder else Path(os.devnull)
-        self.file = path.open("w", newline="", encoding="utf-8")
-        self.writer = csv.DictWriter(self.file, columns)
-        self.writer.writeheader()
+    A file that is there keeps its rows of steps below steps_done, and loses the others, which the run makes again. What
+    a full disk does not take is kept and written with the next row.
+    """
+
+    def __init__(self, path: Path, columns: list[str], steps_done: int):
+        self.columns = columns
+        rows = []
+        if steps_done and path.exists():
+            with path.open(newline="", encoding="utf-8") as before:
+                whole = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
+                rows = [row for row in whole if int(row["step"]) < steps_done]
+        content = self._lines([dict(zip(columns, columns, strict=True)), *rows])
+        beside = path.with_name(path.name + ".new")  # at no moment is there less on the disk than before
+        beside.write_bytes(content)
+        beside.replace(path)
+        self.path, self.size, self.waiting, self.failing = path, len(content), b"", False
 
     def write(self, row: dict[str, Any]) -> None:
-        self.writer.writerow(row)
-        self.file.flush()
+        self.waiting += self._lines([row])
+        self.flush()
 
-    def close(self) -> None:
-        self.file.close()
+    def flush(self) -> None:
+        """Write what waits."""
+        try:
+            with self.path.open("r+b", buffering=0) as file:
+                file.seek(self.size)
+                file.truncate()  # of half a row that found no room
+                while self.waiting:
+                    written = file.write(self.waiting)
+                    self.size, self.waiting = self.size + written, self.waiting[written:]
+            self.failing = False
+        except OSError as error:
+            if not self.failing:
+                log.warning(
+                    f"{self.path} CANNOT BE WRITTEN: {error}. The run goes on; the rows are kept and tried again"
+                )
+            self.failing = True
+
+    def _lines(self, rows: list[dict[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerows(rows)
+        return text.getvalue().encode()
 
 
 def _peak_memory() -> int:

@@ -1,6 +1,7 @@
 """The tokenizer and the model: from a hub id or a folder, or built from numbers. Nobody else may care which."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bilevel.config import Settings, UserError
 from bilevel.records import read_rows
 
 EOS = "<|endoftext|>"
+_LONG_WORD = re.compile(r"\s{1000}|\S{1000}")
 
 
 def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.PreTrainedTokenizerBase:
@@ -103,7 +105,7 @@ def set_dropout(config: transformers.PretrainedConfig, rate: float) -> None:
 
 def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
     try:
-        return kind.from_pretrained(name, **arguments)
+        return kind.from_pretrained(name, trust_remote_code=False, **arguments)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(
@@ -113,6 +115,8 @@ def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
 
 
 def _texts(files: list[Path], format: str) -> Iterator[str]:
+    """What a new tokenizer is trained on. Words are cut at 1,000: training grows with the square of a word."""
     for file in files:
         for contents in read_rows(file, format)["contents"]:
-            yield from contents
+            for text in contents:
+                yield from re.findall(r"\s{0,1000}\S{0,1000}", text) if _LONG_WORD.search(text) else [text]

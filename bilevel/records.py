@@ -1,10 +1,12 @@
 """Files of records -> checked, format-free rows in an on-disk cache.
 
 1. patterns           -> files, sorted by source name (the file's stem)
-2. JSON or JSON Lines -> records; each is checked, and errors name the file and the record (counted from 0)
+2. JSON or JSON Lines -> records, parsed one at a time; errors name the file and the record (counted from 0)
 3. Alpaca, chat, text -> rows {index, roles, contents, is_noisy}, cached by the file's content (`datasets`)
 """
 
+import codecs
+import contextlib
 import functools
 import glob
 import hashlib
@@ -17,7 +19,7 @@ from typing import Any
 
 import datasets
 
-from bilevel.config import UserError
+from bilevel.config import UserError, first, short
 
 FEATURES = datasets.Features(
     {
@@ -29,6 +31,22 @@ FEATURES = datasets.Features(
 )
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 CHAT_KEYS = ("messages", "conversations", "items")
+_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_OPENING = re.compile(r"\s*\[[ \t\n\r]*(\]?)[ \t\n\r]*")
+_BETWEEN = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")
+_UNPACK, _CONVERT = "unpack it first", "write it as JSON Lines first, for example with datasets' Dataset.to_json"
+_MAGIC = {  # how files begin that are often found under the name .json
+    b"\x1f\x8b": ("gzip", _UNPACK),
+    b"PK\x03\x04": ("a zip archive", _UNPACK),
+    b"BZh": ("bzip2", _UNPACK),
+    b"\xfd7zXZ\x00": ("xz", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("zstd", _UNPACK),
+    b"PAR1": ("Parquet", _CONVERT),
+    b"ARROW1": ("Arrow", _CONVERT),
+    b"\xff\xff\xff\xff": ("an Arrow stream", _CONVERT),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with git lfs pull"),
+}
 ROWS_VERSION = 1  # part of the cache key; raise it when rows change for the same file
 
 
@@ -37,24 +55,32 @@ class DataError(UserError):
 
 
 def find_files(patterns: list[str]) -> list[Path]:
-    """All files of the patterns, sorted by stem, each once. Raises DataError listing every problem."""
+    """All files of the patterns, sorted by stem, each once. Raises DataError listing every problem.
+
+    One file under two names is two sources; links that lead to it by the same name are one.
+    """
     problems: list[str] = []
-    files: dict[str, Path] = {}
+    files: dict[tuple[str, str], Path] = {}
     for pattern in patterns:
         # A file's own name may hold what means something in a pattern, such as [.
-        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        matches = [Path(match) for match in found if Path(match).is_file()]
+        try:
+            found = [pattern] if os.path.isfile(pattern) else sorted(_glob(pattern))
+        except ValueError:  # a NUL or half a surrogate pair, which no name holds
+            found = []
+        matches = [Path(match) for match in found if os.path.isfile(match)]
         if not matches:
-            problems.append(f"no file matches {pattern!r} (looked in {Path.cwd()}){_hint(pattern)}")
+            problems.append(f"no file matches {short(pattern, 300)} (looked in {Path.cwd()}){_hint(pattern)}")
         for match in matches:
-            files.setdefault(os.path.abspath(match), match)
+            files.setdefault((os.path.realpath(match), match.stem), match)
     stems: dict[str, Path] = {}
     for file in files.values():
+        if not _NAME.fullmatch(str(file)):
+            problems.append(f"{str(file)!r}: a name with a control character or bytes that are not UTF-8: rename it")
         if file.stem in stems:
             problems.append(f"{stems[file.stem]} and {file} would both be source {file.stem!r}: rename one")
         stems.setdefault(file.stem, file)
     if problems:
-        raise DataError("; ".join(problems))
+        raise DataError("; ".join(first(problems, 10)))
     return [stems[stem] for stem in sorted(stems)]
 
 
@@ -64,16 +90,17 @@ def read_rows(path: Path, format: str = "auto") -> datasets.Dataset:
     roles are prompt, response (Alpaca); system, user, assistant (chat); text. Raises DataError.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes())
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    digest.update(f"{format} {ROWS_VERSION} {datasets.__version__}".encode())
+    key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {datasets.__version__}".encode())
     try:
         return datasets.Dataset.from_generator(
             _rows,
             features=FEATURES,
-            gen_kwargs={"path": str(path), "format": format},
-            fingerprint=digest.hexdigest()[:32],
+            gen_kwargs={"path": str(path), "format": format, "content": content},
+            fingerprint=key.hexdigest()[:32],
         )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError):
@@ -81,9 +108,10 @@ def read_rows(path: Path, format: str = "auto") -> datasets.Dataset:
         raise
 
 
-def _rows(path: str, format: str) -> Iterator[dict[str, Any]]:
+def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file whose bytes have the SHA-256 `content`; it is read anew here, and may have changed."""
     convert = None
-    for index, record in enumerate(_records(Path(path))):
+    for index, record in enumerate(_records(Path(path), _read(Path(path), content))):
         where = f"{path}, record {index}"
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected an object with fields, got {type(record).__name__}")
@@ -92,53 +120,75 @@ def _rows(path: str, format: str) -> Iterator[dict[str, Any]]:
         roles, contents = zip(*convert(record, where), strict=True)
         is_noisy = record.get("is_noisy")
         if is_noisy is not None and not isinstance(is_noisy, bool):
-            raise DataError(f"{where}: is_noisy must be true or false, got {is_noisy!r}")
+            raise DataError(f"{where}: is_noisy must be true or false, got {short(is_noisy)}")
         yield {"index": index, "roles": roles, "contents": contents, "is_noisy": is_noisy}
     if convert is None:
         raise DataError(f"{path}: holds no record")
 
 
-def _records(path: Path) -> Iterator[Any]:
-    """Records of a JSON array or of JSON Lines, told apart by the first character."""
+def _read(path: Path, content: str) -> bytes:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if text.lstrip().startswith("["):
-        yield from _parse(text, path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    if hashlib.sha256(data).hexdigest() != content:
+        raise DataError(f"{path}: changed while it was read; start again when it is complete")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _records(path: Path, data: bytes) -> Iterator[Any]:
+    """Records of a JSON array or of JSON Lines, told apart by the first character.
+
+    Of a key that stands twice in a record the last counts, as in every reader of JSON.
+    """
+    for mark, (kind, remedy) in _MAGIC.items():
+        if data.startswith(mark):
+            raise DataError(f"{path}: this is {kind}, not JSON text; {remedy}")
+    if not (encoding := json.detect_encoding(data)).startswith("utf-8"):
+        raise DataError(f"{path}: not UTF-8 text but {encoding}, by its first bytes; save it as UTF-8")
+    if re.match(rb"\s*\[", data):
+        yield from _array(data, path)
         return
-    lines = (line for line in text.split("\n") if line.strip())
+    lines = (line[0] for line in re.finditer(rb"[^\r\n]+", data) if not line[0].isspace())
     for index, line in enumerate(lines):
-        yield _parse(line, path, index)
+        with _errors(f"{path}, record {index}"):
+            record = json.loads(line.decode())
+        yield record
 
 
-def _parse(text: str, path: Path, index: int | None = None) -> Any:
-    """The record on line `index`, or with None all records of an array."""
+def _array(data: bytes, path: Path) -> Iterator[Any]:
+    """Records of a JSON array. One at a time: parsed, a file of small records takes many times its size."""
+    with _errors(str(path)):
+        text = data.decode()
+    decode, index = json.JSONDecoder().raw_decode, 0
+    mark = _OPENING.match(text)
+    while mark[1] != "]":
+        with _errors(f"{path}, record {index}"):
+            if index and not mark[1]:
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, mark.end())
+            record, end = decode(text, mark.end())
+        yield record
+        mark = _BETWEEN.match(text, end)
+        index += 1
+    if mark.end() < len(text):
+        raise DataError(f"{path}: text after the array's end, character {mark.end()}; expected one array of records")
+
+
+@contextlib.contextmanager
+def _errors(where: str) -> Iterator[None]:
+    """What can be wrong with text that should be JSON, as a DataError."""
     try:
-        return json.loads(text)
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if index is None else f"column {error.colno}"
-        record = _complete_before(text, error.pos) if index is None else index
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(
-            f"{path}, record {record}: not JSON ({error.msg} at {place}); "
+            f"{where}: not JSON ({error.msg} at {line}column {error.colno}); "
             "expected a JSON array of records or one record per line"
         ) from None
     except (RecursionError, ValueError) as error:  # too many brackets, too many digits
-        where = str(path) if index is None else f"{path}, record {index}"
         raise DataError(f"{where}: cannot be read ({error})") from None
-
-
-def _complete_before(text: str, position: int) -> int:
-    """Number of records of a JSON array that end before `position`, where it stops being JSON."""
-    decoder, count, end = json.JSONDecoder(), 0, text.index("[") + 1
-    while True:
-        try:
-            _, end = decoder.raw_decode(text, re.compile(r"[\s,]*").match(text, end).end())
-        except json.JSONDecodeError:
-            return count
-        if end > position:
-            return count
-        count += 1
 
 
 def _detect(record: dict[str, Any], where: str) -> str:
@@ -149,7 +199,7 @@ def _detect(record: dict[str, Any], where: str) -> str:
     if "text" in record:
         return "text"
     raise DataError(
-        f"{where}: format not recognised from its fields {sorted(record)}; expected instruction and output "
+        f"{where}: format not recognised from its fields {_fields(record)}; expected instruction and output "
         f"(alpaca), one of {', '.join(CHAT_KEYS)} (chat), or text"
     )
 
@@ -169,16 +219,16 @@ def _chat(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
         raise DataError(f"{where}: no {' or '.join(CHAT_KEYS)} field")
     messages = record[key]
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: {key} must be a list of messages, got {_short(messages)}")
+        raise DataError(f"{where}: {key} must be a list of messages, got {_typed(messages)}")
     turns = []
     for number, message in enumerate(messages):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise DataError(f"{place}: expected an object, got {_short(message)}")
+            raise DataError(f"{place}: expected an object, got {_typed(message)}")
         speaker, content = ("role", "content") if "role" in message else ("from", "value")
         role = _text(message, speaker, place)
         if role not in ROLES:
-            raise DataError(f"{place}: unknown {speaker} {role!r}; known are {', '.join(ROLES)}")
+            raise DataError(f"{place}: unknown {speaker} {short(role)}; known are {', '.join(ROLES)}")
         turns.append((ROLES[role], _text(message, content, place)))
     if all(role != "assistant" for role, _ in turns):
         raise DataError(f"{where}: no message from the assistant, nothing to learn")
@@ -194,23 +244,41 @@ _CONVERTERS = {"alpaca": _alpaca, "chat": _chat, "text": _plain}
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
-        raise DataError(f"{where}: no field {field!r}; it has {sorted(record)}")
+        raise DataError(f"{where}: no field {field!r}; it has {_fields(record)}")
     value = record[field]
     if not isinstance(value, str):
-        raise DataError(f"{where}: {field!r} must be text, got {_short(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no text") from None
+        raise DataError(f"{where}: {field!r} must be text, got {_typed(value)}")
+    if _SURROGATE.search(value):
+        raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no text")
     return value
 
 
-def _short(value: Any) -> str:
-    text = f"{type(value).__name__} {value!r}"
-    return text if len(text) <= 60 else text[:57] + "..."
+def _fields(record: dict[str, Any]) -> str:
+    return short(sorted(record), 200)
+
+
+def _typed(value: Any) -> str:
+    return f"{type(value).__name__} {short(value)}"
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """Paths that match; ** enters each real folder once, as links may lead in circles."""
+    before, *after = re.split(r"(?:^|(?<=/))\*\*(?:/+|$)", pattern, maxsplit=1)
+    if not after:
+        yield from glob.glob(pattern)
+        return
+    entered = set()
+    for top in glob.glob(before) if before else [os.curdir]:
+        for folder, below, _ in os.walk(top, followlinks=True):
+            real = os.path.realpath(folder)
+            below[:] = [] if real in entered else [name for name in below if not name.startswith(".")]
+            if real not in entered:
+                entered.add(real)
+                yield from _glob(os.path.join(glob.escape(folder), after[0] or "*"))
 
 
 @functools.cache
 def _hint(pattern: str) -> str:
-    folder = next((p for p in (Path(pattern).parent, *Path(pattern).parents) if (p / "process.py").is_file()), None)
+    folders = (Path(pattern).parent, *Path(pattern).parents)
+    folder = next((p for p in folders if os.path.isfile(p / "process.py")), None)
     return f"; run `python {folder}/process.py` first" if folder else ""

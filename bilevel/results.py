@@ -24,7 +24,9 @@ def write_weights(path: Path, x: SourceWeights | SampleWeights, samples: Samples
         table = _places(samples) | {"weight": x.coefficients(samples.all_ids).numpy()}
         if samples.is_noisy is not None:
             table["is_noisy"] = samples.is_noisy
-    pd.DataFrame(table).to_csv(path, index=False)
+    beside = path.with_name(path.name + ".new")  # whole or absent
+    pd.DataFrame(table).to_csv(beside, index=False)
+    beside.replace(path)
 
 
 def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor | None:
@@ -37,7 +39,7 @@ def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor 
         start = torch.ones_like(sizes) if x_init == "uniform" else sizes
         return None if per_sample else start / start.sum()
     try:
-        table = pd.read_csv(x_init)
+        table = pd.read_csv(x_init, dtype={"source": str, "file": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"x_init {x_init}: {error}") from None
     keys = _places(samples) if per_sample else {"source": samples.sources}
@@ -72,7 +74,7 @@ def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Sample
         axes[1].set(xlabel="final weight c", ylabel="records", title="Final weights of the records")
     else:
         for source in samples.sources:
-            axes[0].plot(metrics.index, metrics[f"weight/{source}"], label=source)
+            axes[0].plot(metrics.index, metrics[f"weight/{source}"], label=source.replace("$", r"\$"))
         axes[0].set(ylabel="weight p of the source", ylim=(-0.02, 1.02))
     axes[0].set(xlabel="step", title="Learned weights")
     for axis in axes:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from bilevel.config import short
 from bilevel.records import DataError
 
 IGNORE = -100
@@ -62,7 +63,13 @@ class Tokeniser:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         samples = [self._pieces(*row) for row in zip(rows["roles"], rows["contents"], rows["index"], strict=True)]
-        self._encode_pieces(samples)
+        try:
+            self._encode_pieces(samples)
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            places = f"records {rows['index'][0]} to {rows['index'][-1]}"
+            raise DataError(f"{places}: the tokenizer cannot take the text of one: {short(str(error), 200)}") from None
         out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": []}
         for roles, pieces, index, is_noisy in zip(rows["roles"], samples, rows["index"], rows["is_noisy"], strict=True):
             ids, labels = self._join(pieces)

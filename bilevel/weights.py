@@ -10,6 +10,7 @@ engine and autograd graph.
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -36,6 +37,14 @@ class XOptimizer:
         self.m[index], self.v[index], self.count[index] = m.float(), v.float(), count
         m_hat, v_hat = m / (1 - BETA1 ** count.double()), v / (1 - BETA2 ** count.double())
         return -lr * m_hat / (v_hat.sqrt() + EPS)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Moments and counts, to go on from."""
+        return {"m": self.m, "v": self.v, "count": self.count} if self.kind == "adam" else {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class SourceWeights:
@@ -85,6 +94,19 @@ class SourceWeights:
 
     def refresh(self) -> None:
         """Nothing to recompute: p is exact at every step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """x, its optimizer and the sums since its last step."""
+        return {
+            "x": self.x,
+            "gap_sum": self.gap_sum,
+            "seen": self.seen,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.x, self.gap_sum, self.seen = state["x"], state["gap_sum"], state["seen"]
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 class SampleWeights:
@@ -138,10 +160,31 @@ class SampleWeights:
         self.ids: list[torch.Tensor] = []
         self.gaps: list[torch.Tensor] = []
 
+    def effective_share(self) -> float:
+        """Effective number of samples (Kish: (sum c)^2 / sum c^2) as a share of N; 1 when all count alike. O(N)."""
+        raw = self._raw(self.x)
+        return float(raw.sum() ** 2 / raw.square().sum() / self.n)
+
     def refresh(self) -> None:
         """Recompute the normaliser exactly, O(N)."""
         self.shift = float(self.x.max()) if self.x_map == "softmax" else 0.0
         self.total = float(self._raw(self.x).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """x, its normaliser and optimizer, and the gaps since its last step."""
+        return {
+            "x": self.x,
+            "shift": self.shift,
+            "total": self.total,
+            "ids": torch.cat(self.ids) if self.ids else torch.zeros(0, dtype=torch.int64),
+            "gaps": torch.cat(self.gaps) if self.gaps else torch.zeros(0, dtype=torch.float64),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.x, self.shift, self.total = state["x"], state["shift"], state["total"]
+        self.ids, self.gaps = ([state[name]] if len(state["ids"]) else [] for name in ("ids", "gaps"))
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def _raw(self, x: torch.Tensor) -> torch.Tensor:
         """Unnormalised coefficients, float64."""

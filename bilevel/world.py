@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import distributed
@@ -23,6 +24,14 @@ class World:
         total = tensor.to(self.device)
         distributed.all_reduce(total)
         return total.to(tensor.device)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, of anything that pickle takes, in order of rank; equal on all."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
     @property
     def main(self) -> bool:

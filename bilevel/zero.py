@@ -24,6 +24,7 @@ import torch
 import transformers
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from torch import distributed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from bilevel.backend import Active, ModelCopy, Parameters
@@ -106,6 +107,12 @@ class ZeroCopy(ModelCopy):
             group["lr"] = lr
         self.engine.step()
 
+    def discard(self) -> None:
+        inner = self._inner()
+        inner.step = lambda *_, **__: None  # the engine clears its buffers as ever, and nothing moves
+        self.engine.step()
+        del inner.step
+
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
         kept = self._stop({id(p) for p in always_on})
         groups = [{"params": group} for group in (always_on, *drawn) if group]
@@ -120,13 +127,13 @@ class ZeroCopy(ModelCopy):
         self._restore(kept)
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        state = self.state_dict()
+        state = self.whole_state()
         if self.world.main:
             self.module.save_pretrained(folder, state_dict=state)
             tokenizer.save_pretrained(folder)
         self.world.wait()
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def whole_state(self) -> dict[str, torch.Tensor]:
         """All parameters whole, on the CPU of rank 0; elsewhere empty. Gathered one at a time."""
         state = {}
         for name, p in self.module.state_dict(keep_vars=True).items():
@@ -134,6 +141,48 @@ class ZeroCopy(ModelCopy):
                 if self.world.main:
                     state[name] = p.detach().cpu().clone()
         return state
+
+    def state_dict(self) -> dict[str, Any]:
+        inner = self._inner().state
+        parameters = {}
+        if self.stage == 3 or self.world.main:  # else all ranks have the same
+            parameters = {name: getattr(p, "ds_tensor", p) for name, p in self.module.named_parameters()}
+        partitions = [(self._key(ids), partition) for ids, partition in self._partitions()]
+        return {
+            "parameters": parameters,
+            "masters": dict(partitions) if self.stage else {},
+            "moments": {key: inner[partition] for key, partition in partitions if partition in inner},
+            "residuals": {self._key(ids): bits for ids, bits in self.residuals.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, p in self.module.named_parameters():
+            if self.stage == 3:
+                p.ds_tensor.data.copy_(state["parameters"][name])
+                if p.ds_status == ZeroParamStatus.AVAILABLE:  # whole, and now out of date
+                    p.partition(has_been_updated=False)
+            else:
+                if self.world.main:
+                    p.copy_(state["parameters"][name])
+                if self.world.size > 1:
+                    distributed.broadcast(p.data, 0)
+        inner = self._inner().state
+        for ids, partition in self._partitions():
+            key = self._key(ids)
+            if self.stage:
+                partition.data.copy_(state["masters"][key])
+            if key in state["moments"]:
+                inner[partition] = {name: value.to(partition.device) for name, value in state["moments"][key].items()}
+        numbers = {name: id(p) for name, p in self.module.named_parameters()}
+        for key, bits in state["residuals"].items():
+            ids = tuple(numbers[name] for name in key.split(","))
+            self.residuals[ids] = bits if self.residual == "host" else bits.to(self.world.device)
+
+    def _key(self, ids: tuple[int, ...]) -> str:
+        """The parameters of a partition by their names."""
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        return ",".join(names[i] for i in ids)
 
     def _inner(self) -> torch.optim.Optimizer:
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer

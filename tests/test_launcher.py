@@ -122,6 +122,7 @@ def check_same(one: pd.DataFrame, two: pd.DataFrame) -> None:
     np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
 
 
+@pytest.mark.slow  # half a minute
 def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
     """At stage 0 the weights stay fp32 and are cast in each pass, as under plain torch."""
     metrics = {}

@@ -236,7 +236,7 @@ def parsed(monkeypatch) -> list[str]:
     """The files that were parsed, one entry for each time."""
     seen: list[str] = []
     original = records._records
-    monkeypatch.setattr(records, "_records", lambda path: (seen.append(path.name), original(path))[1])
+    monkeypatch.setattr(records, "_records", lambda path, data: (seen.append(path.name), original(path, data))[1])
     return seen
 
 

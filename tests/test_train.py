@@ -43,7 +43,17 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_the_folder_of_a_run(finished: tuple[Path, str]):
     out, _ = finished
-    files = {"config.yaml", "metrics.csv", "timing.csv", "weights.csv", "weights.png", "run.log", "model", "wandb"}
+    files = {
+        "config.yaml",
+        "metrics.csv",
+        "timing.csv",
+        "weights.csv",
+        "weights.png",
+        "run.log",
+        "model",
+        "wandb",
+        "checkpoints",
+    }
     assert {path.name for path in out.iterdir()} == files
     assert (out / "weights.png").read_bytes().startswith(b"\x89PNG")
     again, problems = validate(yaml.safe_load((out / "config.yaml").read_text()))
@@ -91,7 +101,7 @@ def test_what_the_user_sees(finished: tuple[Path, str]):
     last = pd.read_csv(out / "metrics.csv").iloc[-1]
     assert f"w_noisy: {last['weight/train_noisy']:.4f}" in screen
     assert f"test loss per token: w {last['test_loss_w']:.4f}, u {last['test_loss_u']:.4f}" in screen
-    assert screen.count("wandb: offline (not logged in); to send the run later: wandb sync ") == 1
+    assert screen.count("wandb: kept offline; to send the run later: wandb sync ") == 1
     assert "step 3/6: " in screen and "warn" not in screen.lower()
 
 

@@ -8,7 +8,6 @@ import datasets
 import torch
 import transformers
 from tokenizers import Tokenizer, models
-from torch import distributed
 
 from bilevel.backend import Active, ModelCopy
 from bilevel.config import Settings
@@ -100,7 +99,7 @@ def zero_copy(
 
 def whole_state(copy: ModelCopy) -> dict[str, torch.Tensor]:
     """Parameters by name on rank 0 under ZeRO, in the one process under plain torch."""
-    state = copy.state_dict() if isinstance(copy, ZeroCopy) else copy.model.state_dict()
+    state = copy.whole_state() if isinstance(copy, ZeroCopy) else copy.model.state_dict()
     return {name: value.detach().clone() for name, value in state.items()}
 
 
@@ -113,15 +112,8 @@ def distance(a: torch.Tensor, b: torch.Tensor, origin: torch.Tensor | float = 0.
     return float((a - b).norm() / (b - origin).norm())
 
 
-def on_all_ranks(world: World, thing: Any) -> list[Any]:
-    """What every rank has, in order."""
-    gathered = [None] * world.size
-    distributed.all_gather_object(gathered, thing)
-    return gathered
-
-
 def equal_on_all_ranks(world: World, thing: Any) -> bool:
-    first, *others = on_all_ranks(world, thing)
+    first, *others = world.gather(thing)
     return all(other == first for other in others)
 
 

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import gc
 import itertools
+import json
 import math
 import time
 from pathlib import Path
@@ -23,47 +24,92 @@ from zero_common import (
     VALIDATION,
     budget,
     make_model,
-    on_all_ranks,
     partition_small,
     settings,
     whole_state,
     zero_copy,
 )
 
+from bilevel.data import Batch
 from bilevel.f2sa import NonFiniteLoss, penalty_step
 from bilevel.lisa import Layers
 from bilevel.weights import SourceWeights
 from bilevel.world import World
 from bilevel.zero import ZeroCopy, load_two
-from bilevel.zero_config import zero_config
+from bilevel.zero_config import CONFIGS, zero_config
+
+PARTS = ("train", "validation")
+NUMBERS = {"nu": 1.0, "lr_y": 1e-4, "seed": 0}  # of penalty_step
 
 
 def stop(world: World, folder: Path) -> list[dict[str, Any]]:
-    """One rank alone sees a loss, or the gradient of a loss, that is not finite."""
+    """One rank alone sees a loss, or the gradient of a loss, that is not finite; then two good steps follow."""
     report = []
-    for stage, what in itertools.product(range(4), ("loss", "gradient")):
+    offload = folder / "zero2_offload.json"
+    if world.main:
+        zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+        offload.write_text(json.dumps({"zero_optimization": zero}))
+    world.wait()
+    layouts = [{"zero_stage": stage} for stage in range(4)]
+    layouts += [{"deepspeed": str(file)} for file in (offload, CONFIGS / "zero3_offload.json")]
+    for layout, what in itertools.product(layouts, ("loss", "gradient")):
         model = make_model(tied=False)
         model.get_input_embeddings().weight.data[UNUSED] = math.inf
-        u, w = (zero_copy(world, copy.deepcopy(model), zero_stage=stage) for _ in "uw")
-        before = whole_state(u), whole_state(w)
-        x = SourceWeights(TRAIN.source_ids, SHARES, 1.0, "adam")
-        train, validation = (samples.batch(torch.arange(10), budget(world), world) for samples in (TRAIN, VALIDATION))
-        if world.rank == world.size - 1:
+        hit, spared = (Pair(world, model, layout) for _ in range(2))
+        hit.step(0), spared.step(0)
+        before = hit.state()
+        error = hit.bad_step(what)
+        after = hit.state()
+        moved = [name for name, old in before.items() if differ(old, after[name])]
+        row = {"layout": str(layout), "what": what, "moved": moved, "seen": int(hit.x.seen.sum())}
+        row["suspects"] = error and {part: ids.tolist() for part, ids in error.suspects.items()}
+        row["stopped_ranks"] = int(world.sum(torch.tensor(int(error is not None))))
+        for copy_of in hit.copies.values():
+            copy_of.discard()
+        for step in (1, 2):
+            hit.step(step), spared.step(step)
+        states = spared.state(), hit.state()
+        row["apart"] = [name for name, value in states[0].items() if differ(value, states[1][name])]
+        report.append(row)
+    return report
+
+
+class Pair:
+    """u, w and x, and steps of them on good batches and on a bad one."""
+
+    def __init__(self, world: World, model: torch.nn.Module, layout: dict[str, Any]):
+        self.world, self.x = world, SourceWeights(TRAIN.source_ids, SHARES, 1.0, "adam")
+        self.copies = {name: zero_copy(world, copy.deepcopy(model), **layout) for name in "uw"}
+
+    def batches(self, step: int) -> list[Batch]:
+        ids = torch.arange(step, step + 10)
+        return [samples.batch(ids, budget(self.world), self.world) for samples in (TRAIN, VALIDATION)]
+
+    def step(self, step: int) -> None:
+        penalty_step(**self.copies, x=self.x, **dict(zip(PARTS, self.batches(step), strict=True)), **NUMBERS)
+        self.x.step(0.1)
+
+    def bad_step(self, what: str) -> NonFiniteLoss | None:
+        """The last rank's first validation row, or all gradients there, are not finite."""
+        train, validation = self.batches(1)
+        w = self.copies["w"]
+        if self.world.rank == self.world.size - 1:
             if what == "loss":
                 validation.micro_batches[0].input_ids[0, 0] = UNUSED
             else:
                 w.losses = functools.partial(lambda losses, *a: InfiniteGradient.apply(losses(*a)), w.losses)
-        error = None
         try:
-            penalty_step(u, w, x, train, validation, 1.0, 1e-4, 0)
-        except NonFiniteLoss as stopped:
-            error = str(stopped)
-        after = whole_state(u), whole_state(w)
-        moved = [name for old, new in zip(before, after, strict=True) for name in old if differ(old[name], new[name])]
-        stopped_ranks = int(world.sum(torch.tensor(int(error is not None))))
-        seen = int(world.sum(x.seen.sum()))
-        report.append({"stage": stage, "what": what, "stopped_ranks": stopped_ranks, "moved": moved, "seen": seen})
-    return report
+            penalty_step(**self.copies, x=self.x, train=train, validation=validation, **NUMBERS)
+        except NonFiniteLoss as error:
+            return error
+        finally:
+            vars(w).pop("losses", None)
+        return None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All parameters on rank 0, and x."""
+        parameters = {f"{name} {key}": v for name, c in self.copies.items() for key, v in whole_state(c).items()}
+        return parameters | {"x": self.x.x.float()}
 
 
 class InfiniteGradient(torch.autograd.Function):
@@ -113,9 +159,9 @@ def load(world: World, folder: Path) -> list[dict[str, Any]]:
         chosen = settings(zero_stage=stage, model_name_or_path=str(pretrained))
         config = partition_small(zero_config(chosen, dtype))
         loaded = load_two(chosen, world, shape, TOKENIZER, config)
-        held = [on_all_ranks(world, holdings(model)) for model in loaded.values()]
+        held = [world.gather(holdings(model)) for model in loaded.values()]
         apart = storages(loaded["u"]).isdisjoint(storages(loaded["w"]))
-        apart = all(on_all_ranks(world, apart))
+        apart = all(world.gather(apart))
         row = {"stage": stage, "dtype": dtype, "folder": str(pretrained), "held": held, "apart": apart}
         for name, model in loaded.items():
             state = whole_state(ZeroCopy(model, world, config))
@@ -156,7 +202,7 @@ def leak(world: World, folder: Path) -> list[dict[str, Any]]:
             trained.backward(trained.losses(micro, 0).sum(), last=True)
             trained.step(1e-4, trained.gradient_norm())
             if switch % 10 == 0:
-                rows.append({"switch": switch, "ranks": on_all_ranks(world, usage(model))})
+                rows.append({"switch": switch, "ranks": world.gather(usage(model))})
         trained._stop(set())
         left = usage(model)
         report.append({"stage": stage, "rows": rows, "left": left, "seconds": time.perf_counter() - start})

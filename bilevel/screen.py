@@ -1,0 +1,59 @@
+"""What a run says: on the screen and in run.log."""
+
+import logging
+import sys
+from typing import Any
+
+from bilevel.run import Run
+
+log = logging.getLogger("bilevel")
+
+
+def open_log(run: Run) -> None:
+    """What is said goes to the screen and to run.log, by the main process."""
+    log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    if run.world.main:
+        log.addHandler(logging.FileHandler(run.settings.run_folder / "run.log", encoding="utf-8"))
+
+
+def describe(run: Run) -> str:
+    """What is about to happen, in a few lines."""
+    s = run.settings
+    processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
+    lines = [
+        f"{run.copies['w'].size / 1e6:.1f}M parameters, two copies on {run.world.device.type}{processes}; {run.steps} "
+        f"steps of {s.global_batch_size} training and {s.val_batch_size} validation samples",
+        f"lr_y {s.lr_y:g}, lr_x {s.lr_x:g} every {s.upper_every} steps, alpha {s.alpha:g}",
+    ]
+    if run.lisa:
+        lines.append(
+            f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks at a time, redrawn every {s.lisa_interval} steps"
+        )
+    sizes = run.train.source_ids.bincount().tolist()
+    for source, size, dropped in zip(run.train.sources, sizes, run.train.dropped, strict=True):
+        lines.append(f"  {source}: {size} samples" + _dropped(dropped))
+    for name, part in (("validation", run.val), ("test", run.test)):
+        if part is not None:
+            lines.append(f"  {name}: {len(part)} samples" + _dropped(sum(part.dropped)))
+    if run.step:
+        lines.append(f"going on after step {run.step}, from its checkpoint")
+    return "\n".join(lines)
+
+
+def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
+    """Loss and the noisy (or lowest) source's weight on the bar; a plain line at evaluations without a terminal."""
+    facts = {"loss": row.get("loss_w"), "test": row.get("test_loss_w"), "ROC": row.get("roc_auc")}
+    shares = {name.removeprefix("weight/"): value for name, value in row.items() if name.startswith("weight/")}
+    if len(shares) > 1:
+        noisy = [name for name in shares if "noisy" in name]
+        name = noisy[0] if len(noisy) == 1 else min(shares, key=shares.get)
+        facts["w_noisy" if noisy == [name] else f"w({name})"] = shares[name]
+    words = ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)
+    bar.set_postfix_str(words)
+    if bar.disable and evaluating:
+        log.info(f"step {row['step']}/{steps}: {words}")
+
+
+def _dropped(dropped: int) -> str:
+    return f" ({dropped} records dropped: no response within max_length)" if dropped else ""

@@ -1,0 +1,80 @@
+"""What a person would notice in a run's curves: a loss that jumps, weights that collapse or never move."""
+
+import logging
+import statistics
+from typing import Any
+
+from bilevel.config import Settings
+from bilevel.weights import SampleWeights, SourceWeights
+
+log = logging.getLogger("bilevel")
+
+WINDOW = 32  # steps whose median a loss is compared with
+COLLAPSED = 0.99  # share of the largest source
+SPREAD = 0.01  # effective number of records, as a share of all
+MOVED = 0.01  # of x, anywhere: less is frozen
+
+
+class Watch:
+    """Warns of each kind of trouble, with what to try; changes nothing. x is at its start when this is made."""
+
+    def __init__(self, settings: Settings, x: SourceWeights | SampleWeights, sources: list[str], steps: int):
+        self.settings, self.x, self.sources, self.steps = settings, x, sources, steps
+        self.start = x.x.clone()
+        self.losses: list[float] = []
+        self.told: list[str] = []
+
+    def loss(self, step: int, loss: float) -> None:
+        """After each step: twice the median of the last ones, and 0.5 nats above it, is a spike."""
+        if len(self.losses) == WINDOW:
+            usual = statistics.median(self.losses)
+            if loss > usual + max(usual, 0.5):
+                log.warning(
+                    f"step {step}: loss_w {loss:.4g} after {usual:.4g} in the {WINDOW} steps before; if it stays, "
+                    f"try a smaller lr_y ({self.settings.lr_y:g}), clip_grad_norm=1 or a larger warmup_ratio"
+                )
+                self.losses = []
+        self.losses = [*self.losses, loss][-WINDOW:]
+
+    def weights(self, step: int) -> None:
+        """At evaluations: all weight in one place, or none moved by the middle of the run. Each is told once."""
+        s = self.settings
+        early = step <= self.steps / 10
+        if isinstance(self.x, SourceWeights):
+            top = int(self.x.p.argmax())
+            # Of two sources one is meant to win; at once is too soon.
+            if self.x.p[top] > COLLAPSED and (early or len(self.sources) > 2):
+                self._tell(
+                    step,
+                    "collapsed",
+                    f"{self.x.p[top]:.1%} of the weight is on {self.sources[top]}, and the other sources hardly train "
+                    f"the model. If that is too soon or not wanted, try a smaller lr_x ({s.lr_x:g}), x_warmup_steps or "
+                    "more validation data",
+                )
+        elif (share := self.x.effective_share()) < SPREAD:
+            self._tell(
+                step,
+                "collapsed",
+                f"the weights are as uneven as if {share:.2%} of the records counted and no others. If that is not "
+                f"wanted, try a smaller lr_x ({s.lr_x:g}), x_map=sigmoid, or more validation data",
+            )
+        waiting = s.x_warmup_steps + 10 * s.upper_every
+        if s.lr_x and step >= max(self.steps / 2, waiting) and (self.x.x - self.start).abs().max() < MOVED:
+            self._tell(
+                step,
+                "frozen",
+                f"the weights are still where they started. Try a larger lr_x ({s.lr_x:g}) or a smaller upper_every "
+                f"({s.upper_every}); where gap in metrics.csv is near 0, a larger lr_y ({s.lr_y:g}) or a smaller alpha "
+                f"({s.alpha:g})",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "told": self.told}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.told = state["losses"], state["told"]
+
+    def _tell(self, step: int, kind: str, words: str) -> None:
+        if kind not in self.told:
+            log.warning(f"step {step}: {words}")
+            self.told.append(kind)
