@@ -124,8 +124,7 @@ class _CsvFile:
         """Write what waits."""
         try:
             with self.path.open("r+b", buffering=0) as file:
-                file.seek(self.size)
-                file.truncate()  # of half a row that found no room
+                file.seek(self.size)  # over half a row that found no room
                 while self.waiting:
                     written = file.write(self.waiting)
                     self.size, self.waiting = self.size + written, self.waiting[written:]

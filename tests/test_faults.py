@@ -46,8 +46,8 @@ def no_old_log(monkeypatch: pytest.MonkeyPatch) -> None:
 AT = 4  # the bad step, from 1
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """In step AT, u's first loss is NaN, or w's gradients are."""
+def spoil(monkeypatch: pytest.MonkeyPatch, what: str, at: tuple[int, ...] = (AT,)) -> None:
+    """In these steps u's first loss is NaN, or w's gradients are."""
     one_step, losses, now = train_bilevel.one_step, TorchCopy.losses, {}
 
     def counted(run: Run) -> int:
@@ -56,7 +56,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
     def spoiled(copy: TorchCopy, batch: MicroBatch, seed: int) -> torch.Tensor:
         found = losses(copy, batch, seed)
-        if now.get("step") != AT or not torch.is_grad_enabled():
+        if now.get("step") not in at or not torch.is_grad_enabled():
             return found
         if what == "loss" and copy is now["u"] and not now["done"]:
             now["done"] = True
@@ -129,6 +129,25 @@ def test_only_so_many_are_left_out(data: Path, tmp_path: Path, capsys):
     assert train_bilevel.main(settings(data, tmp_path / "r", lr_y=1e30, save_every=1, skip_nonfinite=2)) == 1
     said = capsys.readouterr().out
     assert "Left out, 2 of 2" in said and "skip_nonfinite=3" in said and "the last checkpoint is" in said
+
+
+def test_what_was_left_out_counts_after_a_resume(data: Path, tmp_path: Path, monkeypatch, capsys):
+    """Steps 4 and 7 are bad, one may be left out, and the run was ended in between."""
+    spoil(monkeypatch, "loss", at=(4, 7))
+    changes = {"max_steps": 8, "skip_nonfinite": 1, "save_every": 0}
+    with monkeypatch.context() as patch:
+        one_step = train_bilevel.one_step
+
+        def ended(run: Run) -> int:
+            if run.step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return one_step(run)
+
+        patch.setattr(train_bilevel, "one_step", ended)
+        assert train_bilevel.main(settings(data, tmp_path / "r", **changes)) == 143
+    assert train_bilevel.main(settings(data, tmp_path / "r", **changes)) == 1
+    said = capsys.readouterr().out
+    assert "Left out, 1 of 1" in said and "step 7: a loss" in said and "skip_nonfinite=2" in said
 
 
 # ----------------------------------------------------------------------------------------------------------------------
