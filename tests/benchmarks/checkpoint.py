@@ -54,7 +54,14 @@ def main() -> None:
 
 def stepped_copy(millions: int) -> TorchCopy:
     """A copy of a GPT-2 of about so many parameters, with moments."""
-    shape = {"vocab_size": 8000, "n_embd": 512, "n_head": 8, "n_layer": max(1, round((millions - 4) / 3.15))}
+    shape = {
+        "vocab_size": 8000,
+        "n_embd": 512,
+        "n_head": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "n_layer": max(1, round((millions - 4) / 3.15)),
+    }
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
     copy = TorchCopy(model)
     model(torch.zeros(1, 4, dtype=torch.int64)).logits.sum().backward()
