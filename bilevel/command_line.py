@@ -150,7 +150,7 @@ def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
     for key, value in given.items():
         if key == "train_data":
             parts.append("data=" + "+".join(dict.fromkeys(Path(_to_text(word)).parent.name for word in _words(value))))
-        elif key not in FREE | {"tracker", "val_data", "test_data"}:
+        elif key not in FREE | {"val_data", "test_data"}:
             parts.append(f"{key}=" + "+".join(Path(_to_text(word)).name for word in _words(value)))
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
     return name.encode()[:120].decode(errors="ignore")  # the system counts a name's bytes

@@ -180,6 +180,7 @@ class Settings:
 FIELDS = Settings.__pydantic_fields__
 # What a resumed run may change, as it does not enter the results.
 FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
+FREE |= {"tracker", "gpu_memory_gib"}
 LISTS = {f.name for f in dataclasses.fields(Settings) if str(f.type).startswith("list")}
 
 

@@ -173,7 +173,7 @@ def test_other_settings_are_refused(data: Path, unfinished: Path, capsys):
     assert train_bilevel.main(settings(data, unfinished, **changed)) == 2
     said = capsys.readouterr().err
     assert "of other settings, lr_x was 0.1 and is 0.5, seed was 0 and is 3: change them back, or" in said
-    free = changes(data, "source", False) | {"save_every": 3, "keep_checkpoints": 1}
+    free = changes(data, "source", False) | {"save_every": 3, "keep_checkpoints": 1, "gpu_memory_gib": 24}
     assert train_bilevel.main(settings(data, unfinished, **free)) == 0
     assert [path.name for path in (unfinished / "checkpoints").iterdir()] == ["step_000012"]
 
