@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import torch
 
+from bilevel.permutation import Permutation
 from bilevel.records import DataError, read_rows
 from bilevel.tokenise import IGNORE, Tokeniser
 from bilevel.world import ALONE, World
@@ -107,36 +108,33 @@ class Samples:
 
 
 class BatchStream:
-    """Endless batches of sample numbers: epoch after epoch, each a seeded permutation; resumable by its state."""
+    """Endless batches of sample numbers: epoch after epoch, each in an order of its own; resumable by its state.
+
+    The order is a function of seed, epoch and position, computed for each batch, so that none is stored.
+    """
 
     def __init__(self, n: int, batch_size: int, seed: int):
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.epoch, self.position = 0, 0
-        self._order = self._permutation()
+        self.load_state_dict({"epoch": 0, "position": 0})
 
     def __next__(self) -> torch.Tensor:
         """(batch_size,) int64 sample numbers; a batch may end one epoch and begin the next."""
         parts, missing = [], self.batch_size
         while missing:
-            part = self._order[self.position : self.position + missing]
-            parts.append(part)
-            missing -= len(part)
-            self.position += len(part)
-            if self.position == self.n:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._permutation()
-        return torch.cat(parts)
+            end = min(self.n, self.position + missing)
+            parts.append(self._order(np.arange(self.position, end)))
+            missing -= end - self.position
+            self.position = end
+            if end == self.n:
+                self.load_state_dict({"epoch": self.epoch + 1, "position": 0})
+        return torch.from_numpy(np.concatenate(parts))
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._permutation()
-
-    def _permutation(self) -> torch.Tensor:
-        digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
+        self._order = Permutation(self.n, f"seed {self.seed}, epoch {self.epoch}")
 
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:

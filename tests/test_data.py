@@ -1,6 +1,7 @@
 """bilevel/data.py: samples of several sources, the cache, the stream of batches, micro-batches."""
 
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,19 @@ def test_stream_goes_on_from_its_state(before: int) -> None:
     next(other)
     other.load_state_dict(state)
     assert [next(other).tolist() for _ in range(9)] == [next(stream).tolist() for _ in range(9)]
+
+
+def test_stream_over_huge_data_stores_no_order() -> None:
+    n = 10**8
+    tracemalloc.start()
+    stream = BatchStream(n, 64, seed=0)
+    drawn = [next(stream) for _ in range(20)]
+    stream.load_state_dict({"epoch": 7, "position": n - 30})
+    drawn.append(next(stream))
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    assert stream.state_dict() == {"epoch": 8, "position": 34}
+    assert len(torch.cat(drawn[:20]).unique()) == 20 * 64 and torch.cat(drawn).max() > 0.9 * n
 
 
 # micro-batches
