@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bilevel.tracker import NoTracker, WandbTracker
+from bilevel.tracker import Histogram, NoTracker, WandbTracker
 
 log = logging.getLogger("bilevel")
 
@@ -76,8 +76,8 @@ class MetricsLog:
         """Note the tokens that a step's passes have read."""
         self.tokens += tokens
 
-    def write(self, row: dict[str, Any], weights: torch.Tensor | None = None) -> None:
-        """One row; weights (N,), given at evaluations of per-sample runs, make a histogram in the tracker."""
+    def write(self, row: dict[str, Any], weights: Histogram | None = None) -> None:
+        """One row; weights, given at evaluations of per-sample runs, is their histogram, for the tracker."""
         now = time.perf_counter()
         timing = {
             "step": row["step"],

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import torch
+import numpy as np
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second
     import wandb
 
 log = logging.getLogger("bilevel")
 
+Histogram = tuple[np.ndarray, np.ndarray]  # counts (K,) between edges (K + 1,)
+
 
 class NoTracker:
     """Takes metrics and does nothing with them."""
 
-    def log(self, row: dict[str, Any], weights: torch.Tensor | None) -> None:
+    def log(self, row: dict[str, Any], weights: Histogram | None) -> None:
         pass
 
     def close(self) -> None:
@@ -43,7 +45,7 @@ class WandbTracker:
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self.thread.start()
 
-    def log(self, row: dict[str, Any], weights: torch.Tensor | None) -> None:
+    def log(self, row: dict[str, Any], weights: Histogram | None) -> None:
         self.queue.put((row, weights))
 
     def close(self) -> None:
@@ -58,7 +60,7 @@ class WandbTracker:
             log.info(sync if run.offline else f"wandb: {run.url}")
             while (item := self.queue.get()) is not None:
                 row, weights = item
-                extra = {} if weights is None else {"weights": self.wandb.Histogram(weights.numpy())}
+                extra = {} if weights is None else {"weights": self.wandb.Histogram(np_histogram=weights)}
                 run.log(row | extra, step=row["step"])
             run.finish()
         except Exception as error:  # of many kinds, none of them worth a run
