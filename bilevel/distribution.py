@@ -39,28 +39,29 @@ def quantiles(x: SampleWeights, shares: Sequence[float]) -> list[float]:
 def in_order(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """What would stand at these places (K,) of the values (N,) float32 if they were sorted: exact, found by counting.
 
-    The bits of a float32, read as a number of the same order, are counted by their upper half, and then by their lower
-    half among those with the upper half in question.
+    The upper halves of the bits are counted, and then the lower halves beside each upper half in question. Halves of
+    positive numbers have the order of the numbers, those of negative ones the reverse.
     """
+    values = values.astype("<f4", copy=False)
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for part in parts(len(values)):
+        counts += np.bincount(values[part].view("<u2")[1::2], minlength=1 << 16)
+    order = np.concatenate([np.arange(0xFFFF, 0x7FFF, -1), np.arange(0x8000)])  # upper halves from the least number up
+    upto = counts[order].cumsum()
+    rank = upto.searchsorted(places, side="right")
+    uppers, left = order[rank], places - (upto - counts[order])[rank]
 
-    def count(upper: int | None) -> np.ndarray:
-        """Of each half, how many are at most that."""
-        total = np.zeros(1 << 16, dtype=np.int64)
-        for part in parts(len(values)):
-            bits = values[part].view(np.uint32)
-            key = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-            halves = key >> 16 if upper is None else key[key >> 16 == upper] & np.uint32(0xFFFF)
-            total += np.bincount(halves, minlength=1 << 16)
-        return total.cumsum()
-
-    above = count(None)
-    keys = np.empty(len(places), dtype=np.uint32)
-    uppers = above.searchsorted(places, side="right")
-    for upper in set(uppers.tolist()):
-        here = uppers == upper
-        before = above[upper - 1] if upper else 0
-        keys[here] = (upper << 16) + count(upper).searchsorted(places[here] - before, side="right")
-    return np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).view(np.float32)
+    beside = {upper: np.zeros(1 << 16, dtype=np.int64) for upper in uppers.tolist()}
+    for part in parts(len(values)):
+        lower, upper = values[part].view("<u2").reshape(-1, 2).T
+        for each, counted in beside.items():
+            counted += np.bincount(lower[upper == each], minlength=1 << 16)
+    found = np.empty((len(places), 2), dtype="<u2")
+    for row, upper, place in zip(found, uppers.tolist(), left, strict=True):
+        step = -1 if upper >> 15 else 1
+        lower = int(beside[upper][::step].cumsum().searchsorted(place, side="right"))
+        row[:] = lower if step == 1 else 0xFFFF - lower, upper
+    return found.view("<f4")[:, 0]
 
 
 def histogram(
