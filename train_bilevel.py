@@ -204,7 +204,6 @@ def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "t
 
 def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Interrupt") -> None:
     """Complete the last step's row with the weights, and with what an evaluation finds, and write it."""
-    from bilevel.distribution import histogram
     from bilevel.evaluate import evaluate
 
     s, x, train = run.settings, run.x, run.train
@@ -214,7 +213,7 @@ def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Int
     if evaluating:
         run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens, pause=interrupt.check)
         run.watch.weights(run.step)
-    metrics.write(run.row, histogram(x, len(train), 64) if evaluating and run.per_sample else None)
+    metrics.write(run.row, x if evaluating and run.per_sample else None)
 
 
 def one_step(run: "Run") -> int:

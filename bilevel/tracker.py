@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import numpy as np
+from bilevel.distribution import histogram
+from bilevel.weights import SampleWeights
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second
     import wandb
 
 log = logging.getLogger("bilevel")
 
-Histogram = tuple[np.ndarray, np.ndarray]  # counts (K,) between edges (K + 1,)
-
 
 class NoTracker:
     """Takes metrics and does nothing with them."""
 
-    def log(self, row: dict[str, Any], weights: Histogram | None) -> None:
+    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
         pass
 
     def close(self) -> None:
@@ -45,8 +44,8 @@ class WandbTracker:
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self.thread.start()
 
-    def log(self, row: dict[str, Any], weights: Histogram | None) -> None:
-        self.queue.put((row, weights))
+    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
+        self.queue.put((row, histogram(x, x.n, 64) if x else None))
 
     def close(self) -> None:
         """Wait until everything is sent or kept, a few minutes at most."""
