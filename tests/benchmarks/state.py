@@ -10,6 +10,7 @@ visits all weights. Writes state.csv and state.png, and prints the table that RE
 
 import argparse
 import gc
+import pickle
 import platform
 import tempfile
 import time
@@ -69,15 +70,16 @@ class State:
         return (np.diff(times) * 1e3).tolist()
 
     def bytes(self) -> dict[str, float]:
-        """Bytes per sample: of x, moments and count; of the order; of all that this process has taken for it."""
-        every = (self.x.x, self.x.optimizer.m, self.x.optimizer.v, self.x.optimizer.count)
-        for tensor in every:
+        """Per sample: bytes of x, of its moments and count, and resident ones. In all: bytes of the stream's state."""
+        n, adam = self.x.n, self.x.optimizer
+        tensors = {"x_bytes": self.x.x, "m_bytes": adam.m, "v_bytes": adam.v, "count_bytes": adam.count}
+        for tensor in tensors.values():
             tensor += 0  # so that every page is there
-        n, order = self.x.n, vars(self.stream) | vars(self.stream._order)
-        return {
-            "state_bytes": sum(tensor.nbytes for tensor in every) / n,
-            "order_bytes": sum(len(value) for value in order.values() if np.size(value) >= n) / n,
+        found = {name: tensor.nbytes / n for name, tensor in tensors.items()}
+        return found | {
+            "state_bytes": sum(found.values()),
             "resident_bytes": (resident() - self.before) / n,
+            "stream_bytes_in_all": len(pickle.dumps(self.stream)),
         }
 
     def evaluate(self) -> dict[str, float]:
@@ -153,11 +155,14 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         left.bar(places, table[name], 0.6, bottom, label=label)
         bottom += table[name]
     left.set(ylabel="ms of a step, median", title=f"Per-sample work of a step, batch {BATCH}")
-    left.legend()
-    right.bar(places, table["state_bytes"], 0.6, label="x, two moments, count")
-    right.axhline(16, color="black", linewidth=1, linestyle="--", label="16 bytes")
-    right.set(ylabel="bytes per sample", title="Memory", ylim=(0, 22))
-    right.legend()
+    left.set_ylim(0, 1.4 * bottom.max())
+    bottom = np.zeros(len(table))
+    for name in ("x", "m", "v", "count"):
+        right.bar(places, table[f"{name}_bytes"], 0.6, bottom, label=name)
+        bottom += table[f"{name}_bytes"]
+    right.set(ylabel="bytes per sample", title="Memory of x and its optimizer", ylim=(0, 1.4 * 16))
+    for axis in (left, right):
+        axis.legend(loc="upper center", ncols=5)
     for axis in (left, right):
         axis.set_xticks(places, [f"N = {n:.0e}".replace("e+0", "e") for n in table["n"]])
         axis.grid(axis="y", alpha=0.3)
