@@ -16,7 +16,8 @@ import datasets
 import numpy as np
 import torch
 
-from bilevel.records import DataError, read_rows
+from bilevel.json_file import DataError
+from bilevel.records import read_rows
 from bilevel.tokenise import IGNORE, Tokeniser
 from bilevel.world import ALONE, World
 
