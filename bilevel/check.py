@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
     """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
-    from bilevel.records import DataError, find_files, read_rows
+    from bilevel.json_file import DataError
+    from bilevel.records import find_files, read_rows
 
     problems: list[str] = []
     files: dict[str, list[Path]] = {}

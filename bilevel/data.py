@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
+from bilevel.json_file import DataError
 from bilevel.permutation import Permutation
-from bilevel.records import DataError, read_rows
+from bilevel.records import read_rows
 from bilevel.tokenise import IGNORE, Tokeniser
 from bilevel.world import ALONE, World
 

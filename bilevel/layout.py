@@ -85,6 +85,13 @@ class Layout:
             lines["offloaded gradients"] = (4 + staged) * partitions
         return {line: COPIES * self.processes * size for line, size in lines.items()}
 
+    def checkpoint(self, model: torch.nn.Module, groups: list[Parameters]) -> float:
+        """Bytes of both copies in a checkpoint, of all processes, without residual bits."""
+        parameters = list(model.parameters())
+        weights = self.processes * self.partition(parameters) if self.stage == 3 else sum(p.numel() for p in parameters)
+        partitions = self.processes * sum(self.partition(group) for group in groups)
+        return COPIES * (weights * self.parameter_size + (12 if self.stage else 8) * partitions)
+
     def passing(self, model: torch.nn.Module, groups: list[Parameters]) -> float:
         """Bytes of one copy's parameters and gradients that come and go in a pass, at most."""
         everything = [p.numel() for p in model.parameters()]

@@ -1,4 +1,4 @@
-"""What a run will need in memory, per GPU and per host, before it loads anything: memory_report(settings, processes).
+"""What a run will need per GPU, per host and on the disk, before it loads anything: memory_report(settings, processes).
 
 Tensors (parameters, masters, moments, gradients, residual bits) are counted as bilevel.backend and bilevel.zero lay
 them out, padding included, and agree with measured bytes (tests/test_plan.py). Activations and logits come from a pass
@@ -38,6 +38,7 @@ class Plan:
     or_else: dict[str, float]
     host: dict[str, float]
     at_load: dict[str, float]
+    disk: dict[str, float]  # of the run's folder
     residual: float  # bytes per GPU, if its bits are kept
     residual_place: str  # device, host, off, or none where there are none to keep
     limit: float | None
@@ -118,6 +119,15 @@ def _estimate(
     host = {"processes": HOST_PROCESS * processes} | layout.host(model, groups)
     if residual and settings.lisa_residual == "host":
         host["residual bits"] = residual * processes
+    checkpoint = layout.checkpoint(model, groups)
+    if settings.lisa_residual != "off":
+        checkpoint += residual * processes
+    host["a checkpoint while it is written"] = checkpoint
+    disk = {
+        "checkpoints that are kept": settings.keep_checkpoints * checkpoint,
+        "the next while it is written": checkpoint,
+        "model": 0 if settings.save_model == "none" else size * layout.parameter_size,
+    }
     host = {line: size / hosts for line, size in host.items()}
     whole = size * layout.parameter_size * processes
     at_load = {
@@ -133,6 +143,7 @@ def _estimate(
         {line: max(0.0, need) for line, need in or_else.items()},
         host,
         at_load,
+        disk,
         residual,
         settings.lisa_residual if residual else "none",
         limit,
@@ -232,7 +243,8 @@ def render(plan: Plan) -> str:
     if plan.residual_place != "none":
         lines.append(_row("without residual bits", plan.without_residual))
         lines.append(_row("with them on the GPU", plan.with_residual))
-    for title, table in (("per host, training", plan.host), ("per host, loading", plan.at_load)):
+    tables = {"per host, training": plan.host, "per host, loading": plan.at_load, "on the disk": plan.disk}
+    for title, table in tables.items():
         lines += ["", title, *(_row(line, size) for line, size in table.items()), _row("sum", sum(table.values()))]
     if plan.remedies:
         lines += ["", "what would help, each by itself:", *(f"  {remedy}" for remedy in plan.remedies)]

@@ -5,12 +5,9 @@
 3. Alpaca, chat, text -> rows {index, roles, contents, is_noisy}, cached by the file's content (`datasets`)
 """
 
-import codecs
-import contextlib
 import functools
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +16,8 @@ from typing import Any
 
 import datasets
 
-from bilevel.config import UserError, first, short
+from bilevel.config import first, short
+from bilevel.json_file import DataError, parse_records, read_bytes
 
 FEATURES = datasets.Features(
     {
@@ -33,25 +31,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 CHAT_KEYS = ("messages", "conversations", "items")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_OPENING = re.compile(r"\s*\[[ \t\n\r]*(\]?)[ \t\n\r]*")
-_BETWEEN = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")
-_UNPACK, _CONVERT = "unpack it first", "write it as JSON Lines first, for example with datasets' Dataset.to_json"
-_MAGIC = {  # how files begin that are often found under the name .json
-    b"\x1f\x8b": ("gzip", _UNPACK),
-    b"PK\x03\x04": ("a zip archive", _UNPACK),
-    b"BZh": ("bzip2", _UNPACK),
-    b"\xfd7zXZ\x00": ("xz", _UNPACK),
-    b"\x28\xb5\x2f\xfd": ("zstd", _UNPACK),
-    b"PAR1": ("Parquet", _CONVERT),
-    b"ARROW1": ("Arrow", _CONVERT),
-    b"\xff\xff\xff\xff": ("an Arrow stream", _CONVERT),
-    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with git lfs pull"),
-}
 ROWS_VERSION = 1  # part of the cache key; raise it when rows change for the same file
-
-
-class DataError(UserError):
-    """A data file that cannot be used; the message names the file and the record."""
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -111,7 +91,7 @@ def read_rows(path: Path, format: str = "auto") -> datasets.Dataset:
 def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
     """The rows of a file whose bytes have the SHA-256 `content`; it is read anew here, and may have changed."""
     convert = None
-    for index, record in enumerate(_records(Path(path), _read(Path(path), content))):
+    for index, record in enumerate(parse_records(Path(path), read_bytes(Path(path), content))):
         where = f"{path}, record {index}"
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected an object with fields, got {type(record).__name__}")
@@ -124,71 +104,6 @@ def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
         yield {"index": index, "roles": roles, "contents": contents, "is_noisy": is_noisy}
     if convert is None:
         raise DataError(f"{path}: holds no record")
-
-
-def _read(path: Path, content: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    if hashlib.sha256(data).hexdigest() != content:
-        raise DataError(f"{path}: changed while it was read; start again when it is complete")
-    return data.removeprefix(codecs.BOM_UTF8)
-
-
-def _records(path: Path, data: bytes) -> Iterator[Any]:
-    """Records of a JSON array or of JSON Lines, told apart by the first character.
-
-    Of a key that stands twice in a record the last counts, as in every reader of JSON.
-    """
-    for mark, (kind, remedy) in _MAGIC.items():
-        if data.startswith(mark):
-            raise DataError(f"{path}: this is {kind}, not JSON text; {remedy}")
-    if not (encoding := json.detect_encoding(data)).startswith("utf-8"):
-        raise DataError(f"{path}: not UTF-8 text but {encoding}, by its first bytes; save it as UTF-8")
-    if re.match(rb"\s*\[", data):
-        yield from _array(data, path)
-        return
-    lines = (line[0] for line in re.finditer(rb"[^\r\n]+", data) if not line[0].isspace())
-    for index, line in enumerate(lines):
-        with _errors(f"{path}, record {index}"):
-            record = json.loads(line.decode())
-        yield record
-
-
-def _array(data: bytes, path: Path) -> Iterator[Any]:
-    """Records of a JSON array. One at a time: parsed, a file of small records takes many times its size."""
-    with _errors(str(path)):
-        text = data.decode()
-    decode, index = json.JSONDecoder().raw_decode, 0
-    mark = _OPENING.match(text)
-    while mark[1] != "]":
-        with _errors(f"{path}, record {index}"):
-            if index and not mark[1]:
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, mark.end())
-            record, end = decode(text, mark.end())
-        yield record
-        mark = _BETWEEN.match(text, end)
-        index += 1
-    if mark.end() < len(text):
-        raise DataError(f"{path}: text after the array's end, character {mark.end()}; expected one array of records")
-
-
-@contextlib.contextmanager
-def _errors(where: str) -> Iterator[None]:
-    """What can be wrong with text that should be JSON, as a DataError."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise DataError(
-            f"{where}: not JSON ({error.msg} at {line}column {error.colno}); "
-            "expected a JSON array of records or one record per line"
-        ) from None
-    except (RecursionError, ValueError) as error:  # too many brackets, too many digits
-        raise DataError(f"{where}: cannot be read ({error})") from None
 
 
 def _detect(record: dict[str, Any], where: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bilevel.config import short
-from bilevel.records import DataError
+from bilevel.json_file import DataError
 
 IGNORE = -100
 OPEN, CLOSE = "\ue0b1\ue0b2", "\ue0b2\ue0b1"  # private-use marks that stand for contents in a chat template

@@ -13,6 +13,7 @@ import transformers
 from torch import distributed
 
 from bilevel.backend import ModelCopy
+from bilevel.checkpoint import split
 from bilevel.config import Settings, validate
 from bilevel.data import MicroBatch
 from bilevel.lisa import Lisa
@@ -29,6 +30,7 @@ LINES = (
     "residual bits",
     "communication buckets",
     "gathered",
+    "checkpoint",
 )
 
 
@@ -53,9 +55,11 @@ def measure(settings: Settings, world: World) -> dict[str, int]:
             break
         for copy in copies.values():
             copy.step(1e-3, copy.gradient_norm())
+    saved = sum(tensor.nbytes for copy in copies.values() for tensor in split(copy.state_dict())[0].values())
     for copy in copies.values():
         copy._stop(set())
-    return {line: max(tensors[line] for tensors in found) for line in LINES}
+    most = {line: max(tensors[line] for tensors in found) for line in found[0]}
+    return most | {"checkpoint": int(world.sum(torch.tensor(saved)))}
 
 
 def backward(copies: dict[str, ModelCopy], vocabulary: int, last: bool) -> dict[str, int]:
@@ -69,7 +73,7 @@ def backward(copies: dict[str, ModelCopy], vocabulary: int, last: bool) -> dict[
 
 def held(copies: dict[str, ZeroCopy]) -> dict[str, int]:
     """Bytes of distinct storages, each counted in the first line that names it."""
-    tensors: dict[str, list[torch.Tensor | None]] = {line: [] for line in LINES}
+    tensors: dict[str, list[torch.Tensor | None]] = {line: [] for line in LINES[:-1]}
     for copy in copies.values():
         optimizer = copy.engine.optimizer
         for p in copy.module.parameters():
@@ -89,7 +93,9 @@ def held(copies: dict[str, ZeroCopy]) -> dict[str, int]:
             tensors["communication buckets"] += [bucket.buffer for bucket in optimizer.ipg_buckets.values()]
         tensors["residual bits"] += copy.residuals.values()
     seen: set[int] = set()
-    return {line: sum(new_bytes(tensor, seen) for tensor in tensors[line] if tensor is not None) for line in LINES}
+    return {
+        line: sum(new_bytes(tensor, seen) for tensor in held if tensor is not None) for line, held in tensors.items()
+    }
 
 
 def new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:

@@ -11,7 +11,7 @@ import torch
 from tokenizer_kinds import gpt2_tokenizer, tokenizer_of
 
 from bilevel.data import BatchStream, Samples, cuts, load_samples, steps_per_run
-from bilevel.records import DataError
+from bilevel.json_file import DataError
 from bilevel.tokenise import IGNORE, Tokeniser
 
 Write = Callable[..., Path]

@@ -24,7 +24,8 @@ from tokenizer_kinds import KINDS, tokenizer_of
 
 from bilevel.command_line import _yaml, load_settings, read_yaml
 from bilevel.config import FIELDS, Settings, UserError, dump, validate
-from bilevel.records import CHAT_KEYS, ROLES, DataError, _rows, find_files, read_rows
+from bilevel.json_file import DataError
+from bilevel.records import CHAT_KEYS, ROLES, _rows, find_files, read_rows
 from bilevel.tokenise import CLOSE, IGNORE, OPEN, Tokeniser
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -343,13 +344,19 @@ FILES: dict[str, Callable[[int], str]] = {
     "escapes": lambda n: '[{"text":"' + "\\u0041" * (n // 6) + '"}]',
     "wide-escapes": lambda n: '{"text":"' + "\\ud83d\\ude00" * (n // 12) + '"}',
     "one-wide-character": lambda n: '[{"text":"' + "x" * n + '😀"}]',
+    "one-of-objects": lambda n: '[{"text":"","a":[' + "{}," * (n // 3) + "{}]}]",
+    "one-of-lists": lambda n: '{"text":"","a":[' + "[]," * (n // 3) + "[]]}",
+    "one-of-pairs": lambda n: '[{"text":"","a":[' + '{"ab":"cd"},' * (n // 12) + "0]}]",
+    "one-of-keys": lambda n: "{" + ",".join(f'"{i}":0' for i in range(n // 10)) + ',"text":""}',
+    "half-text-half-objects": lambda n: '[{"text":"' + "x" * (n // 2) + '","a":[' + "{}," * (n // 6) + "{}]}]",
+    "sparse-objects": lambda n: '[{"text":"","a":[' + (" " * 60 + "{},") * (n // 63) + "{}]}]",
     "bad-end": lambda n: "[" + ",".join(['{"text":"x"}'] * (n // 13)) + ",]",
 }
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_memory(folder: Path, kind: str) -> None:
-    """At most ten times the file, and a little. A single record takes what its objects take, however small they are."""
+    """At most ten times the file, and a little."""
     path = folder / "memory.json"
     path.write_text(FILES[kind](SIZE), encoding="utf-8")
     content = hashlib.sha256(path.read_bytes()).hexdigest()

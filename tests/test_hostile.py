@@ -31,7 +31,7 @@ from bilevel.weights import SourceWeights
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[1]
 SURROGATE = "\\ud800"
-DEEP = 100_000
+DEEP = 90_000
 TYPED = "<|endoftext|></s>"  # the tokenizer's special token, as a user types it
 MB10 = 10_000_000
 
@@ -117,6 +117,13 @@ TABLE: dict[str, tuple[object, list[list[str]] | str]] = {
     "nested-noise": (array(f'{{"text": "a", "is_noisy": {nested(500)}}}'), "is_noisy must be true or false, got [[["),
     "many-fields": ([{"text": "a"}, {f"k{i}": i for i in range(DEEP)}], "no field 'text'; it has ['k0', 'k1', 'k10'"),
     "many-fields-first": ([{f"k{i}": i for i in range(DEEP)}], "format not recognised from its fields ['k0'"),
+    "many-values": (
+        array(GOOD, f'{{"text": "a", "x": [{"0," * 10**5}0]}}'),
+        "record 1: cannot be read (it holds more than",
+    ),
+    "many-values-lines": (GOOD + "\n" + line(f"[{'[],' * DEEP}0]"), "record 1: cannot be read (it holds more"),
+    "many-commas": ([{"text": "a", "x": ",[{" * DEEP}, {"text": "a"}], [A, A]),
+    "many-quotes": ([{"text": "a", "x": '",\\"' * DEEP}], [A]),
     "long-wrong-value": ([{"text": ["x" * MB10]}], "'text' must be text, got list ['xxxxxxxxxxxx"),
     "long-wrong-role": (chat("a", "x" * MB10), "message 0: unknown role 'xxxxxxxxxxxx"),
     "long-key": ([{"x" * MB10: "a"}], "format not recognised from its fields ['xxxxxx"),
@@ -246,16 +253,16 @@ def test_links_in_circles_end(write: Write, tmp_path: Path, monkeypatch: pytest.
 def test_a_file_that_changes_while_it_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the digest and the parsing; the cache then holds nothing under the first digest."""
     path = write("growing.json", '{"text": "first"}\n')
-    original = records._read
+    original = records.read_bytes
 
     def grow(*arguments: object) -> bytes:
         with path.open("a") as file:
             file.write(GOOD + "\n")
         return original(*arguments)
 
-    monkeypatch.setattr(records, "_read", grow)
+    monkeypatch.setattr(records, "read_bytes", grow)
     assert f"{path}: changed while it was read; start again" in error_of(lambda: read_rows(path))
-    monkeypatch.setattr(records, "_read", original)
+    monkeypatch.setattr(records, "read_bytes", original)
     assert read_rows(path)["contents"][:] == [["first"], ["a"]]
     assert read_rows(write("growing.json", '{"text": "first"}\n'))["contents"][:] == [["first"]]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bilevel import records
-from bilevel.records import DataError, find_files, read_rows
+from bilevel.json_file import DataError
+from bilevel.records import find_files, read_rows
 
 ALPACA = {"instruction": "Say hi", "input": "", "output": "hi"}
 CHAT = [("user", "Say hi"), ("assistant", "hi")]
@@ -235,8 +236,8 @@ def test_no_match_names_all_patterns_and_process_py(write: Write, tmp_path: Path
 def parsed(monkeypatch) -> list[str]:
     """The files that were parsed, one entry for each time."""
     seen: list[str] = []
-    original = records._records
-    monkeypatch.setattr(records, "_records", lambda path, data: (seen.append(path.name), original(path, data))[1])
+    original = records.parse_records
+    monkeypatch.setattr(records, "parse_records", lambda path, data: (seen.append(path.name), original(path, data))[1])
     return seen
 
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizer_kinds import KINDS, SENTENCES, gpt2_tokenizer, llama_tokenizer, tokenizer_of
 from transformers import PreTrainedTokenizerBase
 
-from bilevel.records import DataError
+from bilevel.json_file import DataError
 from bilevel.tokenise import CLOSE, IGNORE, OPEN, Tokeniser
 
 PROMPT = "### Instruction:\nName it \N{GRINNING FACE}\n\n### Response:\n"
