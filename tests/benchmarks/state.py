@@ -161,8 +161,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         right.bar(places, table[f"{name}_bytes"], 0.6, bottom, label=name)
         bottom += table[f"{name}_bytes"]
     right.set(ylabel="bytes per sample", title="Memory of x and its optimizer", ylim=(0, 1.4 * 16))
+    right.set_yticks(range(0, 21, 4))
     for axis in (left, right):
-        axis.legend(loc="upper center", ncols=5)
+        axis.legend(loc="upper center", ncols=3)
     for axis in (left, right):
         axis.set_xticks(places, [f"N = {n:.0e}".replace("e+0", "e") for n in table["n"]])
         axis.grid(axis="y", alpha=0.3)
