@@ -10,7 +10,7 @@ from bilevel.config import UserError
 from bilevel.data import Samples
 from bilevel.distribution import histogram, source_shares
 from bilevel.metrics import QUANTILES
-from bilevel.weights import SampleWeights, SourceWeights, parts
+from bilevel.weights import CHUNK, SampleWeights, SourceWeights, parts
 
 
 def write_weights(path: Path, x: SourceWeights | SampleWeights, samples: Samples) -> None:
@@ -39,24 +39,35 @@ def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor 
         start = torch.ones_like(sizes) if x_init == "uniform" else sizes
         return None if per_sample else start / start.sum()
     try:
-        table = pd.read_csv(x_init, dtype={"source": str, "file": str}, keep_default_na=False)
+        weights = _read_weights(x_init, per_sample, samples)
     except (OSError, ValueError) as error:
         raise UserError(f"x_init {x_init}: {error}") from None
-    keys = ["file", "index"] if per_sample else ["source"]
-    columns = [*keys, "weight"]
-    if not set(columns) <= set(table.columns):
-        raise UserError(f"x_init {x_init}: expected columns {', '.join(columns)}, found {', '.join(table.columns)}")
-    if per_sample:
-        rows = ((part, _places(samples, part)) for part in parts(len(samples)))
-        same = len(table) == len(samples) and all(table[keys][part].equals(expected) for part, expected in rows)
-    else:
-        same = table["source"].tolist() == samples.sources
-    if not same:
-        raise UserError(f"x_init {x_init} was made from other training files: its {', '.join(keys)} differ")
-    weights = torch.tensor(pd.to_numeric(table["weight"], errors="coerce").to_numpy(dtype=float))
     if not weights.isfinite().all() or (weights < 0).any() or weights.sum() <= 0:
         raise UserError(f"x_init {x_init}: weights must be numbers, none negative, not all zero")
-    return weights / (weights.mean() if per_sample else weights.sum())
+    return weights.div_(weights.mean() if per_sample else weights.sum())
+
+
+def _read_weights(path: str, per_sample: bool, samples: Samples) -> torch.Tensor:
+    """The column weight of a weights.csv (float64, NaN where there is no number) of these sources, or samples."""
+    keys, n = (["file", "index"], len(samples)) if per_sample else (["source"], len(samples.sources))
+    columns, rows, weights = [*keys, "weight"], 0, torch.empty(n, dtype=torch.float64)
+    other = UserError(f"x_init {path} was made from other training files: its {', '.join(keys)} differ")
+    dtype = {"source": str, "file": str}
+    with pd.read_csv(path, dtype=dtype, keep_default_na=False, chunksize=CHUNK) as tables:
+        for table in tables:
+            if not set(columns) <= set(table.columns):
+                found = ", ".join(table.columns)
+                raise UserError(f"x_init {path}: expected columns {', '.join(columns)}, found {found}")
+            part, rows = slice(rows, rows + len(table)), rows + len(table)
+            if rows > n:
+                raise other
+            expected = _places(samples, part) if per_sample else {"source": samples.sources[part]}
+            if not all(np.array_equal(table[key], expected[key]) for key in keys):
+                raise other
+            weights[part] = torch.tensor(pd.to_numeric(table["weight"], errors="coerce").to_numpy(dtype=float))
+    if rows < n:
+        raise other
+    return weights
 
 
 def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Samples) -> None:
