@@ -129,7 +129,12 @@ def open_metrics(run: "Run") -> "MetricsLog":
 
     s = run.settings
     columns = Columns(
-        run.train.sources, run.per_sample, run.test is not None, run.train.is_noisy is not None, run.copies["u"].bf16
+        run.train.sources,
+        run.per_sample,
+        tested=run.test is not None,
+        noise_known=run.train.is_noisy is not None,
+        bf16=run.copies["u"].bf16,
+        weighted=s.sampling == "weighted",
     )
     tracker = NoTracker()
     if s.tracker == "wandb" and run.world.main:
@@ -225,9 +230,8 @@ def one_step(run: "Run") -> int:
         run.lisa.switch(step, run.copies)
     lr_y = s.lr_y * schedule(step, run.steps, s.warmup_ratio, "cosine")
     lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
-    train = run.train.batch(next(run.streams["train"]), s.micro_batch_tokens, run.world)
-    validation = run.val.batch(next(run.streams["val"]), s.micro_batch_tokens, run.world)
-    signal = {}
+    train, validation = run.draw()
+    more = {"computed": len(train.sample_ids) / train.drawn} if s.sampling == "weighted" else {}
     try:
         result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
                               seed=dropout_seed(s.seed, step))  # fmt: skip
@@ -235,11 +239,11 @@ def one_step(run: "Run") -> int:
         run.skip(error)
         result = error.result
     else:
-        signal = run.guard.check(step + 1, train, result.gaps)
+        more |= run.guard.check(step + 1, train, result.gaps)
         run.watch.loss(step + 1, result.loss_w)
         if run.lisa and step == 0:
             run.lisa.verify(lr_y)
-    run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | signal
+    run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | more
     if step < s.x_warmup_steps:
         x.clear()
     elif (step + 1) % s.upper_every == 0:
