@@ -12,21 +12,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from bilevel.config import first, short
-from bilevel.json_file import DataError, parse_records, read_bytes
+from bilevel.json_file import DataError, content_hash, parse_records, read_bytes
 
-FEATURES = datasets.Features(
-    {
-        "index": datasets.Value("int64"),
-        "roles": datasets.List(datasets.Value("string")),
-        "contents": datasets.List(datasets.Value("large_string")),
-        "is_noisy": datasets.Value("bool"),
-    }
-)
+if TYPE_CHECKING:  # imported where it is used: it takes a second, and a file that is missing is told at once
+    import datasets
+
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 CHAT_KEYS = ("messages", "conversations", "items")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
@@ -64,21 +57,27 @@ def find_files(patterns: list[str]) -> list[Path]:
     return [stems[stem] for stem in sorted(stems)]
 
 
-def read_rows(path: Path, format: str = "auto") -> datasets.Dataset:
+def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
     """One row per record: index (its place in the file), roles, contents, is_noisy (None where unknown).
 
     roles are prompt, response (Alpaca); system, user, assistant (chat); text. Raises DataError.
     """
-    try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
+    content = content_hash(path)
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    features = {
+        "index": datasets.Value("int64"),
+        "roles": datasets.List(datasets.Value("string")),
+        "contents": datasets.List(datasets.Value("large_string")),
+        "is_noisy": datasets.Value("bool"),
+    }
     key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {datasets.__version__}".encode())
     try:
         return datasets.Dataset.from_generator(
             _rows,
-            features=FEATURES,
+            features=datasets.Features(features),
             gen_kwargs={"path": str(path), "format": format, "content": content},
             fingerprint=key.hexdigest()[:32],
         )
