@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from bilevel.config import Settings, UserError
-from bilevel.records import read_rows
+from bilevel.records import cache_folder, read_rows
 
 EOS = "<|endoftext|>"
 TOKENIZER_VERSION = 1  # part of the cache key; raise it when the tokenizer changes for the same rows
@@ -40,7 +40,7 @@ def _byte_bpe(rows: list[datasets.Dataset], vocab_size: int) -> tokenizers.Token
     """A byte-level BPE trained on the texts of all rows, cached where they are."""
     parts = [table._fingerprint for table in rows] + [vocab_size, TOKENIZER_VERSION, tokenizers.__version__]
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "tokenizers" / f"{key}.json"
+    file = cache_folder() / "tokenizers" / f"{key}.json"
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception:  # there is none yet, or not a whole one; tokenizers knows no narrower error

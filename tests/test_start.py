@@ -21,12 +21,12 @@ from bilevel.command_line import load_settings
 from bilevel.config import Settings
 from bilevel.json_file import content_hash
 from bilevel.model import load_tokenizer
+from bilevel.records import cache_folder
 from bilevel.tokenise import Tokeniser
 from train_bilevel import setup
 
 HEAVY = {"numpy", "pandas", "pyarrow", "datasets", "tokenizers", "torch", "transformers", "accelerate", "deepspeed"}
 HEAVY |= {"sklearn", "scipy", "matplotlib", "wandb"}
-READERS = {"numpy", "pandas", "pyarrow", "datasets"}
 
 
 # what is imported
@@ -69,10 +69,28 @@ def test_mistakes_in_the_launcher_need_no_heavy_import(tmp_path: Path) -> None:
     assert heavy_imports(["bash", "run_F2SA.sh", "--lr_z", "1"], 2, NPROC="2", **gone) == set()
 
 
-def test_a_broken_record_is_told_without_torch(tmp_path: Path) -> None:
+def test_a_broken_record_is_told_without_datasets_and_torch(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", size=16)
     (tmp_path / "data" / "val.json").write_text(json.dumps([{"instruction": "a"}]))
-    assert heavy_imports(["python", "train_bilevel.py", *settings(data, tmp_path / "r")], 2) - {"scipy"} == READERS
+    assert heavy_imports(["python", "train_bilevel.py", *settings(data, tmp_path / "r")], 2) - {"pandas"} == {
+        "numpy",
+        "pyarrow",
+    }
+
+
+def test_the_cache_is_where_datasets_has_it(tmp_path: Path) -> None:
+    """Compared with its own answer, in another process each."""
+    places = [{}, {"XDG_CACHE_HOME": "x"}, {"HF_HOME": "~/y", "XDG_CACHE_HOME": "x"}, {"HF_DATASETS_CACHE": "~/z"}]
+    ask = (
+        "import datasets; from bilevel.records import cache_folder as c; print(datasets.config.HF_DATASETS_CACHE, c())"
+    )
+    for place in places:
+        environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | place
+        said = subprocess.run(
+            [sys.executable, "-c", ask], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        theirs, ours = said.stdout.split()
+        assert ours == theirs
 
 
 # what is read
@@ -159,7 +177,7 @@ def test_a_cached_tokenizer_is_the_one_that_was_trained(tmp_path: Path, counted:
     assert counted["train_from_iterator"] == 1
     assert len({trained, load(302), load(301, files[:1])}) == 3
     assert counted["train_from_iterator"] == 3
-    cached = list((Path(datasets.config.HF_DATASETS_CACHE) / "tokenizers").iterdir())
+    cached = list((cache_folder() / "tokenizers").iterdir())
     assert all(file.suffix == ".json" for file in cached)
     for file in cached:
         file.write_text(file.read_text()[:-9])
