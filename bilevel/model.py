@@ -7,15 +7,17 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import tokenizers
 import torch
 import transformers
 
 from bilevel.config import Settings, UserError
 from bilevel.records import cache_folder, read_rows
+
+if TYPE_CHECKING:  # read_rows imports it: a model that cannot be is told before
+    import datasets
 
 EOS = "<|endoftext|>"
 TOKENIZER_VERSION = 1  # part of the cache key; raise it when the tokenizer changes for the same rows
@@ -36,7 +38,7 @@ def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.
     )
 
 
-def _byte_bpe(rows: list[datasets.Dataset], vocab_size: int) -> tokenizers.Tokenizer:
+def _byte_bpe(rows: "list[datasets.Dataset]", vocab_size: int) -> tokenizers.Tokenizer:
     """A byte-level BPE trained on the texts of all rows, cached where they are."""
     parts = [table._fingerprint for table in rows] + [vocab_size, TOKENIZER_VERSION, tokenizers.__version__]
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -131,7 +133,7 @@ def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
         ) from None
 
 
-def _texts(rows: list[datasets.Dataset]) -> Iterator[str]:
+def _texts(rows: "list[datasets.Dataset]") -> Iterator[str]:
     """What a new tokenizer is trained on. Words are cut at 1,000: training grows with the square of a word."""
     for table in rows:
         for batch in table.select_columns("contents").iter(1000):

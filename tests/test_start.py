@@ -78,6 +78,12 @@ def test_a_broken_record_is_told_without_datasets_and_torch(tmp_path: Path) -> N
     }
 
 
+def test_a_model_that_cannot_be_is_told_without_datasets(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", size=16)
+    imported = heavy_imports(["python", "train_bilevel.py", *settings(data, tmp_path / "r", max_length=1000)], 2)
+    assert imported >= {"torch", "transformers"} and not imported & {"datasets", "deepspeed", "sklearn", "wandb"}
+
+
 def test_the_cache_is_where_datasets_has_it(tmp_path: Path) -> None:
     """Compared with its own answer, in another process each."""
     places = [{}, {"XDG_CACHE_HOME": "x"}, {"HF_HOME": "~/y", "XDG_CACHE_HOME": "x"}, {"HF_DATASETS_CACHE": "~/z"}]
