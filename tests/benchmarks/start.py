@@ -210,13 +210,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
               label="at most")  # fmt: skip
     for place, seconds in zip(places, table["max_s"], strict=True):
         axes.annotate(f"{table['median_s'][place]:.2f} s", (seconds, place), (6, 0), textcoords="offset points",
-                      va="center")  # fmt: skip
+                      va="center", bbox={"color": "white", "pad": 1})  # fmt: skip
     axes.set_yticks(places, table["start"])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds, median and range", title=f"Start-up, {table['records'][0]:,} records")
-    axes.set_xlim(right=3 * table["max_s"].max())
+    axes.set_xlim(0.1, 4 * table["max_s"].max())
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=150)
 
 
