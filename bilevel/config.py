@@ -108,6 +108,12 @@ class Settings:
         "start: uniform (sources equal), size (records equal; same as uniform per sample), or a weights.csv",
         "uniform",
     )
+    sampling: Literal["uniform", "weighted"] = _setting(
+        "weights",
+        "weighted: of a drawn batch, compute samples of small weight with a probability in proportion to it",
+        "uniform",
+    )
+    sampling_floor: float = _setting("weights", "least probability of a sample to be computed", 0.1, gt=0, le=1)
     x_warmup_steps: int = _setting("weights", "steps before x starts to learn", 0, ge=0)
     x_optimizer: Literal["adam", "sgd"] = _setting("weights", "optimizer of x; never any weight decay", "adam")
     lr_x: float = _setting("weights", "peak step size of x", 1e-1, ge=0)

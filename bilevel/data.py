@@ -48,10 +48,32 @@ class MicroBatch:
 
 @dataclasses.dataclass
 class Batch:
-    """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches."""
+    """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches.
+
+    counts (n,) float64: how many drawn samples each stands for, of which there were `drawn` (bilevel.sampling); where
+    nothing is left out, 1 and n.
+    """
 
     sample_ids: torch.Tensor
     micro_batches: list[MicroBatch]
+    counts: torch.Tensor | None = None
+    drawn: int | None = None
+
+    def __post_init__(self):
+        if self.counts is None:
+            self.counts = torch.ones(len(self.sample_ids), dtype=torch.float64)
+            self.drawn = len(self.sample_ids)
+
+    def mean(self, values: torch.Tensor) -> float:
+        """Of values (n,), each as often as it counts; nan where nothing is computed."""
+        return float((self.counts * values).sum() / self.counts.sum())
+
+    def counts_of(self, micro: MicroBatch) -> torch.Tensor:
+        """Of the rows of one of its micro-batches, (B,) float64; 0 of a row that only fills up."""
+        real = micro.places >= 0
+        counts = torch.zeros(len(micro.places), dtype=torch.float64)
+        counts[real] = self.counts[micro.places[real]]
+        return counts
 
     def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
         """(n,) float32 on the CPU and equal on all ranks: the losses (B,) of every rank's micro-batches in place."""
@@ -114,8 +136,10 @@ class Samples:
 
         Every rank gets as many micro-batches of as many rows, whatever the batch: the cuts are those of the longest
         share, and rows without targets fill up the others. A micro-batch holds at most token_budget padded tokens
-        (or one row).
+        (or one row). Without any sample there is one micro-batch, whose row only fills up.
         """
+        if not len(sample_ids):
+            return Batch(sample_ids, [_pad({}, np.array([-1]), torch.zeros(1, dtype=torch.int64))])
         rows = self.tokens[sample_ids.tolist()]
         # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
         lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])

@@ -28,7 +28,7 @@ class StepResult:
     grad_norm_u: float
     grad_norm_w: float
     tokens: int
-    gaps: torch.Tensor  # l_i(w) - l_i(u), (|B|,)
+    gaps: torch.Tensor  # l_i(w) - l_i(u) of the samples computed, (n,)
 
     def row(self) -> dict[str, float]:
         """The step's columns of metrics.csv."""
@@ -82,18 +82,19 @@ def penalty_step(
     norm_u, norm_w = u.gradient_norm(), w.gradient_norm()
     passes = [train, train] + ([validation] if validation is not None else [])
     result = StepResult(
-        loss_u=float(losses_u.mean()),
-        loss_w=float(losses_w.mean()),
+        loss_u=train.mean(losses_u),
+        loss_w=train.mean(losses_w),
         val_loss=float(losses_f.mean()),
         grad_norm_u=norm_u,
         grad_norm_w=norm_w,
         tokens=u.world.size * sum(m.input_ids.numel() for batch in passes for m in batch.micro_batches),
         gaps=losses_w - losses_u,
     )
-    seen = [result.loss_u, result.loss_w, norm_u, norm_w] + ([result.val_loss] if validation is not None else [])
+    seen = [norm_u, norm_w] + ([result.loss_u, result.loss_w] if len(result.gaps) else [])
+    seen += [result.val_loss] if validation is not None else []
     if not all(map(math.isfinite, seen)):
         raise NonFiniteLoss(result, _suspects(train, losses_u + losses_w, validation, losses_f))
-    x.accumulate(train.sample_ids, result.gaps)
+    x.accumulate(train.sample_ids, result.gaps, train.counts)
     u.step(lr_y, norm_u)
     w.step(lr_y, norm_w)
     return result
@@ -102,12 +103,15 @@ def penalty_step(
 def _add_lower_level(
     copy: ModelCopy, x: SourceWeights | SampleWeights, batch: Batch, seed: int, last: bool
 ) -> torch.Tensor:
-    """Add the gradient of 1/|B| sum_B c_i l_i; returns all l_i in the batch's order, (|B|,) on the CPU."""
+    """Add the gradient of 1/|B| sum_B c_i l_i; returns all l_i in the batch's order, (n,) on the CPU.
+
+    Where of |B| samples only n are computed, each l_i counts for as many as it stands for.
+    """
     losses = []
     for number, micro in enumerate(batch.micro_batches):
         loss = copy.losses(micro, seed + number)
-        c = x.coefficients(micro.sample_ids).to(loss)
-        copy.backward((c * loss).sum() / len(batch.sample_ids), last and number + 1 == len(batch.micro_batches))
+        c = x.coefficients(micro.sample_ids) * batch.counts_of(micro)
+        copy.backward((c.to(loss) * loss).sum() / batch.drawn, last and number + 1 == len(batch.micro_batches))
         losses.append(loss.detach())
     return batch.collect(losses, copy.world)
 

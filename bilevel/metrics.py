@@ -25,6 +25,7 @@ METRICS = {
     "loss_u": "the same of u",
     "gap": "loss_w - loss_u; per sample it says whether a sample helps (below 0: validation wants it learned)",
     "gap_signal": "estimated correlation of the batch's gaps with unrounded ones; bf16 runs at steps 16, 32, 64, ...",
+    "computed": "share of the drawn training samples that were computed; runs with sampling=weighted",
     "val_loss_w": "mean validation loss of w over the batch's samples",
     "grad_norm_w": "norm of w's gradient, before clipping",
     "grad_norm_u": "norm of u's gradient, before clipping",
@@ -45,10 +46,13 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Columns:
     """The columns of this run's metrics.csv, known before it starts."""
 
-    def __init__(self, sources: list[str], per_sample: bool, tested: bool, noise_known: bool, bf16: bool):
+    def __init__(
+        self, sources: list[str], per_sample: bool, tested: bool, noise_known: bool, bf16: bool, weighted: bool = False
+    ):
         absent = [] if tested else ["test_loss_w", "test_loss_u"]
         absent += [] if noise_known else ["roc_auc", "threshold", "precision", "recall"]
         absent += [] if bf16 else ["gap_signal"]
+        absent += [] if weighted else ["computed"]
         self.names: list[str] = []
         for name in METRICS:
             if name == "weight/<source>":

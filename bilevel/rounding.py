@@ -38,7 +38,7 @@ class RoundingGuard:
 
         Costs two forward passes of the batch. Raises TrainingStopped.
         """
-        if not self.on or step < FIRST or step & (step - 1):
+        if not self.on or step < FIRST or step & (step - 1) or len(gaps) < 2:
             return {}
         signal = gap_signal(gaps, rounding_noise(self.copy, batch, step))
         if step > self.settings.x_warmup_steps:

@@ -8,10 +8,11 @@ import transformers
 
 from bilevel.backend import ModelCopy
 from bilevel.config import Settings
-from bilevel.data import BatchStream, Samples
+from bilevel.data import Batch, BatchStream, Samples
 from bilevel.f2sa import NonFiniteLoss, TrainingStopped
 from bilevel.lisa import Lisa
 from bilevel.rounding import RoundingGuard
+from bilevel.sampling import choose
 from bilevel.watch import Watch
 from bilevel.weights import SampleWeights, SourceWeights
 from bilevel.world import World
@@ -50,6 +51,15 @@ class Run:
     @property
     def per_sample(self) -> bool:
         return self.settings.weights == "sample"
+
+    def draw(self) -> tuple[Batch, Batch]:
+        """The step's batches, of training and of validation samples."""
+        s = self.settings
+        drawn, trusted = next(self.streams["train"]), next(self.streams["val"])
+        sample_ids, counts = choose(drawn, self.x, s, self.step)
+        train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world)
+        validation = self.val.batch(trusted, s.micro_batch_tokens, self.world)
+        return dataclasses.replace(train, counts=counts, drawn=len(drawn)), validation
 
     def skip(self, error: NonFiniteLoss) -> None:
         """Leave the step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""

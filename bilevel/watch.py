@@ -1,6 +1,7 @@
 """What a person would notice in a run's curves: a loss that jumps, weights that collapse or never move."""
 
 import logging
+import math
 import statistics
 from typing import Any
 
@@ -25,7 +26,9 @@ class Watch:
         self.told: list[str] = []
 
     def loss(self, step: int, loss: float) -> None:
-        """After each step: twice the median of the last ones, and 0.5 nats above it, is a spike."""
+        """After each step: twice the median of the last ones, and 0.5 nats above it, is a spike; nan is no loss."""
+        if math.isnan(loss):
+            return
         if len(self.losses) == WINDOW:
             usual = statistics.median(self.losses)
             if loss > usual + max(usual, 0.5):

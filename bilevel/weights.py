@@ -76,11 +76,15 @@ class SourceWeights:
         """c of the samples, (B,) float64."""
         return (len(self.source_ids) * self.p / self.sizes)[self.source_ids[sample_ids].long()]
 
-    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor) -> None:
-        """Add the gaps (B,) of the samples (B,) to the sums since the last step of x."""
+    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Add the gaps (B,) of the samples (B,) to the sums since the last step of x.
+
+        counts (B,) float64: how many samples each stands for (bilevel.sampling); None is one.
+        """
+        counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
         sources = self.source_ids[sample_ids].long()
-        self.gap_sum.index_add_(0, sources, gaps.double())
-        self.seen += torch.bincount(sources, minlength=len(self.x))
+        self.gap_sum.index_add_(0, sources, counts * gaps.double())
+        self.seen.index_add_(0, sources, counts)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The sources seen (K,) and their gradient alpha p_k (gap_k - sum_s p_s gap_s), p renormalised over them."""
@@ -98,7 +102,7 @@ class SourceWeights:
 
     def clear(self) -> None:
         """Forget the gaps seen since the last step of x."""
-        self.gap_sum, self.seen = torch.zeros_like(self.x), torch.zeros(len(self.x), dtype=torch.int64)
+        self.gap_sum, self.seen = torch.zeros_like(self.x), torch.zeros_like(self.x)
 
     def refresh(self) -> None:
         """Nothing to recompute: p is exact at every step."""
@@ -139,27 +143,29 @@ class SampleWeights:
         """c of samples with this x, float64."""
         return self._raw(x) * (self.n / self.total)
 
-    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor) -> None:
-        """Add the gaps (B,) of the samples (B,) to those since the last step of x."""
+    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Add the gaps (B,) of the samples (B,) to those since the last step of x; counts as per source."""
         self.ids.append(sample_ids)
         self.gaps.append(gaps.double())
+        self.counts.append(torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The samples seen (K,) and alpha/|B| h_j (gap_j - mean gap), summed over a sample's visits.
 
-        |B| counts the visits since the last step of x; the mean gap is c-weighted over them; h_j is dc_j/dx_j at a
-        fixed normaliser (the normaliser's own derivative is what the mean gap is subtracted for).
+        |B| counts the visits since the last step of x, each as often as it stands for; the mean gap is c-weighted over
+        them; h_j is dc_j/dx_j at a fixed normaliser (the normaliser's own derivative is what the mean gap is
+        subtracted for).
         """
-        ids, gaps = torch.cat(self.ids), torch.cat(self.gaps)
-        c = self.coefficients(ids)
-        centred = gaps - (c * gaps).sum() / c.sum()
+        ids, gaps, counts = (torch.cat(parts) for parts in (self.ids, self.gaps, self.counts))
+        c = counts * self.coefficients(ids)
+        centred = counts * (gaps - (c * gaps).sum() / c.sum())
         index, place = ids.unique(return_inverse=True)
         total = torch.zeros(len(index), dtype=torch.float64).index_add_(0, place, centred)
-        return index, self.alpha / len(ids) * self._slope(index) * total
+        return index, self.alpha / counts.sum() * self._slope(index) * total
 
     def step(self, lr: float) -> None:
         """Step the samples seen since the last step with the mean of their gradients; only they move."""
-        if self.ids:
+        if any(map(len, self.ids)):
             index, grad = self.gradient()
             self.total -= float(self._raw(self.x[index]).sum())
             self.x[index] += self.optimizer.update(index, grad, lr).float()
@@ -171,6 +177,7 @@ class SampleWeights:
         """Forget the gaps seen since the last step of x."""
         self.ids: list[torch.Tensor] = []
         self.gaps: list[torch.Tensor] = []
+        self.counts: list[torch.Tensor] = []
 
     def effective_share(self) -> float:
         """Effective number of samples (Kish: (sum c)^2 / sum c^2) as a share of N; 1 when all count alike. O(N)."""
@@ -190,12 +197,14 @@ class SampleWeights:
             "total": self.total,
             "ids": torch.cat(self.ids) if self.ids else torch.zeros(0, dtype=torch.int64),
             "gaps": torch.cat(self.gaps) if self.gaps else torch.zeros(0, dtype=torch.float64),
+            "counts": torch.cat(self.counts) if self.counts else torch.zeros(0, dtype=torch.float64),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.x, self.shift, self.total = state["x"], state["shift"], state["total"]
-        self.ids, self.gaps = ([state[name]] if len(state["ids"]) else [] for name in ("ids", "gaps"))
+        for name in ("ids", "gaps", "counts"):
+            setattr(self, name, [state[name]] if len(state["ids"]) else [])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _raw(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,154 @@
+"""What weighted draws save: floating-point operations until the test loss at which a run of uniform draws ends.
+
+    python -m tests.benchmarks.sampling [--corruption words] [--seeds 3] [--out example/sampling] [--setting value ...]
+
+Each seed trains configs/tiny.yaml twice on the shipped records, half of the responses corrupted, per source: once with
+sampling=uniform and once with sampling=weighted. Operations are those of all forward and backward passes, a polynomial
+in rows, tokens and supervised tokens whose coefficients come from torch.utils.flop_counter; the test loss is w's per
+token, 20 times a run. Writes OUT.csv and OUT.png.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+import train_bilevel
+from bilevel.check import check_files
+from bilevel.command_line import load_settings
+from bilevel.data import Batch, MicroBatch
+from bilevel.evaluate import heldout_loss
+from bilevel.losses import sample_losses
+from bilevel.tokenise import IGNORE
+
+ROOT = Path(__file__).parents[2]
+EVALUATIONS = 20
+
+
+class Operations:
+    """Of a micro-batch forward and backward: a B T + b B T^2 + c M; a, b, c from counts under eager attention."""
+
+    SHAPES = ((1, 8, 4), (2, 8, 5), (2, 16, 7), (3, 10, 20), (4, 30, 11))  # B, T, M
+
+    def __init__(self, config: transformers.PretrainedConfig):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        counts = []
+        for rows, length, supervised in self.SHAPES:
+            targets = torch.full((rows * length,), IGNORE)
+            targets[:supervised] = 1
+            ids, targets = torch.ones(rows, length, dtype=torch.int64), targets.view(rows, length)
+            with FlopCounterMode(display=False) as counter:
+                sample_losses(model, MicroBatch(ids, targets, ids[:, 0], ids[:, 0])).sum().backward()
+            counts.append(counter.get_total_flops())
+        terms = np.array([self.terms(*shape) for shape in self.SHAPES])
+        self.coefficients, *_ = np.linalg.lstsq(terms, np.array(counts, dtype=float))
+        assert np.allclose(terms @ self.coefficients, counts, rtol=1e-9)
+
+    def terms(self, rows: int, length: int, supervised: int) -> tuple[int, int, int]:
+        return rows * length, rows * length**2, supervised
+
+    def __call__(self, batch: Batch) -> float:
+        shapes = [(*m.input_ids.shape, int((m.targets != IGNORE).sum())) for m in batch.micro_batches]
+        return sum(float(np.dot(self.coefficients, self.terms(*shape))) for shape in shapes)
+
+
+def train(arguments: list[str]) -> pd.DataFrame:
+    """A run's gflop, test_loss and weight of the noisy source, at its evaluations."""
+    settings, _ = load_settings(arguments)
+    run, _ = train_bilevel.setup(settings, check_files(settings))
+    operations, rows, count = 0.0, [], Operations(run.copies["w"].model.config)
+    every = max(1, run.steps // EVALUATIONS)
+    for step in tqdm(range(1, run.steps + 1), desc=f"{settings.sampling} seed {settings.seed}", leave=False):
+        batches = run.draw()
+        operations += 2 * count(batches[0]) + count(batches[1])  # u and w on training data, w on validation
+        with mock.patch.object(run, "draw", lambda batches=batches: batches):
+            train_bilevel.one_step(run)
+        run.step = step
+        if step % every == 0 or step == run.steps:
+            loss = heldout_loss(run.copies["w"], run.test, settings.micro_batch_tokens)
+            noisy = float(run.x.p[run.train.sources.index("train_noisy")])
+            rows.append({"step": step, "gflop": operations / 1e9, "test_loss": loss, "w_noisy": noisy})
+    return pd.DataFrame(rows)
+
+
+def operations_until(run: pd.DataFrame, loss: float) -> float:
+    """GFLOP at which the test loss is reached, linear between evaluations; nan where it never is."""
+    below = np.flatnonzero(run["test_loss"] <= loss)
+    if not len(below):
+        return float("nan")
+    last = below[0]
+    before, after = run.iloc[max(0, last - 1)], run.iloc[last]
+    share = (before["test_loss"] - loss) / (before["test_loss"] - after["test_loss"]) if last else 1.0
+    return before["gflop"] + share * (after["gflop"] - before["gflop"])
+
+
+def draw(runs: pd.DataFrame, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), constrained_layout=True)
+    for (sampling, seed), run in runs.groupby(["sampling", "seed"]):
+        color = {"uniform": "tab:gray", "weighted": "tab:blue"}[sampling]
+        axes.plot(run["gflop"], run["test_loss"], color=color, label=sampling if seed == 0 else None)
+    axes.set(xlabel="operations of training (GFLOP)", ylabel="test loss per token", title="Draws: uniform and weighted")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corruption", default="words")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("example/sampling"))
+    mine, settings = parser.parse_known_args()
+    train_bilevel.quiet_libraries()
+    runs, savings = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        made = [
+            sys.executable,
+            ROOT / "data_alpaca_0.5" / "process.py",
+            "--corruption",
+            mine.corruption,
+            "--out",
+            folder,
+        ]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        common = ["--config", str(ROOT / "configs" / "tiny.yaml"), *settings]
+        common += ["--train_data", f"{folder}/train_*.json", "--val_data", f"{folder}/val.json"]
+        common += ["--test_data", f"{folder}/test.json", "--output_dir", f"{folder}/run"]
+        for seed in range(mine.seeds):
+            ends = {}
+            for sampling in ("uniform", "weighted"):
+                run = train([*common, "--seed", str(seed), "--sampling", sampling])
+                runs.append(run.assign(sampling=sampling, seed=seed))
+                ends[sampling] = run
+                last = run.iloc[-1]
+                print(
+                    f"seed {seed} {sampling:8} {last['gflop']:8.0f} GFLOP, test loss {last['test_loss']:.4f}, "
+                    f"w_noisy {last['w_noisy']:.4f}",
+                    flush=True,
+                )
+            goal = ends["uniform"].iloc[-1]
+            savings.append(operations_until(ends["weighted"], goal["test_loss"]) / goal["gflop"])
+            print(f"seed {seed} the same test loss with {savings[-1]:.3f} of the operations", flush=True)
+    table = pd.concat(runs)
+    table.to_csv(mine.out.with_suffix(".csv"), index=False)
+    draw(table, mine.out.with_suffix(".png"))
+    print(f"weighted / uniform: {np.mean(savings):.3f} ({min(savings):.3f} to {max(savings):.3f})")
+
+
+if __name__ == "__main__":
+    main()
