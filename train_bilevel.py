@@ -218,7 +218,7 @@ def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Int
     if evaluating:
         run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens, pause=interrupt.check)
         run.watch.weights(run.step)
-    metrics.write(run.row, x.coefficients(train.all_ids) if evaluating and run.per_sample else None)
+    metrics.write(run.row, x if evaluating and run.per_sample else None)
 
 
 def one_step(run: "Run") -> int:

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from bilevel.config import Settings
-from bilevel.weights import SampleWeights, SourceWeights
+from bilevel.weights import SampleWeights, SourceWeights, parts
 
 log = logging.getLogger("bilevel")
 
@@ -21,7 +21,7 @@ class Watch:
 
     def __init__(self, settings: Settings, x: SourceWeights | SampleWeights, sources: list[str], steps: int):
         self.settings, self.x, self.sources, self.steps = settings, x, sources, steps
-        self.start = x.x.clone()
+        self.start = x.x.clone() if x.x.any() else None  # None: 0, of which no copy is needed
         self.losses: list[float] = []
         self.told: list[str] = []
 
@@ -62,7 +62,7 @@ class Watch:
                 f"wanted, try a smaller lr_x ({s.lr_x:g}), x_map=sigmoid, or more validation data",
             )
         waiting = s.x_warmup_steps + 10 * s.upper_every
-        if s.lr_x and step >= max(self.steps / 2, waiting) and (self.x.x - self.start).abs().max() < MOVED:
+        if s.lr_x and step >= max(self.steps / 2, waiting) and self._moved() < MOVED:
             self._tell(
                 step,
                 "frozen",
@@ -76,6 +76,12 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.told = state["losses"], state["told"]
+
+    def _moved(self) -> float:
+        """How far the entry of x that has moved furthest is from its start."""
+        x, start = self.x.x, self.start
+        moves = (x[part] if start is None else x[part] - start[part] for part in parts(len(x)))
+        return max(float(move.abs().max()) for move in moves)
 
     def _tell(self, step: int, kind: str, words: str) -> None:
         if kind not in self.told:
