@@ -11,6 +11,7 @@ import transformers
 from tokenizers import ByteLevelBPETokenizer
 
 from bilevel.config import Settings, UserError
+from bilevel.layers import speed_up
 from bilevel.records import read_rows
 
 EOS = "<|endoftext|>"
@@ -93,7 +94,7 @@ def load_model(
     if settings.gradient_checkpointing:
         # Without the check: where it looks, ZeRO-3 has partitioned again the parameters that were whole before.
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
-    return model.train()
+    return speed_up(model).train()
 
 
 def set_dropout(config: transformers.PretrainedConfig, rate: float) -> None:
