@@ -87,9 +87,10 @@ class _HeadLosses(torch.autograd.Function):
         scales, grads, ctx.grads = ctx.scales, ctx.grads, None
         along, length = gradient.double() @ scales.double(), scales.double().square().sum()
         factor = torch.where(length > 0, along / length, 1.0)
-        aside = (gradient - factor * scales).abs().max() if len(scales) else length
-        assert not aside > 1e-3 * (factor * scales).abs().max(), "other gradients than the scales that were given"
-        assert not ctx.in_place or not abs(factor - 1) > 1e-3, "the head's gradient has been added already"
+        if len(scales) and not scales.is_meta:
+            aside = (gradient - factor * scales).abs().max() / (factor * scales).abs().max()
+            assert not aside > 1e-3, "other gradients than the scales that were given"
+            assert not ctx.in_place or not abs(factor - 1) > 1e-3, "the head's gradient has been added already"
         return (*(None if grad is None else grad.mul_(factor) for grad in grads), None, None, None)
 
 
@@ -123,11 +124,13 @@ def _widened(weight: torch.Tensor) -> torch.Tensor:
 
 def _wide_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Logits (m, V) in fp32 of hidden (m, H) and a weight that _widened gave."""
-    if hidden.dtype == weight.dtype != torch.float32:
+    if weight.dtype != torch.float32:
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    else:
-        with torch.autocast(hidden.device.type, enabled=False):
+    elif hidden.dtype != torch.float32:
+        with torch.autocast("cpu", enabled=False):
             logits = product(hidden.float(), weight)
+    else:
+        logits = product(hidden, weight)
     return logits if bias is None else logits.add_(bias.float())
 
 

@@ -29,7 +29,7 @@ def token_losses(
     targets, rows = batch.targets[supervised], supervised.nonzero()[:, 0]
     head = model.get_output_embeddings()
     in_chunks = factors is not None or not torch.is_grad_enabled()
-    if in_chunks and is_linear(head) and _returns_logits_as_they_are(model, head, batch):
+    if in_chunks and is_linear(head) and returns_logits_as_they_are(model, head, input_ids=batch.input_ids[:1, :1]):
         scales = None
         if factors is not None:
             scales = (factors / supervised.sum(1).clamp_min(1))[rows]
@@ -53,19 +53,21 @@ def sample_losses(
 
 
 @torch.no_grad()
-def _returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, batch: MicroBatch) -> bool:
+def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **token: torch.Tensor) -> bool:
     """Whether the model passes on what its head returns, as most do; some scale, squash or cut it.
 
-    Seen once for each head, on one token, with telltale values in place of logits.
+    Seen once for each head, on one token, (1, 1) input_ids, with telltale values in place of logits.
     """
     if head not in _returned_as_they_are:
-        values = torch.linspace(-1e5, 1e5, head.out_features, device=batch.input_ids.device).view(1, 1, -1) / 3
+        values = torch.linspace(-1e5, 1e5, head.out_features, device=token["input_ids"].device)
+        values = values.view(1, 1, -1) / 3
         was_training = model.training
         model.eval()  # draws no random numbers
-        with _head_on(head, torch.ones(1, 1, dtype=torch.bool), lambda _: values.clone()):
-            found = model(input_ids=batch.input_ids[:1, :1], use_cache=False).logits
+        with _head_on(head, torch.ones(1, 1, dtype=torch.bool), lambda _: values):
+            found = model(**token, use_cache=False).logits
         model.train(was_training)
-        _returned_as_they_are[head] = torch.equal(found, values)
+        # The same tensor, or under ZeRO-3, which wraps what modules return, an equal one.
+        _returned_as_they_are[head] = found is values or (not found.is_meta and torch.equal(found, values))
     return _returned_as_they_are[head]
 
 
