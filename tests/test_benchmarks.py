@@ -86,14 +86,13 @@ def test_a_step_of_alpaca_s_lengths_is_near_the_fewest_operations() -> None:
     assert counter.get_total_flops() < 1.1 * fewest
 
 
-def test_trainer_steps_when_it_is_told_to() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_trainer_takes_a_step_for_each_round(grouped: bool) -> None:
     samples = random_samples(["a"], np.full((128, 2), (3, 4)), 300, seed=0)
     work = Work(GPT2, samples, samples, [Round(torch.arange(64), torch.arange(64))] * 3)
-    trainer = PlainTrainer(work, grouped=True)
-    for done in (1, 2):
-        trainer.step()
-        assert trainer.trainer.state.global_step == done
-    trainer.close()
+    trainer, steps = PlainTrainer(work, grouped), []
+    trainer.run(lambda: steps.append(trainer.trainer.state.global_step))
+    assert steps == [1, 2, 3]
 
 
 def test_the_lengths_are_alpaca_s() -> None:

@@ -1,12 +1,16 @@
 """Who is compared on one step: transformers.Trainer fine-tuning plainly, and this project's bilevel step.
 
-A peer is made for the batches of all rounds and then takes one step after another, when it is told to.
+A peer is made for the batches of all rounds and takes one step after another.
 """
 
 import copy
 import dataclasses
+import multiprocessing
 import tempfile
-import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
 import torch
 import transformers
@@ -79,8 +83,11 @@ class Ours:
         penalty_step(**self.copies, x=self.x, train=train, validation=validation, nu=1 / ALPHA, lr_y=LR_Y, seed=0)
         self.x.step(LR_X)
 
-    def close(self) -> None:
-        pass
+    def run(self, after_step: Callable[[], None]) -> None:
+        """All rounds."""
+        for _ in self.work.rounds:
+            self.step()
+            after_step()
 
 
 class PlainTrainer:
@@ -108,65 +115,56 @@ class PlainTrainer:
             use_cpu=True,
         )
         tokenizer = plain_tokenizer()
-        self.turns = _Turns()
         self.trainer = transformers.Trainer(
             model=model,
             args=arguments,
             train_dataset=_features(work, grouped),
             data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, padding=True),
-            callbacks=[self.turns],
         )
         self.trainer.remove_callback(transformers.PrinterCallback)
-        self.thread = None
 
-    def step(self) -> None:
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._train, daemon=True)
-            self.thread.start()
-        self.turns.give()
-
-    def all_steps(self) -> None:
-        """Every round at once, in this thread."""
-        self.turns.free = True
+    def run(self, after_step: Callable[[], None]) -> None:
+        """All rounds."""
+        self.trainer.add_callback(_AfterStep(after_step))
         self.trainer.train()
 
-    def close(self) -> None:
-        self.turns.free = True
-        self.turns.go.set()
-        if self.thread is not None:
-            self.thread.join()
 
-    def _train(self) -> None:
-        try:
-            self.trainer.train()
-        finally:
-            self.turns.free = True
-            self.turns.done.set()
-
-
-class _Turns(transformers.TrainerCallback):
-    """Holds Trainer's loop between two steps until it is told to go on."""
-
-    def __init__(self):
-        self.go, self.done, self.free = threading.Event(), threading.Event(), False
-
-    def give(self) -> None:
-        """Let Trainer take one step, and wait for its end."""
-        self.done.clear()
-        self.go.set()
-        self.done.wait()
-
-    def on_train_begin(self, *_, **__) -> None:
-        self._wait()
+class _AfterStep(transformers.TrainerCallback):
+    def __init__(self, call: Callable[[], None]):
+        self.call = call
 
     def on_step_end(self, *_, **__) -> None:
-        self.done.set()
-        self._wait()
+        self.call()
 
-    def _wait(self) -> None:
-        if not self.free:
-            self.go.wait()
-            self.go.clear()
+
+class InTurn:
+    """A peer in a process of its own, so that neither its threads nor its memory are in the others' way."""
+
+    def __init__(self, name: str, work: Work):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_take_turns, args=(name, work, other), daemon=True)
+        self.process.start()
+
+    def step(self) -> float:
+        """Seconds from the word to the step's end."""
+        start = time.perf_counter()
+        self.pipe.send(None)
+        self.pipe.recv()
+        return time.perf_counter() - start
+
+
+def _take_turns(name: str, work: Work, pipe: Connection) -> None:
+    transformers.logging.set_verbosity_error()
+
+    def turn() -> None:
+        pipe.send(None)
+        pipe.recv()
+
+    peer = PEERS[name](work)
+    with suppress(EOFError):  # nobody gives another turn after the last step
+        pipe.recv()
+        peer.run(turn)
 
 
 def _features(work: Work, grouped: bool) -> list[dict]:
@@ -189,7 +187,7 @@ def plain_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 PEERS = {
-    "Trainer": lambda work: PlainTrainer(work),
+    "Trainer": PlainTrainer,
     "Trainer, grouped": lambda work: PlainTrainer(work, grouped=True),
     "per source": lambda work: Ours(work, "source"),
     "per sample": lambda work: Ours(work, "sample"),

@@ -3,13 +3,13 @@
     python -m tests.benchmarks.step [--models gpt2 llama] [--rounds 6] [--data DIR] [--out DIR]
 
 DIR: a folder that process.py wrote; without it samples of Alpaca's lengths and random tokens, from
-tests.benchmarks.samples.
-Each round draws 64 training samples for everybody and 64 validation samples for the bilevel steps, and every peer
-(tests.benchmarks.peers) takes one step, in turn; the first round warms up and is not counted. Ratios are taken within a
-round. Then each peer, alone, takes a step with eager attention whose operations are counted and set against the fewest
-(tests.benchmarks.operations), and two steps in which the bytes of all tensors alive are counted
-(bilevel.activations.LiveBytes): gradients, moments, activations, at their most, above the weights. What kernels
-allocate inside themselves is not seen. Writes step.csv, a row per model and peer, and step.png.
+tests.benchmarks.samples. Each round draws 64 training samples for everybody and 64 validation samples for the bilevel
+steps, and every peer (tests.benchmarks.peers), each in a process of its own, takes one step, in turn; the first round
+warms up and is not counted. Ratios are taken within a round. Then each peer, alone, takes a step with eager attention
+whose operations are counted and set against the fewest (tests.benchmarks.operations), and two steps in which the bytes
+of all tensors alive are counted (bilevel.activations.LiveBytes): gradients, moments, activations, at their most, above
+the weights. What kernels allocate inside themselves is not seen. Writes step.csv, a row per model and peer, and
+step.png.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import dataclasses
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +26,7 @@ from matplotlib import pyplot as plt
 
 from bilevel.activations import LiveBytes
 from tests.benchmarks.operations import counted, least_pass, sizes
-from tests.benchmarks.peers import LISA_LAYERS, PEERS, PlainTrainer, Round, Work
+from tests.benchmarks.peers import LISA_LAYERS, PEERS, InTurn, PlainTrainer, Round, Work
 from tests.benchmarks.samples import train_and_validation
 from train_bilevel import quiet_libraries
 
@@ -60,17 +59,15 @@ def make_work(shape: dict, data: Path | None, rounds: int) -> Work:
 
 def seconds(work: Work, names: list[str]) -> dict[str, list[float]]:
     """Seconds of each peer's step in each round but the first."""
-    peers = {name: PEERS[name](work) for name in names}
+    peers = {name: InTurn(name, work) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(len(work.rounds)):
         for name, peer in peers.items():
-            start = time.perf_counter()
-            peer.step()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(peer.step())
         last = ", ".join(f"{name} {found[-1]:.2f}" for name, found in times.items())
         print(f"  round {number}: {last} s", flush=True)
     for peer in peers.values():
-        peer.close()
+        peer.pipe.close()
     return {name: found[1:] for name, found in times.items()}
 
 
@@ -86,7 +83,7 @@ def operations(work: Work, name: str) -> tuple[int, float, float]:
         for part, ids in zip((work.train, work.validation), dataclasses.astuple(work.rounds[0]), strict=True)
     )
     with counted() as counter:
-        run_all(peer, 1)
+        peer.run(lambda: None)
     if isinstance(peer, PlainTrainer):
         return counter.get_total_flops(), least_pass(model, train), least_pass(model, train, head_everywhere=True)
     trained = LISA_LAYERS if peer.lisa else None
@@ -100,17 +97,8 @@ def peak_bytes(work: Work, name: str) -> int:
     with LiveBytes() as live:
         for model in peer.models.values():
             live.ignore(model)
-        run_all(peer, 2)
+        peer.run(lambda: None)
     return live.peak
-
-
-def run_all(peer, rounds: int) -> None:
-    """In this thread, where the modes are."""
-    if isinstance(peer, PlainTrainer):
-        peer.all_steps()
-    else:
-        for _ in range(rounds):
-            peer.step()
 
 
 def table(name: str, work: Work, names: list[str]) -> list[dict]:
