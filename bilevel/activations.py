@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bilevel.config import Settings
+from bilevel.head import head_losses, is_linear, wide_linear
+from bilevel.layers import speed_up
 from bilevel.lisa import Layers
-from bilevel.losses import wide_linear
+from bilevel.losses import returns_logits_as_they_are
 
 KERNEL = "without_scores"  # sdpa and flash attention: neither keeps (T, T) scores
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -76,7 +78,7 @@ def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: 
         model.set_attn_implementation(KERNEL)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return model.train()
+    return speed_up(model).train()
 
 
 def micro_batch(settings: Settings) -> tuple[int, int]:
@@ -106,12 +108,16 @@ def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
 
 
 def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """As in bilevel.losses: the head on a copy of the supervised positions, softcap, cross-entropy, all in fp32."""
-    logits = wide_linear(model.get_output_embeddings(), hidden.flatten(0, 1).clone().unsqueeze(0))[0]
+    """As in bilevel.losses: the head on a copy of the supervised positions, in chunks where it can be, all in fp32."""
+    head, cut, targets = model.get_output_embeddings(), hidden.flatten(0, 1).clone().unsqueeze(0), targets.flatten()
+    one = targets[None, :1]
+    if is_linear(head) and returns_logits_as_they_are(model, head, input_ids=one, attention_mask=torch.ones_like(one)):
+        return head_losses(head, cut, targets, torch.ones_like(targets, dtype=torch.float32)).sum()
+    logits = wide_linear(head, cut)[0]
     cap = getattr(model.config, "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    return torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").sum()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none").sum()
 
 
 def draw_worst(settings: Settings, layers: Layers) -> tuple[int, ...]:

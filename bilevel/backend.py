@@ -25,17 +25,22 @@ class ModelCopy:
     model: torch.nn.Module  # call it, or read its parameters
     world: World
     bf16: bool  # of the forward and backward passes
+    in_place = False  # whether the head may add to its gradient before the backward pass
 
     @property
     def size(self) -> int:
         """Number of parameters, trained or not."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
-    def losses(self, batch: MicroBatch, seed: int) -> torch.Tensor:
-        """l_i of the micro-batch, (B,) float32, with dropout masks drawn from seed and rank."""
+    def losses(self, batch: MicroBatch, seed: int, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """l_i of the micro-batch, (B,) float32, with dropout masks drawn from seed and rank.
+
+        factors (B,): when backward will be given sum(factors * losses), and nothing else, a pass can save time and
+        memory by knowing them now.
+        """
         torch.manual_seed(seed * self.world.size + self.world.rank)
         with self.precision():
-            return sample_losses(self.model, batch.to(self.world.device))
+            return sample_losses(self.model, batch.to(self.world.device), factors, self.in_place)
 
     def precision(self) -> AbstractContextManager:
         """Inside, the forward pass computes in the copy's dtype."""
@@ -79,6 +84,8 @@ class ModelCopy:
 
 class TorchCopy(ModelCopy):
     """A copy in one process under plain torch. Its weights are fp32; with bf16 they are cast in each forward pass."""
+
+    in_place = True
 
     def __init__(
         self,

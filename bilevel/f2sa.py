@@ -10,6 +10,7 @@ Ma and Zhang, "Near-Optimal Nonconvex-Strongly-Convex Bilevel Optimization with 
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -74,11 +75,13 @@ def penalty_step(
     seed: both copies draw their dropout masks from it. Without validation w descends g alone, as u does. Every rank
     returns the same result. Raises NonFiniteLoss on all of them before any parameter moves.
     """
-    losses_u = _add_lower_level(u, x, train, seed, last=True)
-    losses_w = _add_lower_level(w, x, train, seed, last=validation is None)
+    losses_u = _add_gradient(u, train, x.coefficients, seed, last=True)
+    losses_w = _add_gradient(w, train, x.coefficients, seed, last=validation is None)
     losses_f = torch.full((1,), math.nan)
     if validation is not None:
-        losses_f = _add_validation(w, validation, nu, seed + len(train.micro_batches))
+        losses_f = _add_gradient(
+            w, validation, lambda ids: torch.full((len(ids),), nu), seed + len(train.micro_batches), last=True
+        )
     norm_u, norm_w = u.gradient_norm(), w.gradient_norm()
     passes = [train, train] + ([validation] if validation is not None else [])
     result = StepResult(
@@ -100,28 +103,19 @@ def penalty_step(
     return result
 
 
-def _add_lower_level(
-    copy: ModelCopy, x: SourceWeights | SampleWeights, batch: Batch, seed: int, last: bool
+def _add_gradient(
+    copy: ModelCopy, batch: Batch, factor: Callable[[torch.Tensor], torch.Tensor], seed: int, last: bool
 ) -> torch.Tensor:
-    """Add the gradient of 1/|B| sum_B c_i l_i; returns all l_i in the batch's order, (n,) on the CPU.
+    """Add the gradient of 1/|B| sum_B factor_i l_i; returns all l_i in the batch's order, (n,) on the CPU.
 
-    Where of |B| samples only n are computed, each l_i counts for as many as it stands for.
+    factor: from the numbers (B,) of a micro-batch's samples to their factors. Where of |B| samples only n are computed,
+    each l_i counts for as many as it stands for. last: the step's last gradient.
     """
     losses = []
     for number, micro in enumerate(batch.micro_batches):
-        loss = copy.losses(micro, seed + number)
-        c = x.coefficients(micro.sample_ids) * batch.counts_of(micro)
-        copy.backward((c.to(loss) * loss).sum() / batch.drawn, last and number + 1 == len(batch.micro_batches))
-        losses.append(loss.detach())
-    return batch.collect(losses, copy.world)
-
-
-def _add_validation(copy: ModelCopy, batch: Batch, nu: float, seed: int) -> torch.Tensor:
-    """Add the gradient of nu f, the step's last; returns the validation losses, (|B|,) on the CPU."""
-    losses = []
-    for number, micro in enumerate(batch.micro_batches):
-        loss = copy.losses(micro, seed + number)
-        copy.backward(nu * loss.sum() / len(batch.sample_ids), number + 1 == len(batch.micro_batches))
+        factors = (factor(micro.sample_ids) * batch.counts_of(micro) / batch.drawn).to(copy.world.device)
+        loss = copy.losses(micro, seed + number, factors)
+        copy.backward((factors.to(loss.dtype) * loss).sum(), last and number + 1 == len(batch.micro_batches))
         losses.append(loss.detach())
     return batch.collect(losses, copy.world)
 

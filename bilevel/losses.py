@@ -1,84 +1,96 @@
-"""Losses of a micro-batch, with logits only where there is a label, and those in fp32."""
+"""Losses of a micro-batch, with logits only where there is a label, in fp32, and never all of them at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional
 
 from bilevel.data import MicroBatch
+from bilevel.head import head_losses, is_linear, wide_linear
 from bilevel.tokenise import IGNORE
 
+_returned_as_they_are: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
-def token_losses(model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+
+def token_losses(
+    model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy in nats of every supervised token, (M,) float32, and the row each belongs to, (M,).
 
     The head runs on supervised positions only: its input (B, T, H) is cut to (1, M, H), so logits are (1, M, V),
-    whatever the architecture does to them afterwards. Right padding needs no mask under causal attention.
+    whatever the architecture does to them afterwards. Where it does nothing, a linear head gives the losses at once,
+    in chunks of M, and logits never exist whole. For that it must know the gradients before the backward pass:
+    factors (B,) are what the rows' mean losses will be multiplied by there; in_place as in bilevel.head. Right padding
+    needs no mask under causal attention.
     """
     supervised = batch.targets != IGNORE
-    with _head_on(model.get_output_embeddings(), supervised):
+    targets, rows = batch.targets[supervised], supervised.nonzero()[:, 0]
+    head = model.get_output_embeddings()
+    in_chunks = factors is not None or not torch.is_grad_enabled()
+    if in_chunks and is_linear(head) and returns_logits_as_they_are(model, head, input_ids=batch.input_ids[:1, :1]):
+        scales = None
+        if factors is not None:
+            scales = (factors / supervised.sum(1).clamp_min(1))[rows]
+        with _head_on(head, supervised, lambda hidden: head_losses(head, hidden, targets, scales, in_place)):
+            return model(input_ids=batch.input_ids, use_cache=False).logits[0, :, 0], rows
+    with _head_on(head, supervised, (lambda hidden: wide_linear(head, hidden)) if is_linear(head) else None):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
-    losses = functional.cross_entropy(logits.float(), batch.targets[supervised], reduction="none")
-    return losses, supervised.nonzero()[:, 0]
+    return functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none"
+    ), rows
 
 
-def sample_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,) float32; 0 without one."""
-    losses, rows = token_losses(model, batch)
+def sample_losses(
+    model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
+) -> torch.Tensor:
+    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,) float32; 0 without one.
+
+    factors, in_place: as for token_losses.
+    """
+    losses, rows = token_losses(model, batch, factors, in_place)
     sums = losses.new_zeros(len(batch.input_ids)).index_add_(0, rows, losses)
     return sums / rows.bincount(minlength=len(batch.input_ids)).clamp_min(1)
 
 
+@torch.no_grad()
+def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **token: torch.Tensor) -> bool:
+    """Whether the model passes on what its head returns, as most do; some scale, squash or cut it.
+
+    Seen once for each head, on one token, (1, 1) input_ids, with telltale values in place of logits.
+    """
+    if head not in _returned_as_they_are:
+        values = torch.linspace(-1e5, 1e5, head.out_features, device=token["input_ids"].device)
+        values = values.view(1, 1, -1) / 3
+        was_training = model.training
+        model.eval()  # draws no random numbers
+        with _head_on(head, torch.ones(1, 1, dtype=torch.bool), lambda _: values):
+            found = model(**token, use_cache=False).logits
+        model.train(was_training)
+        # The same tensor, or under ZeRO-3, which wraps what modules return, an equal one.
+        _returned_as_they_are[head] = found is values or (not found.is_meta and torch.equal(found, values))
+    return _returned_as_they_are[head]
+
+
 @contextmanager
-def _head_on(head: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
-    """Inside, the head sees these positions (B, T) alone; a linear one gives fp32 logits in whatever dtype it is."""
+def _head_on(
+    head: torch.nn.Module, positions: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None
+) -> Iterator[None]:
+    """Inside, the head sees these positions (B, T) alone and, if one is given, has this forward function.
+
+    The hooks on the head run as ever: under ZeRO-3 they gather its weights.
+    """
 
     def cut(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (inputs[0][positions].unsqueeze(0), *inputs[1:])
 
     hook = head.register_forward_pre_hook(cut)
-    own_way = type(head) is torch.nn.Linear and "forward" not in vars(head)
-    if own_way:
-        head.forward = lambda hidden: wide_linear(head, hidden)
+    if forward is not None:
+        head.forward = forward
     try:
         yield
     finally:
         hook.remove()
-        if own_way:
+        if forward is not None:
             del head.forward
-
-
-def wide_linear(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (1, M, V) in fp32 of hidden (1, M, H), multiplied in the dtype of the weights or of autocast.
-
-    Rounding logits to bf16 costs the gaps l_i(w) - l_i(u), small differences of large losses, more than all other
-    rounding together; products of bf16 numbers are summed in fp32 anyway.
-    """
-    device, dtype = hidden.device.type, head.weight.dtype
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    if dtype not in (torch.bfloat16, torch.float16):
-        return functional.linear(hidden, head.weight, head.bias)
-    logits = _WideProduct.apply(hidden[0].to(dtype), head.weight.to(dtype)).unsqueeze(0)
-    return logits if head.bias is None else logits + head.bias.float()
-
-
-class _WideProduct(torch.autograd.Function):
-    """a (M, H) times b (V, H) transposed, both bf16, in fp32 (M, V); gradients are bf16 products as everywhere else."""
-
-    @staticmethod
-    def forward(ctx, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(a, b)
-        if a.device.type == "cpu":  # which has no such product
-            with torch.autocast("cpu", enabled=False):
-                return a.float() @ b.float().t()
-        return torch.mm(a, b.t(), out_dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        (a, b), gradient = ctx.saved_tensors, gradient.to(ctx.saved_tensors[0].dtype)
-        return (
-            gradient @ b if ctx.needs_input_grad[0] else None,
-            gradient.t() @ a if ctx.needs_input_grad[1] else None,
-        )

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from bilevel.config import Settings, UserError
+from bilevel.layers import speed_up
 from bilevel.records import cache_folder, read_rows
 
 if TYPE_CHECKING:  # read_rows imports it: a model that cannot be is told before
@@ -112,7 +113,7 @@ def load_model(
     if settings.gradient_checkpointing:
         # Without the check: where it looks, ZeRO-3 has partitioned again the parameters that were whole before.
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
-    return model.train()
+    return speed_up(model).train()
 
 
 def set_dropout(config: transformers.PretrainedConfig, rate: float) -> None:

@@ -17,7 +17,7 @@ import train_bilevel
 from bilevel.backend import TorchCopy
 from bilevel.config import Settings
 from bilevel.data import load_samples
-from bilevel.f2sa import _add_lower_level, penalty_step
+from bilevel.f2sa import _add_gradient, penalty_step
 from bilevel.sampling import chances, choose
 from bilevel.tokenise import Tokeniser
 from bilevel.weights import SampleWeights, SourceWeights
@@ -66,7 +66,7 @@ def test_the_expected_gradient_of_a_batch_is_that_of_the_whole_batch(make):
     for probability, ids, counts in outcomes(x):
         if len(ids):
             batch = dataclasses.replace(cut(ids.tolist(), 2), counts=counts, drawn=len(IDS))
-            _add_lower_level(copy, x, batch, 0, last=True)
+            _add_gradient(copy, batch, x.coefficients, 0, last=True)
             for total, p in zip(found, copy.model.parameters(), strict=True):
                 total += probability * p.grad
             copy.discard()

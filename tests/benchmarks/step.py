@@ -1,77 +1,181 @@
-"""Floating-point operations of one bilevel step, against the same passes cut and padded the usual way.
+"""What a bilevel step costs beside transformers.Trainer's plain fine-tuning step on the same samples.
 
-    python -m tests.benchmarks.step [--data DIR]      DIR: a folder that process.py wrote; default the shipped one
+    python -m tests.benchmarks.step [--models gpt2 llama] [--rounds 6] [--data DIR] [--out DIR]
 
-Both make three passes (u and w on 64 training samples, w on 64 validation samples) over the same samples with a 3.4M
-GPT-2 of 8,192 tokens. Usual: micro-batches of 8 in drawn order, padded to their longest, logits at every position.
-Operations are counted by torch.utils.flop_counter under eager attention, which it sees on a CPU.
+DIR: a folder that process.py wrote; without it samples of Alpaca's lengths and random tokens, from
+tests.benchmarks.samples. Each round draws 64 training samples for everybody and 64 validation samples for the bilevel
+steps, and every peer (tests.benchmarks.peers), each in a process of its own, takes one step, in turn; the first round
+warms up and is not counted. Ratios are taken within a round. Then each peer, alone, takes a step with eager attention
+whose operations are counted and set against the fewest (tests.benchmarks.operations), and two steps in which the bytes
+of all tensors alive are counted (bilevel.activations.LiveBytes): gradients, moments, activations, at their most, above
+the weights. What kernels allocate inside themselves is not seen. Writes step.csv, a row per model and peer, and
+step.png.
 """
 
 import argparse
-import copy
+import dataclasses
+import os
+import platform
+import statistics
 from pathlib import Path
 
+import pandas as pd
 import torch
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+import transformers
+from matplotlib import pyplot as plt
 
-from bilevel.backend import TorchCopy
-from bilevel.config import Settings
-from bilevel.data import BatchStream, MicroBatch, Samples, load_samples
-from bilevel.f2sa import penalty_step
-from bilevel.model import load_tokenizer, model_shape
-from bilevel.records import find_files
-from bilevel.tokenise import IGNORE, Tokeniser
-from bilevel.weights import SourceWeights
+from bilevel.activations import LiveBytes
+from tests.benchmarks.operations import counted, least_pass, sizes
+from tests.benchmarks.peers import LISA_LAYERS, PEERS, InTurn, PlainTrainer, Round, Work
+from tests.benchmarks.samples import train_and_validation
 from train_bilevel import quiet_libraries
 
-SHAPE = {"model_type": "gpt2", "vocab_size": 8192, "n_positions": 512, "n_embd": 192, "n_layer": 4, "n_head": 4}
-BATCH, STEPS, ALPHA = 64, 6, 10.0
+SHAPES = {
+    "gpt2": {"model_type": "gpt2", "vocab_size": 8192, "n_positions": 512, "n_embd": 192, "n_layer": 4, "n_head": 4},
+    "llama": {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    },
+}
+BATCH = 64
 
 
-def usual_passes(model: torch.nn.Module, train: list[MicroBatch], validation: list[MicroBatch]) -> None:
-    """Forward and backward with logits everywhere: twice on training data, once on validation data."""
-    for batch in (*train, *train, *validation):
-        logits = model(input_ids=batch.input_ids).logits
-        functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE).backward()
-    model.zero_grad()
+def make_work(shape: dict, data: Path | None, rounds: int) -> Work:
+    train, validation = train_and_validation(data, shape)
+    generator = torch.Generator().manual_seed(0)
+    draws = [
+        Round(*(torch.randperm(len(part), generator=generator)[:BATCH] for part in (train, validation)))
+        for _ in range(rounds)
+    ]
+    return Work(shape, train, validation, draws)
 
 
-def in_eights(samples: Samples, sample_ids: torch.Tensor) -> list[MicroBatch]:
-    return [batch for part in sample_ids.split(8) for batch in samples.batch(part, 10**9).micro_batches]
+def seconds(work: Work, names: list[str]) -> dict[str, list[float]]:
+    """Seconds of each peer's step in each round but the first."""
+    peers = {name: InTurn(name, work) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(len(work.rounds)):
+        for name, peer in peers.items():
+            times[name].append(peer.step())
+        last = ", ".join(f"{name} {found[-1]:.2f}" for name, found in times.items())
+        print(f"  round {number}: {last} s", flush=True)
+    for peer in peers.values():
+        peer.pipe.close()
+    return {name: found[1:] for name, found in times.items()}
+
+
+def operations(work: Work, name: str) -> tuple[int, float, float]:
+    """Of the first round's step: counted; the fewest for it; those on real tokens that the peer has to compute.
+
+    Trainer is credited with logits at all its real tokens.
+    """
+    peer = PEERS[name](dataclasses.replace(work, rounds=work.rounds[:1], attention="eager"))
+    model = next(iter(peer.models.values()))
+    train, validation = (
+        sizes(part, ids)
+        for part, ids in zip((work.train, work.validation), dataclasses.astuple(work.rounds[0]), strict=True)
+    )
+    with counted() as counter:
+        peer.run(lambda: None)
+    if isinstance(peer, PlainTrainer):
+        return counter.get_total_flops(), least_pass(model, train), least_pass(model, train, head_everywhere=True)
+    trained = LISA_LAYERS if peer.lisa else None
+    least = 2 * least_pass(model, train, trained) + least_pass(model, validation, trained)
+    return counter.get_total_flops(), least, least
+
+
+def peak_bytes(work: Work, name: str) -> int:
+    """The most bytes of tensors alive above the weights in the first two steps; the second has moments throughout."""
+    peer = PEERS[name](dataclasses.replace(work, rounds=work.rounds[:2]))
+    with LiveBytes() as live:
+        for model in peer.models.values():
+            live.ignore(model)
+        peer.run(lambda: None)
+    return live.peak
+
+
+def table(name: str, work: Work, names: list[str]) -> list[dict]:
+    """A row per peer."""
+    model = PEERS["Trainer"](work).models["w"]
+    times = seconds(work, names)
+    rows = []
+    for peer in names:
+        found, least, useful = operations(work, peer)
+        ratios = [a / b for a, b in zip(times[peer], times["Trainer"], strict=True)]
+        rows.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "peer": peer,
+                "rounds": len(ratios),
+                "seconds": statistics.median(times[peer]),
+                "of_trainer": statistics.median(ratios),
+                "of_trainer_least": min(ratios),
+                "of_trainer_most": max(ratios),
+                "gflop": found / 1e9,
+                "of_fewest": found / least,
+                "useful_gflop_per_second": useful / 1e9 / statistics.median(times[peer]),
+                "peak_mb": peak_bytes(work, peer) / 1e6,
+            }
+        )
+    for row in rows:
+        row["peak_of_trainer"] = row["peak_mb"] / rows[0]["peak_mb"]
+    return rows
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, {cpu}; {versions}"
+
+
+def draw(rows: pd.DataFrame, file: Path) -> None:
+    """Time, operations and memory of every peer beside Trainer's."""
+    kinds = {"of_trainer": "time", "gflop": "operations", "peak_of_trainer": "peak memory"}
+    figure, axes = plt.subplots(1, rows.model.nunique(), figsize=(11, 4), sharey=True, squeeze=False)
+    for axis, (name, part) in zip(axes[0], rows.groupby("model", sort=False), strict=True):
+        shown = part.set_index("peer")[list(kinds)].rename(columns=kinds)
+        shown["operations"] /= shown["operations"].iloc[0]
+        shown.plot.barh(ax=axis, width=0.75, color=["#1b6ca8", "#e08e2b", "#7a9e5a"], legend=axis is axes[0][0])
+        part = part.reset_index(drop=True)
+        low, high = part.of_trainer - part.of_trainer_least, part.of_trainer_most - part.of_trainer
+        axis.errorbar(part.of_trainer, part.index - 0.25, xerr=[low, high], fmt="none", ecolor="black", capsize=2)
+        axis.axvline(1, color="grey", linewidth=0.8)
+        axis.invert_yaxis()
+        axis.set(title=f"{name}, {part.parameters[0] / 1e6:.1f}M", xlabel="a step, Trainer's = 1", ylabel="")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data_alpaca_0.5"))
-    folder = parser.parse_args().data
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="Trainer is always there")
+    parser.add_argument("--rounds", type=int, default=6, help="of which the first is not counted")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
+    options = parser.parse_args()
     quiet_libraries()
-    files = find_files([str(folder / "train_*.json")])
-    settings = Settings(train_data=["-"], val_data=["-"], model_config=SHAPE)
-    tokenizer = load_tokenizer(settings, files)
-    tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
-    train, val = load_samples(files, "auto", tokeniser), load_samples([folder / "val.json"], "auto", tokeniser)
-    model = AutoModelForCausalLM.from_config(model_shape(settings), attn_implementation="eager")
-    u, w = TorchCopy(model), TorchCopy(copy.deepcopy(model))
-    x = SourceWeights(train.source_ids, torch.full((len(files),), 1 / len(files)), ALPHA, "adam")
-
-    draws = BatchStream(len(train), BATCH, 0), BatchStream(len(val), BATCH, 1)
-    operations = {"ours": 0, "usual": 0}
-    for step in range(STEPS):
-        ids = [next(draw) for draw in draws]
-        ours = [part.batch(i, settings.micro_batch_tokens) for part, i in zip((train, val), ids, strict=True)]
-        with FlopCounterMode(display=False) as counter:
-            penalty_step(u, w, x, *ours, 1 / ALPHA, 1e-4, step)
-        operations["ours"] += counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            usual_passes(u.model, *[in_eights(part, i) for part, i in zip((train, val), ids, strict=True)])
-        operations["usual"] += counter.get_total_flops()
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{parameters:.1f}M parameters, batch {BATCH} + {BATCH} validation, mean of {STEPS} steps")
-    for name, count in operations.items():
-        print(f"  {name:5} {count / STEPS / 1e9:7.1f} GFLOP a step")
-    print(f"  ours / usual {operations['ours'] / operations['usual']:.3f}")
+    transformers.logging.set_verbosity_error()
+    names = ["Trainer", *(peer for peer in options.peers if peer != "Trainer")]
+    rows = []
+    print(machine())
+    for name in options.models:
+        print(name, flush=True)
+        rows += table(name, make_work(SHAPES[name], options.data, options.rounds), names)
+    found = pd.DataFrame(rows)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found.assign(machine=machine()).to_csv(options.out / "step.csv", index=False, float_format="%.4g")
+    draw(found, options.out / "step.png")
+    print(found.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 if __name__ == "__main__":

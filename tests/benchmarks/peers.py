@@ -1,0 +1,196 @@
+"""Who is compared on one step: transformers.Trainer fine-tuning plainly, and this project's bilevel step.
+
+A peer is made for the batches of all rounds and takes one step after another.
+"""
+
+import copy
+import dataclasses
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from bilevel.backend import TorchCopy
+from bilevel.config import Settings
+from bilevel.data import Samples
+from bilevel.f2sa import penalty_step
+from bilevel.lisa import Lisa
+from bilevel.model import load_model, model_shape
+from bilevel.weights import SampleWeights, SourceWeights
+
+MICRO_BATCH_TOKENS = 1024
+LISA_LAYERS = 2
+ALPHA, LR_Y, LR_X = 10.0, 1e-5, 0.1
+MICRO, ACCUMULATION = 8, 8
+
+
+@dataclasses.dataclass
+class Round:
+    """What every peer sees in one round: sample numbers (64,) of training and of validation."""
+
+    train: torch.Tensor
+    validation: torch.Tensor
+
+
+@dataclasses.dataclass
+class Work:
+    """A model and data for all peers; attention: transformers' name, eager to count operations."""
+
+    shape: dict
+    train: Samples
+    validation: Samples
+    rounds: list[Round]
+    attention: str = "sdpa"
+
+
+class Ours:
+    """A full step of u, w and x, from the draw's sample numbers on."""
+
+    def __init__(self, work: Work, weights: str, lisa_layers: int | None = None):
+        self.work, self.rounds = work, iter(work.rounds)
+        settings = Settings(
+            train_data=["-"],
+            val_data=["-"],
+            model_config=work.shape,
+            lisa_layers=lisa_layers,
+            attn_implementation=work.attention,
+        )
+        model = load_model(settings, model_shape(settings), plain_tokenizer())
+        self.models = {"u": model, "w": copy.deepcopy(model)}
+        self.lisa = Lisa(settings, self.models) if lisa_layers else None
+        self.copies = {
+            name: TorchCopy(model, active=self.lisa.active(name) if self.lisa else None)
+            for name, model in self.models.items()
+        }
+        sources = len(work.train.sources)
+        if weights == "source":
+            self.x = SourceWeights(work.train.source_ids, torch.full((sources,), 1 / sources), ALPHA, "adam")
+        else:
+            self.x = SampleWeights(len(work.train), None, "sigmoid", ALPHA, "adam")
+
+    def step(self) -> None:
+        draw = next(self.rounds)
+        train = self.work.train.batch(draw.train, MICRO_BATCH_TOKENS)
+        validation = self.work.validation.batch(draw.validation, MICRO_BATCH_TOKENS)
+        penalty_step(**self.copies, x=self.x, train=train, validation=validation, nu=1 / ALPHA, lr_y=LR_Y, seed=0)
+        self.x.step(LR_X)
+
+    def run(self, after_step: Callable[[], None]) -> None:
+        """All rounds."""
+        for _ in self.work.rounds:
+            self.step()
+            after_step()
+
+
+class PlainTrainer:
+    """transformers.Trainer with its defaults: micro-batches of 8 padded to their longest, 8 of them in a step.
+
+    grouped: the step's samples in the order of Trainer's length grouping, which sorts them.
+    """
+
+    def __init__(self, work: Work, grouped: bool = False):
+        settings = Settings(train_data=["-"], val_data=["-"], model_config=work.shape)
+        config = model_shape(settings)  # without dropout, as for us
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=work.attention)
+        self.models = {"w": model}
+        self.folder = tempfile.TemporaryDirectory()
+        arguments = transformers.TrainingArguments(
+            output_dir=self.folder.name,
+            per_device_train_batch_size=MICRO,
+            gradient_accumulation_steps=ACCUMULATION,
+            max_steps=len(work.rounds),
+            train_sampling_strategy="sequential",  # a round's samples are drawn, and in order, already
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        tokenizer = plain_tokenizer()
+        self.trainer = transformers.Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=_features(work, grouped),
+            data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, padding=True),
+        )
+        self.trainer.remove_callback(transformers.PrinterCallback)
+
+    def run(self, after_step: Callable[[], None]) -> None:
+        """All rounds."""
+        self.trainer.add_callback(_AfterStep(after_step))
+        self.trainer.train()
+
+
+class _AfterStep(transformers.TrainerCallback):
+    def __init__(self, call: Callable[[], None]):
+        self.call = call
+
+    def on_step_end(self, *_, **__) -> None:
+        self.call()
+
+
+class InTurn:
+    """A peer in a process of its own, so that neither its threads nor its memory are in the others' way."""
+
+    def __init__(self, name: str, work: Work):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_take_turns, args=(name, work, other), daemon=True)
+        self.process.start()
+
+    def step(self) -> float:
+        """Seconds from the word to the step's end."""
+        start = time.perf_counter()
+        self.pipe.send(None)
+        self.pipe.recv()
+        return time.perf_counter() - start
+
+
+def _take_turns(name: str, work: Work, pipe: Connection) -> None:
+    transformers.logging.set_verbosity_error()
+
+    def turn() -> None:
+        pipe.send(None)
+        pipe.recv()
+
+    peer = PEERS[name](work)
+    with suppress(EOFError):  # nobody gives another turn after the last step
+        pipe.recv()
+        peer.run(turn)
+
+
+def _features(work: Work, grouped: bool) -> list[dict]:
+    """Trainer's data set: the samples of all rounds one after the other."""
+    features = []
+    for draw in work.rounds:
+        rows = work.train.table.select_columns(["input_ids", "labels"])[draw.train.tolist()]
+        rows = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        if grouped:
+            lengths = [len(row["input_ids"]) for row in rows]
+            order = get_length_grouped_indices(lengths, MICRO * ACCUMULATION, mega_batch_mult=1)
+            rows = [rows[i] for i in order]
+        features += rows
+    return features
+
+
+def plain_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Knows how to pad."""
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"0": 0}, "0")), pad_token="0")
+
+
+PEERS = {
+    "Trainer": PlainTrainer,
+    "Trainer, grouped": lambda work: PlainTrainer(work, grouped=True),
+    "per source": lambda work: Ours(work, "source"),
+    "per sample": lambda work: Ours(work, "sample"),
+    "LISA 2, per source": lambda work: Ours(work, "source", LISA_LAYERS),
+    "LISA 2, per sample": lambda work: Ours(work, "sample", LISA_LAYERS),
+}
