@@ -54,8 +54,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str, at: tuple[int, ...] = (AT,
         now.update(step=run.step + 1, u=run.copies["u"], done=False)
         return one_step(run)
 
-    def spoiled(copy: TorchCopy, batch: MicroBatch, seed: int) -> torch.Tensor:
-        found = losses(copy, batch, seed)
+    def spoiled(copy: TorchCopy, batch: MicroBatch, *rest) -> torch.Tensor:
+        found = losses(copy, batch, *rest)
         if now.get("step") not in at or not torch.is_grad_enabled():
             return found
         if what == "loss" and copy is now["u"] and not now["done"]:
