@@ -19,7 +19,9 @@ def token_losses(model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tenso
     supervised = batch.targets != IGNORE
     with _head_on(model.get_output_embeddings(), supervised):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
-    losses = functional.cross_entropy(logits.float(), batch.targets[supervised], reduction="none")
+    losses = functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[supervised], reduction="none"
+    )
     return losses, supervised.nonzero()[:, 0]
 
 
