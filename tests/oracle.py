@@ -191,7 +191,7 @@ def upper(problem: Problem, kind: str, x: torch.Tensor) -> torch.Tensor:
 
 def hypergradient(problem: Problem, kind: str, x: torch.Tensor) -> torch.Tensor:
     """d/dx f(y*(x)), by the implicit function theorem, with an exact solve with the Hessian."""
-    x = x.double().requires_grad_()
+    x = x.double().clone().requires_grad_()
     c = coefficients(kind, x)
     y = solve(problem, c.detach())
     hessian = torch.func.hessian(lambda y: (c.detach() * problem.losses(y)[TRAIN]).mean())(y)

@@ -132,6 +132,13 @@ def test_while_w_equals_u_the_x_gradient_is_exactly_zero(make, order: int):
     assert torch.equal(x.gradient()[1], torch.zeros_like(x.gradient()[1]))
 
 
+def test_both_copies_see_validation_under_the_same_masks():
+    """With order 2; else the two gradients of f would differ by more than what u and w do."""
+    u, w = two_copies(tiny_model(0.3))
+    result = penalty_step(u, w, source_weights(), cut([0, 1], 2), cut([100, 101, 102], 2), NU, 1e-3, 0, order=2)
+    assert result.val_loss_u == result.val_loss
+
+
 def test_dropout_is_on_and_differs_between_micro_batches_and_steps():
     u, _ = two_copies(tiny_model(0.3), 0.0, None)
     row = batch([3])
