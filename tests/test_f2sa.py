@@ -223,6 +223,20 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(where: str, order
     assert x.seen.sum() == 0
 
 
+def test_the_validation_sample_that_only_u_cannot_compute_is_named():
+    u, w = two_copies(tiny_model())
+    clean, val = cut([0, 1], 2), cut([100, 101], 2)
+    for micro in clean.micro_batches + val.micro_batches:
+        micro.input_ids[micro.input_ids == 7] = 8
+    val.micro_batches[0].input_ids[0, 0] = 7
+    u.model.lm_head.weight = torch.nn.Parameter(u.model.lm_head.weight.detach().clone())
+    u.model.transformer.wte.weight.data[7] = math.inf
+    with pytest.raises(NonFiniteLoss, match="val_loss_u nan") as error:
+        penalty_step(u, w, source_weights(), clean, val, NU, 1e-3, 0, order=2)
+    named = val.micro_batches[0].sample_ids[0]
+    assert {part: ids.tolist() for part, ids in error.value.suspects.items()} == {"train": [], "val": [named]}
+
+
 def test_weight_decay_pulls_the_model_and_never_x():
     """Invariant 9: with zero gaps x stays, while the decay moves the model."""
     u, w = two_copies(tiny_model(), weight_decay=0.5, clip_grad_norm=None)
