@@ -123,11 +123,7 @@ class Settings:
 
     alpha: float = _setting("step", "penalty; nu = 1/alpha multiplies the validation loss in w's objective", 10.0, gt=0)
     order: int = _setting(
-        "step",
-        "of the x-gradient's error in nu; 2: u ascends the validation loss, for one more pass per step",
-        1,
-        ge=1,
-        le=2,
+        "step", "power of nu in the x-gradient's error; with 2, u ascends the validation loss", 1, ge=1, le=2
     )
     lr_y: float = _setting("step", "peak step size of both model copies", 1e-5, ge=0)
     upper_every: int = _setting("step", "model steps per step of x", 5, ge=1)
