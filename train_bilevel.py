@@ -102,9 +102,9 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
 
     start = read_start(settings.x_init, settings.weights == "sample", train)
     if settings.weights == "sample":
-        x = SampleWeights(len(train), start, settings.x_map, settings.alpha, settings.x_optimizer)
+        x = SampleWeights(len(train), start, settings.x_map, settings.x_factor, settings.x_optimizer)
     else:
-        x = SourceWeights(train.source_ids, start, settings.alpha, settings.x_optimizer)
+        x = SourceWeights(train.source_ids, start, settings.x_factor, settings.x_optimizer)
     folder = settings.run_folder / "checkpoints"
     data = {
         f"{part} {name}": fingerprint
@@ -135,6 +135,7 @@ def open_metrics(run: "Run") -> "MetricsLog":
         noise_known=run.train.is_noisy is not None,
         bf16=run.copies["u"].bf16,
         weighted=s.sampling == "weighted",
+        central=s.order == 2,
     )
     tracker = NoTracker()
     if s.tracker == "wandb" and run.world.main:
@@ -234,13 +235,14 @@ def one_step(run: "Run") -> int:
     more = {"computed": len(train.sample_ids) / train.drawn} if s.sampling == "weighted" else {}
     try:
         result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
-                              seed=dropout_seed(s.seed, step))  # fmt: skip
+                              seed=dropout_seed(s.seed, step), order=s.order)  # fmt: skip
     except NonFiniteLoss as error:
         run.skip(error)
         result = error.result
     else:
         more |= run.guard.check(step + 1, train, result.gaps)
         run.watch.loss(step + 1, result.loss_w)
+        run.watch.ascent(result.val_loss_u)
         if run.lisa and step == 0:
             run.lisa.verify(lr_y)
     run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | more

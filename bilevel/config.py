@@ -122,6 +122,9 @@ class Settings:
     )
 
     alpha: float = _setting("step", "penalty; nu = 1/alpha multiplies the validation loss in w's objective", 10.0, gt=0)
+    order: int = _setting(
+        "step", "power of nu in the x-gradient's error; with 2, u ascends the validation loss", 1, ge=1, le=2
+    )
     lr_y: float = _setting("step", "peak step size of both model copies", 1e-5, ge=0)
     upper_every: int = _setting("step", "model steps per step of x", 5, ge=1)
     global_batch_size: int = _setting("step", "training samples per step", 64, ge=1)
@@ -177,6 +180,11 @@ class Settings:
     @property
     def nu(self) -> float:
         return 1 / self.alpha
+
+    @property
+    def x_factor(self) -> float:
+        """What x multiplies d/dx g(x, w) - d/dx g(x, u) by: 1/nu, or 1/(2 nu) where u and w differ by 2 nu f."""
+        return self.alpha / self.order
 
     @property
     def run_folder(self) -> Path:

@@ -76,11 +76,11 @@ class Batch:
         return counts
 
     def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
-        """(n,) float32 on the CPU and equal on all ranks: the losses (B,) of every rank's micro-batches in place."""
-        whole = torch.zeros(len(self.sample_ids))
+        """(n,) on the CPU and equal on all ranks: the losses (B,) of every rank's micro-batches in place."""
+        whole = torch.zeros(len(self.sample_ids), dtype=losses[0].dtype)
         for batch, loss in zip(self.micro_batches, losses, strict=True):
             real = batch.places >= 0
-            whole[batch.places[real]] = loss.detach().float().cpu()[real]
+            whole[batch.places[real]] = loss.detach().cpu()[real]
         return world.sum(whole)
 
 

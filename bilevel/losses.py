@@ -1,4 +1,7 @@
-"""Losses of a micro-batch, with logits only where there is a label, in fp32, and never all of them at once."""
+"""Losses of a micro-batch, with logits only where there is a label, in fp32, and never all of them at once.
+
+fp64 of fp64 models.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ _returned_as_they_are: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDiction
 def token_losses(
     model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in nats of every supervised token, (M,) float32, and the row each belongs to, (M,).
+    """Cross-entropy in nats of every supervised token, (M,), and the row each belongs to, (M,).
 
     The head runs on supervised positions only: its input (B, T, H) is cut to (1, M, H), so logits are (1, M, V),
     whatever the architecture does to them afterwards. Where it does nothing, a linear head gives the losses at once,
@@ -37,15 +40,14 @@ def token_losses(
             return model(input_ids=batch.input_ids, use_cache=False).logits[0, :, 0], rows
     with _head_on(head, supervised, (lambda hidden: wide_linear(head, hidden)) if is_linear(head) else None):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
-    return functional.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none"
-    ), rows
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(wide, targets, reduction="none"), rows
 
 
 def sample_losses(
     model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
 ) -> torch.Tensor:
-    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,) float32; 0 without one.
+    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,); 0 without one.
 
     factors, in_place: as for token_losses.
     """

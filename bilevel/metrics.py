@@ -27,6 +27,7 @@ METRICS = {
     "gap_signal": "estimated correlation of the batch's gaps with unrounded ones; bf16 runs at steps 16, 32, 64, ...",
     "computed": "share of the drawn training samples that were computed; runs with sampling=weighted",
     "val_loss_w": "mean validation loss of w over the batch's samples",
+    "val_loss_u": "the same of u, which ascends it; runs with order=2",
     "grad_norm_w": "norm of w's gradient, before clipping",
     "grad_norm_u": "norm of u's gradient, before clipping",
     "lr_y": "step size of w and u",
@@ -47,12 +48,20 @@ class Columns:
     """The columns of this run's metrics.csv, known before it starts."""
 
     def __init__(
-        self, sources: list[str], per_sample: bool, tested: bool, noise_known: bool, bf16: bool, weighted: bool = False
+        self,
+        sources: list[str],
+        per_sample: bool,
+        tested: bool,
+        noise_known: bool,
+        bf16: bool,
+        weighted: bool = False,
+        central: bool = False,
     ):
         absent = [] if tested else ["test_loss_w", "test_loss_u"]
         absent += [] if noise_known else ["roc_auc", "threshold", "precision", "recall"]
         absent += [] if bf16 else ["gap_signal"]
         absent += [] if weighted else ["computed"]
+        absent += [] if central else ["val_loss_u"]
         self.names: list[str] = []
         for name in METRICS:
             if name == "weight/<source>":

@@ -1,4 +1,4 @@
-"""What a person would notice in a run's curves: a loss that jumps, weights that collapse or never move."""
+"""What a person would notice in a run's curves: a loss that jumps or runs away, weights that collapse or never move."""
 
 import logging
 import math
@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from bilevel.config import Settings
+from bilevel.f2sa import TrainingStopped
 from bilevel.weights import SampleWeights, SourceWeights, parts
 
 log = logging.getLogger("bilevel")
@@ -14,15 +15,21 @@ WINDOW = 32  # steps whose median a loss is compared with
 COLLAPSED = 0.99  # share of the largest source
 SPREAD = 0.01  # effective number of records, as a share of all
 MOVED = 0.01  # of x, anywhere: less is frozen
+ASCENT = 5  # steps whose median says where u's validation loss is
 
 
 class Watch:
-    """Warns of each kind of trouble, with what to try; changes nothing. x is at its start when this is made."""
+    """Warns of each kind of trouble, with what to try; changes nothing, but ends a run whose u runs away.
+
+    x is at its start when this is made.
+    """
 
     def __init__(self, settings: Settings, x: SourceWeights | SampleWeights, sources: list[str], steps: int):
         self.settings, self.x, self.sources, self.steps = settings, x, sources, steps
         self.start = x.x.clone() if x.x.any() else None  # None: 0, of which no copy is needed
         self.losses: list[float] = []
+        self.val_start: float | None = None  # u's first validation loss
+        self.val_losses: list[float] = []  # its last ones
         self.told: list[str] = []
 
     def loss(self, step: int, loss: float) -> None:
@@ -38,6 +45,24 @@ class Watch:
                 )
                 self.losses = []
         self.losses = [*self.losses, loss][-WINDOW:]
+
+    def ascent(self, val_loss: float | None) -> None:
+        """After each step: u's validation loss, which order 2 lets it ascend; cross-entropy has no bound above.
+
+        Raises TrainingStopped where the median of the last ones is twice the first, and 0.5 nats above it.
+        """
+        if val_loss is None:
+            return
+        if self.val_start is None:
+            self.val_start = val_loss
+        self.val_losses = [*self.val_losses, val_loss][-ASCENT:]
+        now, start = statistics.median(self.val_losses), self.val_start
+        if len(self.val_losses) == ASCENT and now > start + max(start, 0.5):
+            raise TrainingStopped(
+                f"u's validation loss has risen from {start:.4g} to {now:.4g}: with order=2 u ascends it, and training "
+                f"no longer holds it back. Start again with a larger alpha ({self.settings.alpha:g}), a smaller lr_y "
+                f"({self.settings.lr_y:g}), or order=1"
+            )
 
     def weights(self, step: int) -> None:
         """At evaluations: all weight in one place, or none moved by the middle of the run. Each is told once."""
@@ -72,10 +97,16 @@ class Watch:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses, "told": self.told}
+        return {
+            "losses": self.losses,
+            "val_start": self.val_start,
+            "val_losses": self.val_losses,
+            "told": self.told,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.told = state["losses"], state["told"]
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def _moved(self) -> float:
         """How far the entry of x that has moved furthest is from its start."""

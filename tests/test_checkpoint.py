@@ -59,17 +59,22 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = si
     monkeypatch.setattr(train_bilevel, "one_step", signalled)
 
 
-@pytest.mark.parametrize("lisa", [False, True])
-@pytest.mark.parametrize("weights", ["source", "sample"])
-def test_a_stopped_run_ends_as_if_it_had_not_been(data: Path, tmp_path: Path, monkeypatch, capsys, weights, lisa):
+@pytest.mark.parametrize(
+    ("weights", "lisa", "order"),
+    [("source", False, 1), ("source", True, 1), ("sample", False, 1), ("sample", True, 1), ("source", True, 2)],
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    data: Path, tmp_path: Path, monkeypatch, capsys, weights: str, lisa: bool, order: int
+):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train_bilevel.main(settings(data, whole, **changes(data, weights, lisa))) == 0
+    changed = changes(data, weights, lisa) | {"order": order}
+    assert train_bilevel.main(settings(data, whole, **changed)) == 0
     for step in (1, 6, 5):  # after steps 1, 7 and 12, the last
         with monkeypatch.context() as patch:
             interrupt_after(patch, step)
-            assert train_bilevel.main(settings(data, stopped, **changes(data, weights, lisa))) == 143
+            assert train_bilevel.main(settings(data, stopped, **changed)) == 143
     assert "going on after step 7, from its checkpoint" in capsys.readouterr().out
-    assert train_bilevel.main(settings(data, stopped, **changes(data, weights, lisa))) == 0
+    assert train_bilevel.main(settings(data, stopped, **changed)) == 0
     for name in RESULTS:
         assert filecmp.cmp(whole / name, stopped / name, shallow=False), name
 

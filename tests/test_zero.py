@@ -88,7 +88,8 @@ def check_intervals(row: dict, processes: int) -> None:
 
 @pytest.mark.parametrize("processes", TASKS)
 def test_every_stage_follows_one_process_of_plain_torch(report, processes):
-    rows = [row for row in report(processes, "compare") if row["file"] is None and row["lisa"] != "independent"]
+    found = [row for row in report(processes, "compare") if row["file"] is None and row["lisa"] != "independent"]
+    rows = [row for row in found if row["order"] == 1]
     kinds = {(row["stage"], row["lisa"], row["weights"]) for row in rows}
     assert len(rows) == len(kinds) == 16
     assert {(row["stage"], row["lisa"], row["checkpointing"]) for row in rows} == {
@@ -103,6 +104,13 @@ def test_offloading_changes_nothing(report):
     assert [(row["stage"], row["lisa"]) for row in rows] == [(2, None), (3, None), (2, "shared"), (3, "shared")]
     for row in rows:
         check_case(row, 1)
+
+
+def test_order_2_follows_one_process_of_plain_torch(report):
+    rows = [row for row in report(2, "compare") if row["order"] == 2]
+    assert [(row["stage"], row["lisa"]) for row in rows] == [(2, None), (3, "shared")]
+    for row in rows:
+        check_case(row, 2)
 
 
 def test_copies_that_draw_blocks_of_their_own(report):

@@ -128,6 +128,7 @@ def penalty_steps(
     lisa: Lisa | None = None,
     tokens: int = BUDGET,
     samples: tuple[Samples, Samples] = (TRAIN, VALIDATION),
+    order: int = 1,
 ) -> Iterator[StepResult]:
     """Steps of u, w and x on training and validation samples, yielded one by one.
 
@@ -141,7 +142,7 @@ def penalty_steps(
         train, validation = (
             part.batch(next(stream), tokens // world.size, world) for part, stream in zip(samples, streams, strict=True)
         )
-        result = penalty_step(copies["u"], copies["w"], x, train, validation, nu, lr_y, 1000 * step)
+        result = penalty_step(copies["u"], copies["w"], x, train, validation, nu, lr_y, 1000 * step, order)
         if (step + 1) % upper_every == 0:
             x.step(0.1)
         yield result

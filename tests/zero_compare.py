@@ -64,7 +64,9 @@ def train(make_copy: Callable[..., ModelCopy], world: World, case: dict[str, Any
         x = SourceWeights(TRAIN.source_ids, SHARES, 1 / NU, "adam")
     losses = [
         [result.loss_u, result.loss_w, result.val_loss, result.grad_norm_u, result.grad_norm_w]
-        for result in penalty_steps(copies, x, world, STEPS, lr_y=1e-4, nu=NU, upper_every=3, lisa=lisa)
+        for result in penalty_steps(
+            copies, x, world, STEPS, lr_y=1e-4, nu=NU, upper_every=3, lisa=lisa, order=case["order"]
+        )
     ]
     if lisa:
         lisa.end(copies["w"])
@@ -118,7 +120,10 @@ def moments(copy: ModelCopy) -> int:
 
 
 def cases(folder: Path, processes: int) -> Iterator[dict[str, Any]]:
-    """Every stage, full and LISA, per source and per sample; one process offloads too, two draw u and w apart too."""
+    """Every stage, full and LISA, per source and per sample; one process offloads too, two draw u and w apart too.
+
+    Those two follow order 2 as well, in which the last gradient of u is another.
+    """
     for lisa, weights, stage in itertools.product((None, "shared"), ("source", "sample"), range(4)):
         # Under each stage, full and LISA, one of the two kinds of weights recomputes activations.
         recompute = (stage + (weights == "sample")) % 2 == 1
@@ -131,16 +136,21 @@ def cases(folder: Path, processes: int) -> Iterator[dict[str, Any]]:
             yield {"lisa": lisa, "weights": "source", "stage": stage, "file": str(file), "checkpointing": False}
     if processes == 2:
         yield {"lisa": "independent", "weights": "source", "stage": 2, "file": None, "checkpointing": False}
+        for stage, lisa in ((2, None), (3, "shared")):
+            yield {"lisa": lisa, "weights": "source", "stage": stage, "file": None, "checkpointing": False, "order": 2}
 
 
 def compare(world: World, folder: Path) -> list[dict[str, Any]]:
     """All cases against one process of plain torch, whose runs come first: ZeRO-3 replaces torch's linear function."""
-    todo = [case | {"clip": CLIP if case["weights"] == "sample" else None} for case in cases(folder, world.size)]
+    todo = [
+        {"order": 1, "clip": CLIP if case["weights"] == "sample" else None} | case for case in cases(folder, world.size)
+    ]
     plain = {}
     for case in todo:
-        if world.main and (case["lisa"], case["weights"]) not in plain:
+        kind = case["lisa"], case["weights"], case["order"]
+        if world.main and kind not in plain:
             run = train(TorchCopy, ALONE, case | {"checkpointing": False})
-            plain[case["lisa"], case["weights"]] = run, {name: flat(whole_state(c)) for name, c in run.copies.items()}
+            plain[kind] = run, {name: flat(whole_state(c)) for name, c in run.copies.items()}
     start = flat(whole_state(TorchCopy(make_model())))
     report = []
     for case in todo:
@@ -149,7 +159,7 @@ def compare(world: World, folder: Path) -> list[dict[str, Any]]:
         agree = equal_on_all_ranks(world, (mine.x.tolist(), mine.losses, mine.heldout))
         states = {name: whole_state(copy) for name, copy in mine.copies.items()}
         if world.main:
-            run, ends = plain[case["lisa"], case["weights"]]
+            run, ends = plain[case["lisa"], case["weights"], case["order"]]
             found = {"ranks_agree": agree} | differences(mine, run)
             for name, state in states.items():
                 found[f"relative_{name}"] = distance(flat(state), ends[name])
