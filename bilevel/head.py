@@ -91,7 +91,7 @@ class _HeadLosses(torch.autograd.Function):
         scales, grads, ctx.grads = ctx.scales, ctx.grads, None
         along, length = gradient.double() @ scales.double(), scales.double().square().sum()
         factor = torch.where(length > 0, along / length, 1.0)
-        if len(scales) and not scales.is_meta:
+        if len(scales) and scales.device.type == "cpu":  # a GPU would have to wait for the answer
             aside = (gradient - factor * scales).abs().max() / (factor * scales).abs().max()
             assert not aside > 1e-3, "other gradients than the scales that were given"
             assert not ctx.in_place or not abs(factor - 1) > 1e-3, "the head's gradient has been added already"

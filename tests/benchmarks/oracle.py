@@ -1,6 +1,6 @@
 """What order 2 buys, where the exact hypergradient is known (tests/oracle.py): one CSV and three figures.
 
-    python -m tests.benchmarks.oracle --out outputs/oracle        CPU only; a few minutes
+    python -m tests.benchmarks.oracle        CPU only; a few minutes
 
 1. oracle_exact.png  error of the x-gradient at the exact w and u, in float64: it falls like nu to the order
 2. oracle_fp32.png   error that stochastic steps leave at equal operations: order 2 makes fewer steps, as each has one
@@ -37,7 +37,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 KINDS = ("source", "sigmoid", "softmax")
-SEEDS = range(3)
 BATCH = 6
 # Of a batch each: training by u, training by w, validation by w, and with order 2 by u. The x-gradient is the mean over
 # whole epochs of both kinds of data: 160 and 120 steps.
@@ -55,7 +54,7 @@ def exact(problem: Problem, kind: str, true: torch.Tensor, nu: float, order: int
     return relative_error(x.gradient()[1], true)
 
 
-def stepped(problem: Problem, dtype: str, nu: float, order: int, seed: int) -> float:
+def stepped(problem: Problem, dtype: str, nu: float, order: int, seed: int, passes: int) -> float:
     """The same of the mean x-gradient over the second half of SGD with falling steps; x, per source, rests."""
     x = make_weights("source", nu, order)
     true = hypergradient(problem, "source", x.x)
@@ -67,7 +66,7 @@ def stepped(problem: Problem, dtype: str, nu: float, order: int, seed: int) -> f
         copy.bf16 = dtype == "bf16"
         copies[name] = copy
     streams = BatchStream(len(TRAIN), BATCH, 2 * seed), BatchStream(len(VALIDATION), BATCH, 2 * seed + 1)
-    steps = PASSES // (2 + order)
+    steps = passes // (2 + order)
     for step in range(steps):
         if step == steps // 2:
             x.clear()
@@ -78,17 +77,17 @@ def stepped(problem: Problem, dtype: str, nu: float, order: int, seed: int) -> f
     return relative_error(x.gradient()[1], true)
 
 
-def measure() -> pd.DataFrame:
+def measure(seeds: range, passes: int) -> pd.DataFrame:
     """A row per error: what, problem, weights, dtype, order, nu, seed of the data and of the batches, error."""
     rows = []
-    for make, kind, seed in tqdm(list(itertools.product((Ridge, Logistic), KINDS, SEEDS)), unit="problem"):
+    for make, kind, seed in tqdm(list(itertools.product((Ridge, Logistic), KINDS, seeds)), unit="problem"):
         problem = make(seed)
         true = hypergradient(problem, kind, make_weights(kind, 1.0).x)
         for order, nu in itertools.product((1, 2), EXACT_NUS):
             error = exact(problem, kind, true, nu, order)
             rows.append(("exact", make.__name__.lower(), kind, "fp64", order, nu, seed, error))
-    for dtype, seed, order, nu in tqdm(list(itertools.product(("fp32", "bf16"), SEEDS, (1, 2), LOOP_NUS)), unit="run"):
-        error = stepped(Logistic(seed), dtype, nu, order, seed)
+    for dtype, seed, order, nu in tqdm(list(itertools.product(("fp32", "bf16"), seeds, (1, 2), LOOP_NUS)), unit="run"):
+        error = stepped(Logistic(seed), dtype, nu, order, seed, passes)
         rows.append(("steps", "logistic", "source", dtype, order, nu, seed, error))
     return pd.DataFrame(rows, columns=["what", "problem", "weights", "dtype", "order", "nu", "seed", "error"])
 
@@ -111,11 +110,14 @@ def draw(table: pd.DataFrame, title: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("outputs/oracle"), help="folder of the CSV and the figures")
-    out = parser.parse_args().out
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=PASSES, help="of a run of steps, over batches")
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results"), help="folder of CSV and figures")
+    given = parser.parse_args()
+    out = given.out
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    table = measure()
+    table = measure(range(given.seeds), given.passes)
     table.to_csv(out / "oracle.csv", index=False)
     parts = dict(iter(table.groupby("dtype")))
     draw(parts["fp64"], "Exact copies: the error falls like nu to the order", out / "oracle_exact.png")

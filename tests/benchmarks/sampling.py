@@ -1,6 +1,6 @@
 """What weighted draws save: floating-point operations until the test loss at which a run of uniform draws ends.
 
-    python -m tests.benchmarks.sampling [--corruption words] [--seeds 3] [--out example/sampling] [--setting value ...]
+    python -m tests.benchmarks.sampling [--corruption words] [--seeds 3] [--out OUT] [--setting value ...]
 
 Each seed trains configs/tiny.yaml twice on the shipped records, half of the responses corrupted, per source: once with
 sampling=uniform and once with sampling=weighted. Operations are those of all forward and backward passes, a polynomial
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corruption", default="words")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("example/sampling"))
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/sampling"))
     mine, settings = parser.parse_known_args()
     train_bilevel.quiet_libraries()
     runs, savings = [], []

@@ -8,8 +8,7 @@ steps, and every peer (tests.benchmarks.peers), each in a process of its own, ta
 warms up and is not counted. Ratios are taken within a round. Then each peer, alone, takes a step with eager attention
 whose operations are counted and set against the fewest (tests.benchmarks.operations), and two steps in which the bytes
 of all tensors alive are counted (bilevel.activations.LiveBytes): gradients, moments, activations, at their most, above
-the weights. What kernels allocate inside themselves is not seen. Writes step.csv, a row per model and peer, and
-step.png.
+the weights. What kernels allocate inside themselves is not seen. Writes step_MODEL.csv, a row per peer, and its figure.
 """
 
 import argparse
@@ -140,17 +139,15 @@ def machine() -> str:
 def draw(rows: pd.DataFrame, file: Path) -> None:
     """Time, operations and memory of every peer beside Trainer's."""
     kinds = {"of_trainer": "time", "gflop": "operations", "peak_of_trainer": "peak memory"}
-    figure, axes = plt.subplots(1, rows.model.nunique(), figsize=(11, 4), sharey=True, squeeze=False)
-    for axis, (name, part) in zip(axes[0], rows.groupby("model", sort=False), strict=True):
-        shown = part.set_index("peer")[list(kinds)].rename(columns=kinds)
-        shown["operations"] /= shown["operations"].iloc[0]
-        shown.plot.barh(ax=axis, width=0.75, color=["#1b6ca8", "#e08e2b", "#7a9e5a"], legend=axis is axes[0][0])
-        part = part.reset_index(drop=True)
-        low, high = part.of_trainer - part.of_trainer_least, part.of_trainer_most - part.of_trainer
-        axis.errorbar(part.of_trainer, part.index - 0.25, xerr=[low, high], fmt="none", ecolor="black", capsize=2)
-        axis.axvline(1, color="grey", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set(title=f"{name}, {part.parameters[0] / 1e6:.1f}M", xlabel="a step, Trainer's = 1", ylabel="")
+    figure, axis = plt.subplots(figsize=(7, 4))
+    shown = rows.set_index("peer")[list(kinds)].rename(columns=kinds)
+    shown["operations"] /= shown["operations"].iloc[0]
+    shown.plot.barh(ax=axis, width=0.75, color=["#1b6ca8", "#e08e2b", "#7a9e5a"])
+    low, high = rows.of_trainer - rows.of_trainer_least, rows.of_trainer_most - rows.of_trainer
+    axis.errorbar(rows.of_trainer, rows.index - 0.25, xerr=[low, high], fmt="none", ecolor="black", capsize=2)
+    axis.axvline(1, color="grey", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set(title=f"{rows.model[0]}, {rows.parameters[0] / 1e6:.1f}M", xlabel="a step, Trainer's = 1", ylabel="")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 
@@ -161,21 +158,20 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="Trainer is always there")
     parser.add_argument("--rounds", type=int, default=6, help="of which the first is not counted")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results"))
     options = parser.parse_args()
     quiet_libraries()
     transformers.logging.set_verbosity_error()
     names = ["Trainer", *(peer for peer in options.peers if peer != "Trainer")]
-    rows = []
+    options.out.mkdir(parents=True, exist_ok=True)
     print(machine())
     for name in options.models:
         print(name, flush=True)
-        rows += table(name, make_work(SHAPES[name], options.data, options.rounds), names)
-    found = pd.DataFrame(rows)
-    options.out.mkdir(parents=True, exist_ok=True)
-    found.assign(machine=machine()).to_csv(options.out / "step.csv", index=False, float_format="%.4g")
-    draw(found, options.out / "step.png")
-    print(found.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        found = pd.DataFrame(table(name, make_work(SHAPES[name], options.data, options.rounds), names))
+        file = options.out / f"step_{name}.csv"
+        found.assign(machine=machine()).to_csv(file, index=False, float_format="%.4g")
+        draw(found, file.with_suffix(".png"))
+        print(found.to_string(index=False, float_format=lambda value: f"{value:.3f}"), flush=True)
 
 
 if __name__ == "__main__":
