@@ -122,27 +122,6 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
     return run, checkpoints
 
 
-def open_metrics(run: "Run") -> "MetricsLog":
-    """metrics.csv, timing.csv and the tracker of a run."""
-    from bilevel.metrics import Columns, MetricsLog
-    from bilevel.tracker import NoTracker, WandbTracker
-
-    s = run.settings
-    columns = Columns(
-        run.train.sources,
-        run.per_sample,
-        tested=run.test is not None,
-        noise_known=run.train.is_noisy is not None,
-        bf16=run.copies["u"].bf16,
-        weighted=s.sampling == "weighted",
-        central=s.order == 2,
-    )
-    tracker = NoTracker()
-    if s.tracker == "wandb" and run.world.main:
-        tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
-    return MetricsLog(s.run_folder if run.world.main else None, columns, tracker, run.step)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # the loop
 
@@ -154,6 +133,7 @@ def fit(run: "Run", checkpoints: "Checkpoints") -> int:
 
     from bilevel.f2sa import TrainingStopped
     from bilevel.interrupt import Interrupt, Interrupted
+    from bilevel.metrics import open_metrics
     from bilevel.screen import describe
 
     open_folder(run)

@@ -4,16 +4,20 @@ Every column of metrics.csv is a function of the computation alone; what the clo
 """
 
 import csv
+import dataclasses
 import io
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bilevel.tracker import NoTracker, WandbTracker
 from bilevel.weights import SampleWeights
+
+if TYPE_CHECKING:
+    from bilevel.run import Run
 
 log = logging.getLogger("bilevel")
 
@@ -163,3 +167,21 @@ def _peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def open_metrics(run: "Run") -> MetricsLog:
+    """metrics.csv, timing.csv and the tracker of a run."""
+    s = run.settings
+    columns = Columns(
+        run.train.sources,
+        run.per_sample,
+        tested=run.test is not None,
+        noise_known=run.train.is_noisy is not None,
+        bf16=run.copies["u"].bf16,
+        weighted=s.sampling == "weighted",
+        central=s.order == 2,
+    )
+    tracker = NoTracker()
+    if s.tracker == "wandb" and run.world.main:
+        tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
+    return MetricsLog(s.run_folder if run.world.main else None, columns, tracker, run.step)
