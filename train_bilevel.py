@@ -39,17 +39,18 @@ def main(argv: list[str]) -> int:
     """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 143 and 130 after SIGTERM and SIGINT."""
     try:
         settings, dry_run = load_settings(argv)
-        quiet_libraries()
         files = check_files(settings)
         if dry_run:
             print(dump(settings), end="")
             if settings.backend == "deepspeed" or settings.gpu_memory_gib:
+                quiet_libraries()
                 from bilevel.plan import memory_report
 
                 processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
                 report = memory_report(settings, processes, hosts=math.ceil(processes / on_host))
                 print(textwrap.indent(report, "# ", lambda _: True))
             return 0
+        quiet_libraries()
         run, checkpoints = setup(settings, files)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
@@ -59,16 +60,14 @@ def main(argv: list[str]) -> int:
 
 
 def quiet_libraries() -> None:
-    """Third-party progress bars and warnings are not the user's concern."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
+    """Third-party progress bars and warnings are not the user's concern. Imports them, which takes seconds."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # on all cores; said, it gives no warning at a fork
     import torch
     import transformers
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which else warns
     warnings.filterwarnings("ignore", category=FutureWarning)  # of names that deepspeed and transformers call
-    datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -80,21 +79,22 @@ def quiet_libraries() -> None:
 
 def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Checkpoints]":
     """Load data, model and the checkpoint to go on from. Raises UserError; nothing has been written when it does."""
+    from bilevel.model import load_tokenizer, model_shape
+
+    shape = model_shape(settings)
+    check_shape(settings, shape)  # before what else takes a second to import
     from bilevel.checkpoint import Checkpoints
     from bilevel.copies import start_world, two_copies
     from bilevel.data import load_samples, steps_per_run
-    from bilevel.model import load_tokenizer, model_shape
     from bilevel.results import read_start
     from bilevel.run import Run
     from bilevel.tokenise import Tokeniser
     from bilevel.weights import SampleWeights, SourceWeights
 
-    shape = model_shape(settings)
-    check_shape(settings, shape)
     world = start_world(settings)
-    tokenizer = load_tokenizer(settings, files["train"])
-    tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
     with world.main_first():  # it fills the cache that the others read
+        tokenizer = load_tokenizer(settings, files["train"])
+        tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
         train, val = (load_samples(files[part], settings.format, tokeniser) for part in ("train", "val"))
         test = load_samples(files["test"], settings.format, tokeniser) if files["test"] else None
     if problems := too_large(settings, {"train": len(train), "val": len(val)}):
@@ -219,7 +219,7 @@ def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Int
     if evaluating:
         run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens, pause=interrupt.check)
         run.watch.weights(run.step)
-    metrics.write(run.row, x.coefficients(train.all_ids) if evaluating and run.per_sample else None)
+    metrics.write(run.row, x if evaluating and run.per_sample else None)
 
 
 def one_step(run: "Run") -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check_files(settings: Settings) -> dict[str, list[Path]]:
     """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
     from bilevel.json_file import DataError
-    from bilevel.records import find_files, read_rows
+    from bilevel.records import count_rows, find_files
 
     problems: list[str] = []
     files: dict[str, list[Path]] = {}
@@ -26,12 +26,12 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
     for part in ("train", "val", "test"):
         try:
             files[part] = find_files(getattr(settings, f"{part}_data"))
-            rows = [read_rows(file, settings.format) for file in files[part]]
+            found = [count_rows(file, settings.format) for file in files[part]]
         except DataError as error:
             problems.append(f"{part}_data: {error}")
             continue
-        if all(table[0]["roles"] != ["text"] for table in rows):  # a text record makes any number of samples
-            records[part] = sum(len(table) for table in rows)
+        if all(roles != ["text"] for _, roles in found):  # a text record makes any number of samples
+            records[part] = sum(count for count, _ in found)
     if settings.weights == "source" and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "

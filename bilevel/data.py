@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 import torch
 
 from bilevel.json_file import DataError
+from bilevel.permutation import Permutation
 from bilevel.records import read_rows
 from bilevel.tokenise import IGNORE, Tokeniser
 from bilevel.world import ALONE, World
@@ -87,21 +91,39 @@ class Samples:
         self.files, self.dropped = files, dropped
         self.sources = [file.stem for file in files]
         self.fingerprints = {file.name: table._fingerprint for file, table in zip(files, tables, strict=True)}
-        self.table = datasets.concatenate_datasets(tables)
-        sizes = torch.tensor([len(table) for table in tables])
-        self.source_ids = torch.repeat_interleave(torch.arange(len(tables)), sizes)  # (N,)
-        self.all_ids = torch.arange(len(self.table))  # (N,)
-        self.record_index = np.asarray(self.table["index"][:])  # (N,) place of the sample's record in its file
-        self.is_noisy = _known_noise(self.table["is_noisy"][:])  # (N,) bool, or None where nobody says
+        self.table = datasets.concatenate_datasets(tables)  # mapped from the disk
+        self.tokens = self.table.select_columns(["input_ids", "labels"])
+        self.sizes = torch.tensor([len(table) for table in tables])  # (S,)
+        self.is_noisy = _known_noise(self.table.data.column("is_noisy"))  # (N,) bool, or None where nobody says
 
     def __len__(self) -> int:
         return len(self.table)
 
+    @functools.cached_property
+    def source_ids(self) -> torch.Tensor:
+        """(N,) source of every sample, in two bytes each; made when per-source weights ask for it."""
+        dtype = np.int16 if len(self.sizes) <= 2**15 else np.int32
+        return torch.from_numpy(np.repeat(np.arange(len(self.sizes), dtype=dtype), self.sizes.numpy()))
+
+    @property
+    def all_ids(self) -> torch.Tensor:
+        """(N,) int64."""
+        return torch.arange(len(self))
+
+    def sources_of(self, sample_ids: torch.Tensor) -> torch.Tensor:
+        """(B,) int64 sources of the samples (B,)."""
+        return torch.bucketize(sample_ids, self.sizes.cumsum(0), right=True)
+
+    def records(self, part: slice) -> np.ndarray:
+        """(n,) int64, of this part of the samples: the place of each one's record in its file."""
+        return self.table.data.column("index")[part].to_numpy()
+
     def places(self, sample_ids: torch.Tensor) -> str:
         """Where the records of these samples stand: each file with their places in it, from 0."""
         by_file: dict[str, set[int]] = {}
-        for i in sample_ids.tolist():
-            by_file.setdefault(str(self.files[self.source_ids[i]]), set()).add(int(self.record_index[i]))
+        records = self.table.select_columns(["index"])[sample_ids.tolist()]["index"]
+        for source, record in zip(self.sources_of(sample_ids).tolist(), records, strict=True):
+            by_file.setdefault(str(self.files[source]), set()).add(record)
         return "; ".join(f"{file}: {', '.join(map(str, sorted(found)))}" for file, found in sorted(by_file.items()))
 
     def in_order(self, token_budget: int, world: World = ALONE, chunk: int = 1024) -> Iterator[MicroBatch]:
@@ -118,7 +140,7 @@ class Samples:
         """
         if not len(sample_ids):
             return Batch(sample_ids, [_pad({}, np.array([-1]), torch.zeros(1, dtype=torch.int64))])
-        rows = self.table.select_columns(["input_ids", "labels"])[sample_ids.tolist()]
+        rows = self.tokens[sample_ids.tolist()]
         # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
         lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])
         order = np.argsort(-lengths, kind="stable")
@@ -132,36 +154,33 @@ class Samples:
 
 
 class BatchStream:
-    """Endless batches of sample numbers: epoch after epoch, each a seeded permutation; resumable by its state."""
+    """Endless batches of sample numbers: epoch after epoch, each in an order of its own; resumable by its state.
+
+    The order is a function of seed, epoch and position, computed for each batch, so that none is stored.
+    """
 
     def __init__(self, n: int, batch_size: int, seed: int):
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.epoch, self.position = 0, 0
-        self._order = self._permutation()
+        self.load_state_dict({"epoch": 0, "position": 0})
 
     def __next__(self) -> torch.Tensor:
         """(batch_size,) int64 sample numbers; a batch may end one epoch and begin the next."""
         parts, missing = [], self.batch_size
         while missing:
-            part = self._order[self.position : self.position + missing]
-            parts.append(part)
-            missing -= len(part)
-            self.position += len(part)
-            if self.position == self.n:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._permutation()
-        return torch.cat(parts)
+            end = min(self.n, self.position + missing)
+            parts.append(self._order(np.arange(self.position, end)))
+            missing -= end - self.position
+            self.position = end
+            if end == self.n:
+                self.load_state_dict({"epoch": self.epoch + 1, "position": 0})
+        return torch.from_numpy(np.concatenate(parts))
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._permutation()
-
-    def _permutation(self) -> torch.Tensor:
-        digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
+        self._order = Permutation(self.n, f"seed {self.seed}, epoch {self.epoch}")
 
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
@@ -186,7 +205,8 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
                 "raise max_length or check the responses"
             )
         tables.append(table)
-        dropped.append(len(rows) - len(set(table["index"][:])))
+        index = table.data.column("index").to_numpy()  # rises
+        dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
     return Samples(files, tables, dropped)
 
 
@@ -241,7 +261,6 @@ def _pad(rows: dict[str, list[list[int]]], places: np.ndarray, sample_ids: torch
     return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[where.clamp_min(0)], where)
 
 
-def _known_noise(column: list[bool | None]) -> np.ndarray | None:
+def _known_noise(column: pa.ChunkedArray) -> np.ndarray | None:
     """is_noisy of every sample where any record says so (silence then means clean), else None."""
-    known = [value for value in column if value is not None]
-    return np.array([bool(value) for value in column]) if any(known) else None
+    return column.fill_null(False).to_numpy() if pa.compute.any(column).as_py() else None

@@ -4,7 +4,9 @@ import codecs
 import contextlib
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ _OPENING = re.compile(r"\s*\[[ \t\n\r]*(\]?)[ \t\n\r]*")
 _BETWEEN = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")
 _STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)  # a string, or what separates values
 MOST_VALUES = 100_000  # in one record
+SETTLED = 2_000_000_000  # ns after which another change of a file is sure to show in its time of change
 _UNPACK, _CONVERT = "unpack it first", "write it as JSON Lines first, for example with datasets' Dataset.to_json"
 _MAGIC = {  # how files begin that are often found under the name .json
     b"\x1f\x8b": ("gzip", _UNPACK),
@@ -31,6 +34,25 @@ _MAGIC = {  # how files begin that are often found under the name .json
 
 class DataError(UserError):
     """A data file that cannot be used; the message names the file and the record."""
+
+
+_hashes: dict[tuple[int, ...], str] = {}  # of files by what changes with every change of theirs
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes, worked out once while nobody writes to the file. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            state = os.fstat(file.fileno())
+            key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+            if key not in _hashes:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if time.time_ns() - state.st_ctime_ns < SETTLED:
+                    return digest
+                _hashes[key] = digest
+            return _hashes[key]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
 
 
 def read_bytes(path: Path, content: str) -> bytes:

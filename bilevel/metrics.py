@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bilevel.tracker import NoTracker, WandbTracker
+from bilevel.weights import SampleWeights
 
 log = logging.getLogger("bilevel")
 
@@ -89,8 +90,8 @@ class MetricsLog:
         """Note the tokens that a step's passes have read."""
         self.tokens += tokens
 
-    def write(self, row: dict[str, Any], weights: torch.Tensor | None = None) -> None:
-        """One row; weights (N,), given at evaluations of per-sample runs, make a histogram in the tracker."""
+    def write(self, row: dict[str, Any], x: SampleWeights | None = None) -> None:
+        """One row; of x, given at evaluations of per-sample runs, a tracker shows the weights' histogram."""
         now = time.perf_counter()
         timing = {
             "step": row["step"],
@@ -101,7 +102,7 @@ class MetricsLog:
         self.tokens, self.last = 0, now
         for file, values in zip(self.files, (row, timing), strict=False):
             file.write(values)
-        self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, weights)
+        self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, x)
 
     def close(self) -> None:
         for file in self.files:

@@ -1,19 +1,26 @@
 """The tokenizer and the model: from a hub id or a folder, or built from numbers. Nobody else may care which."""
 
+import hashlib
+import itertools
 import json
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import tokenizers
 import torch
 import transformers
-from tokenizers import ByteLevelBPETokenizer
 
 from bilevel.config import Settings, UserError
-from bilevel.records import read_rows
+from bilevel.records import cache_folder, read_rows
+
+if TYPE_CHECKING:  # read_rows imports it: a model that cannot be is told before
+    import datasets
 
 EOS = "<|endoftext|>"
+TOKENIZER_VERSION = 1  # part of the cache key; raise it when the tokenizer changes for the same rows
 _LONG_WORD = re.compile(r"\s{1000}|\S{1000}")
 
 
@@ -21,20 +28,32 @@ def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.
     """The model's tokenizer; for a new model a byte-level BPE of model_config.vocab_size trained on train_files."""
     if settings.model_name_or_path is not None:
         return _pretrained(transformers.AutoTokenizer, settings.model_name_or_path)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        _texts(train_files, settings.format),
-        vocab_size=settings.model_config["vocab_size"],
-        special_tokens=[EOS],
-        show_progress=False,
-    )
+    rows = [read_rows(file, settings.format) for file in train_files]
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
+        tokenizer_object=_byte_bpe(rows, settings.model_config["vocab_size"]),
         eos_token=EOS,
         bos_token=EOS,
         pad_token=EOS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _byte_bpe(rows: "list[datasets.Dataset]", vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE trained on the texts of all rows, cached where they are."""
+    parts = [table._fingerprint for table in rows] + [vocab_size, TOKENIZER_VERSION, tokenizers.__version__]
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    file = cache_folder() / "tokenizers" / f"{key}.json"
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception:  # there is none yet, or not a whole one; tokenizers knows no narrower error
+        pass
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(_texts(rows), vocab_size=vocab_size, special_tokens=[EOS], show_progress=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{secrets.token_hex(4)}")  # whole or absent, whoever else writes it
+    bpe.save(str(beside))
+    beside.replace(file)
+    return bpe._tokenizer
 
 
 def model_shape(settings: Settings) -> transformers.PretrainedConfig:
@@ -114,9 +133,9 @@ def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
         ) from None
 
 
-def _texts(files: list[Path], format: str) -> Iterator[str]:
+def _texts(rows: "list[datasets.Dataset]") -> Iterator[str]:
     """What a new tokenizer is trained on. Words are cut at 1,000: training grows with the square of a word."""
-    for file in files:
-        for contents in read_rows(file, format)["contents"]:
-            for text in contents:
+    for table in rows:
+        for batch in table.select_columns("contents").iter(1000):
+            for text in itertools.chain.from_iterable(batch["contents"]):
                 yield from re.findall(r"\s{0,1000}\S{0,1000}", text) if _LONG_WORD.search(text) else [text]

@@ -2,31 +2,27 @@
 
 1. patterns           -> files, sorted by source name (the file's stem)
 2. JSON or JSON Lines -> records, parsed one at a time; errors name the file and the record (counted from 0)
-3. Alpaca, chat, text -> rows {index, roles, contents, is_noisy}, cached by the file's content (`datasets`)
+3. Alpaca, chat, text -> rows {index, roles, contents, is_noisy}, cached by the file's content (Arrow)
 """
 
 import functools
 import glob
 import hashlib
+import itertools
 import os
 import re
+import secrets
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from bilevel.config import first, short
-from bilevel.json_file import DataError, parse_records, read_bytes
+from bilevel.json_file import DataError, content_hash, parse_records, read_bytes
 
-FEATURES = datasets.Features(
-    {
-        "index": datasets.Value("int64"),
-        "roles": datasets.List(datasets.Value("string")),
-        "contents": datasets.List(datasets.Value("large_string")),
-        "is_noisy": datasets.Value("bool"),
-    }
-)
+if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
+    import datasets
+
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 CHAT_KEYS = ("messages", "conversations", "items")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
@@ -64,28 +60,58 @@ def find_files(patterns: list[str]) -> list[Path]:
     return [stems[stem] for stem in sorted(stems)]
 
 
-def read_rows(path: Path, format: str = "auto") -> datasets.Dataset:
+def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
     """One row per record: index (its place in the file), roles, contents, is_noisy (None where unknown).
 
     roles are prompt, response (Alpaca); system, user, assistant (chat); text. Raises DataError.
     """
+    import datasets
+
+    datasets.disable_progress_bars()
+    file = cached_rows(path, format)
+    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file)), fingerprint=file.parent.name)
+
+
+def count_rows(path: Path, format: str) -> tuple[int, list[str]]:
+    """The number of rows of a file and the roles of the first. Raises DataError."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(cached_rows(path, format))) as file:
+        table = pyarrow.ipc.open_stream(file).read_all()
+        return table.num_rows, table["roles"][0].as_py()
+
+
+def cached_rows(path: Path, format: str) -> Path:
+    """The Arrow file of the rows, in a folder named by all that they depend on; written when there is none."""
+    content = content_hash(path)
+    key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {version('datasets')}".encode()).hexdigest()[:32]
+    file = cache_folder() / "rows" / key / "rows.arrow"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_rows(path, format, content, file)
+    return file
+
+
+def cache_folder() -> Path:
+    """Where `datasets` has its cache; asked without importing it."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.expanduser(os.path.join(home, "datasets")))
+
+
+def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
+    import pyarrow
+
+    texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
+    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_()})
+    beside = file.with_suffix(f".{secrets.token_hex(4)}")  # whole or absent, whoever else writes it
+    rows = _rows(str(path), format, content)
     try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {datasets.__version__}".encode())
-    try:
-        return datasets.Dataset.from_generator(
-            _rows,
-            features=FEATURES,
-            gen_kwargs={"path": str(path), "format": format, "content": content},
-            fingerprint=key.hexdigest()[:32],
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from None
-        raise
+        with pyarrow.OSFile(str(beside), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+            while batch := list(itertools.islice(rows, 1000)):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:

@@ -2,30 +2,30 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from bilevel.config import UserError
 from bilevel.data import Samples
-from bilevel.evaluate import source_shares
+from bilevel.distribution import histogram, source_shares
 from bilevel.metrics import QUANTILES
-from bilevel.weights import SampleWeights, SourceWeights
+from bilevel.weights import CHUNK, SampleWeights, SourceWeights, parts
 
 
 def write_weights(path: Path, x: SourceWeights | SampleWeights, samples: Samples) -> None:
     """source,weight,samples per source (weight p_s); file,index,weight[,is_noisy] per sample (weight c_i, mean 1)."""
-    if isinstance(x, SourceWeights):
-        table = {
-            "source": samples.sources,
-            "weight": x.p.numpy(),
-            "samples": samples.source_ids.bincount().numpy(),
-        }
-    else:
-        table = _places(samples) | {"weight": x.coefficients(samples.all_ids).numpy()}
-        if samples.is_noisy is not None:
-            table["is_noisy"] = samples.is_noisy
     beside = path.with_name(path.name + ".new")  # whole or absent
-    pd.DataFrame(table).to_csv(beside, index=False)
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        if isinstance(x, SourceWeights):
+            table = {"source": samples.sources, "weight": x.p.numpy(), "samples": samples.sizes.numpy()}
+            pd.DataFrame(table).to_csv(file, index=False)
+        else:
+            for part in parts(len(samples)):
+                table = _places(samples, part).assign(weight=x.coefficients(part).numpy())
+                if samples.is_noisy is not None:
+                    table["is_noisy"] = samples.is_noisy[part]
+                table.to_csv(file, index=False, header=part.start == 0)
     beside.replace(path)
 
 
@@ -35,23 +35,39 @@ def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor 
     x_init is uniform, size, or a weights.csv written by a run on the same files.
     """
     if x_init in ("uniform", "size"):
-        sizes = samples.source_ids.bincount().double()
+        sizes = samples.sizes.double()
         start = torch.ones_like(sizes) if x_init == "uniform" else sizes
         return None if per_sample else start / start.sum()
     try:
-        table = pd.read_csv(x_init, dtype={"source": str, "file": str}, keep_default_na=False)
+        weights = _read_weights(x_init, per_sample, samples)
     except (OSError, ValueError) as error:
         raise UserError(f"x_init {x_init}: {error}") from None
-    keys = _places(samples) if per_sample else {"source": samples.sources}
-    columns = [*keys, "weight"]
-    if not set(columns) <= set(table.columns):
-        raise UserError(f"x_init {x_init}: expected columns {', '.join(columns)}, found {', '.join(table.columns)}")
-    if any(list(table[key]) != list(values) for key, values in keys.items()):
-        raise UserError(f"x_init {x_init} was made from other training files: its {', '.join(keys)} differ")
-    weights = torch.tensor(pd.to_numeric(table["weight"], errors="coerce").to_numpy(dtype=float))
     if not weights.isfinite().all() or (weights < 0).any() or weights.sum() <= 0:
         raise UserError(f"x_init {x_init}: weights must be numbers, none negative, not all zero")
-    return weights / (weights.mean() if per_sample else weights.sum())
+    return weights.div_(weights.mean() if per_sample else weights.sum())
+
+
+def _read_weights(path: str, per_sample: bool, samples: Samples) -> torch.Tensor:
+    """The column weight of a weights.csv (float64, NaN where there is no number) of these sources, or samples."""
+    keys, n = (["file", "index"], len(samples)) if per_sample else (["source"], len(samples.sources))
+    columns, rows, weights = [*keys, "weight"], 0, torch.empty(n, dtype=torch.float64)
+    other = UserError(f"x_init {path} was made from other training files: its {', '.join(keys)} differ")
+    dtype = {"source": str, "file": str}
+    with pd.read_csv(path, dtype=dtype, keep_default_na=False, chunksize=CHUNK) as tables:
+        for table in tables:
+            if not set(columns) <= set(table.columns):
+                found = ", ".join(table.columns)
+                raise UserError(f"x_init {path}: expected columns {', '.join(columns)}, found {found}")
+            part, rows = slice(rows, rows + len(table)), rows + len(table)
+            if rows > n:
+                raise other
+            expected = _places(samples, part) if per_sample else {"source": samples.sources[part]}
+            if not all(np.array_equal(table[key], expected[key]) for key in keys):
+                raise other
+            weights[part] = torch.tensor(pd.to_numeric(table["weight"], errors="coerce").to_numpy(dtype=float))
+    if rows < n:
+        raise other
+    return weights
 
 
 def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Samples) -> None:
@@ -67,10 +83,9 @@ def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Sample
             curve = metrics[f"weight_q/{q}"].dropna()
             axes[0].plot(curve.index, curve, label=f"{q:.0%} of the records below")
         axes[0].set(ylabel="weight c of a record (mean 1)")
-        c = x.coefficients(samples.all_ids).numpy()
         noisy = samples.is_noisy
-        groups = {"all records": c} if noisy is None else {"clean": c[~noisy], "noisy": c[noisy]}
-        axes[1].hist(list(groups.values()), bins=40, label=list(groups), histtype="stepfilled", alpha=0.6)
+        for label, among in {"all records": None} if noisy is None else {"clean": ~noisy, "noisy": noisy}.items():
+            axes[1].stairs(*histogram(x, len(samples), 40, among), label=label, fill=True, alpha=0.6)
         axes[1].set(xlabel="final weight c", ylabel="records", title="Final weights of the records")
     else:
         for source in samples.sources:
@@ -85,16 +100,17 @@ def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Sample
 
 def summary(folder: Path, x: SourceWeights | SampleWeights, samples: Samples, last_row: dict[str, float]) -> str:
     """The closing words of a run: weights, test losses, where things are."""
-    shares, sizes = source_shares(x, samples), samples.source_ids.bincount()
-    table = pd.DataFrame({"source": samples.sources, "samples": sizes, "weight": shares})
+    shares = source_shares(x, samples.sizes)
+    table = pd.DataFrame({"source": samples.sources, "samples": samples.sizes, "weight": shares})
     lines = ["", table.to_string(index=False, float_format="{:.4f}".format)]
     for source, share in zip(samples.sources, shares.tolist(), strict=True):
         if "noisy" in source:
             name = "w_noisy" if sum("noisy" in s for s in samples.sources) == 1 else f"w_noisy ({source})"
             lines.append(f"{name}: {share:.4f}")
     if isinstance(x, SampleWeights) and samples.is_noisy is not None:
-        c = x.coefficients(samples.all_ids).numpy()
-        lines.append(f"mean weight of noisy records: {c[samples.is_noisy].mean():.4f} (of all records: 1)")
+        total = sum(float(x.coefficients(part).numpy()[samples.is_noisy[part]].sum()) for part in parts(len(samples)))
+        mean = total / samples.is_noisy.sum()
+        lines.append(f"mean weight of noisy records: {mean:.4f} (of all records: 1)")
     if "roc_auc" in last_row:
         lines.append("ROC area {roc_auc:.4f}; precision {precision:.3f}, recall {recall:.3f}".format(**last_row))
     if "test_loss_w" in last_row:
@@ -104,7 +120,8 @@ def summary(folder: Path, x: SourceWeights | SampleWeights, samples: Samples, la
     return "\n".join(lines)
 
 
-def _places(samples: Samples) -> dict[str, list]:
-    """file and index of every sample: where its record stands."""
-    files = [samples.files[source].name for source in samples.source_ids.tolist()]
-    return {"file": files, "index": samples.record_index.tolist()}
+def _places(samples: Samples, part: slice) -> pd.DataFrame:
+    """file and index of this part of the samples: where their records stand."""
+    names = np.array([file.name for file in samples.files], dtype=object)
+    sources = samples.sources_of(torch.arange(part.start, part.stop))
+    return pd.DataFrame({"file": names[sources], "index": samples.records(part)})

@@ -30,7 +30,7 @@ def describe(run: Run) -> str:
         lines.append(
             f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks at a time, redrawn every {s.lisa_interval} steps"
         )
-    sizes = run.train.source_ids.bincount().tolist()
+    sizes = run.train.sizes.tolist()
     for source, size, dropped in zip(run.train.sources, sizes, run.train.dropped, strict=True):
         lines.append(f"  {source}: {size} samples" + _dropped(dropped))
     for name, part in (("validation", run.val), ("test", run.test)):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import torch
+from bilevel.distribution import histogram
+from bilevel.weights import SampleWeights
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second
     import wandb
@@ -21,7 +22,7 @@ log = logging.getLogger("bilevel")
 class NoTracker:
     """Takes metrics and does nothing with them."""
 
-    def log(self, row: dict[str, Any], weights: torch.Tensor | None) -> None:
+    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
         pass
 
     def close(self) -> None:
@@ -43,8 +44,8 @@ class WandbTracker:
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self.thread.start()
 
-    def log(self, row: dict[str, Any], weights: torch.Tensor | None) -> None:
-        self.queue.put((row, weights))
+    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
+        self.queue.put((row, histogram(x, x.n, 64) if x else None))
 
     def close(self) -> None:
         """Wait until everything is sent or kept, a few minutes at most."""
@@ -58,7 +59,7 @@ class WandbTracker:
             log.info(sync if run.offline else f"wandb: {run.url}")
             while (item := self.queue.get()) is not None:
                 row, weights = item
-                extra = {} if weights is None else {"weights": self.wandb.Histogram(weights.numpy())}
+                extra = {} if weights is None else {"weights": self.wandb.Histogram(np_histogram=weights)}
                 run.log(row | extra, step=row["step"])
             run.finish()
         except Exception as error:  # of many kinds, none of them worth a run

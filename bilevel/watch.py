@@ -7,7 +7,7 @@ from typing import Any
 
 from bilevel.config import Settings
 from bilevel.f2sa import TrainingStopped
-from bilevel.weights import SampleWeights, SourceWeights
+from bilevel.weights import SampleWeights, SourceWeights, parts
 
 log = logging.getLogger("bilevel")
 
@@ -26,7 +26,7 @@ class Watch:
 
     def __init__(self, settings: Settings, x: SourceWeights | SampleWeights, sources: list[str], steps: int):
         self.settings, self.x, self.sources, self.steps = settings, x, sources, steps
-        self.start = x.x.clone()
+        self.start = x.x.clone() if x.x.any() else None  # None: 0, of which no copy is needed
         self.losses: list[float] = []
         self.val_start: float | None = None  # u's first validation loss
         self.val_losses: list[float] = []  # its last ones
@@ -87,7 +87,7 @@ class Watch:
                 f"wanted, try a smaller lr_x ({s.lr_x:g}), x_map=sigmoid, or more validation data",
             )
         waiting = s.x_warmup_steps + 10 * s.upper_every
-        if s.lr_x and step >= max(self.steps / 2, waiting) and (self.x.x - self.start).abs().max() < MOVED:
+        if s.lr_x and step >= max(self.steps / 2, waiting) and self._moved() < MOVED:
             self._tell(
                 step,
                 "frozen",
@@ -107,6 +107,12 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+    def _moved(self) -> float:
+        """How far the entry of x that has moved furthest is from its start."""
+        x, start = self.x.x, self.start
+        moves = (x[part] if start is None else x[part] - start[part] for part in parts(len(x)))
+        return max(float(move.abs().max()) for move in moves)
 
     def _tell(self, step: int, kind: str, words: str) -> None:
         if kind not in self.told:

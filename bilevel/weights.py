@@ -10,11 +10,18 @@ engine and autograd graph.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+CHUNK = 1 << 20  # entries of which float64 is made at a time
+
+
+def parts(end: int, start: int = 0) -> Iterator[slice]:
+    """The entries start..end-1 in order: who visits all of them needs no memory for all of them."""
+    return (slice(first, min(first + CHUNK, end)) for first in range(start, end, CHUNK))
 
 
 class XOptimizer:
@@ -50,7 +57,7 @@ class XOptimizer:
 class SourceWeights:
     """One logit per source: p = softmax(x), c_i = N p_s(i) / n_s(i).
 
-    source_ids (N,) int64: the source of every sample. start (S,): p at the start.
+    source_ids (N,), integers: the source of every sample. start (S,): p at the start.
     """
 
     def __init__(self, source_ids: torch.Tensor, start: torch.Tensor, alpha: float, optimizer: str):
@@ -65,9 +72,9 @@ class SourceWeights:
         """(S,) float64, sums to 1."""
         return torch.softmax(self.x, 0)
 
-    def coefficients(self, sample_ids: torch.Tensor) -> torch.Tensor:
+    def coefficients(self, sample_ids: torch.Tensor | slice) -> torch.Tensor:
         """c of the samples, (B,) float64."""
-        return (len(self.source_ids) * self.p / self.sizes)[self.source_ids[sample_ids]]
+        return (len(self.source_ids) * self.p / self.sizes)[self.source_ids[sample_ids].long()]
 
     def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
         """Add the gaps (B,) of the samples (B,) to the sums since the last step of x.
@@ -75,7 +82,7 @@ class SourceWeights:
         counts (B,) float64: how many samples each stands for (bilevel.sampling); None is one.
         """
         counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
-        sources = self.source_ids[sample_ids]
+        sources = self.source_ids[sample_ids].long()
         self.gap_sum.index_add_(0, sources, counts * gaps.double())
         self.seen.index_add_(0, sources, counts)
 
@@ -123,14 +130,18 @@ class SampleWeights:
 
     def __init__(self, n: int, start: torch.Tensor | None, x_map: str, alpha: float, optimizer: str):
         self.n, self.x_map, self.alpha = n, x_map, alpha
-        self.x = torch.zeros(n) if start is None else _inverse(start.double(), x_map).float()
+        self.x = torch.zeros(n) if start is None else _inverse(start, x_map)
         self.optimizer = XOptimizer(n, optimizer)
         self.clear()
         self.refresh()
 
-    def coefficients(self, sample_ids: torch.Tensor) -> torch.Tensor:
+    def coefficients(self, sample_ids: torch.Tensor | slice) -> torch.Tensor:
         """c of the samples, (B,) float64."""
-        return self._raw(self.x[sample_ids]) * (self.n / self.total)
+        return self.mapped(self.x[sample_ids])
+
+    def mapped(self, x: torch.Tensor) -> torch.Tensor:
+        """c of samples with this x, float64."""
+        return self._raw(x) * (self.n / self.total)
 
     def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
         """Add the gaps (B,) of the samples (B,) to those since the last step of x; counts as per source."""
@@ -170,13 +181,13 @@ class SampleWeights:
 
     def effective_share(self) -> float:
         """Effective number of samples (Kish: (sum c)^2 / sum c^2) as a share of N; 1 when all count alike. O(N)."""
-        raw = self._raw(self.x)
-        return float(raw.sum() ** 2 / raw.square().sum() / self.n)
+        squares = sum(float(self._raw(self.x[part]).square().sum()) for part in parts(self.n))
+        return self.total**2 / squares / self.n
 
     def refresh(self) -> None:
         """Recompute the normaliser exactly, O(N)."""
         self.shift = float(self.x.max()) if self.x_map == "softmax" else 0.0
-        self.total = float(self._raw(self.x).sum())
+        self.total = sum(float(self._raw(self.x[part]).sum()) for part in parts(self.n))
 
     def state_dict(self) -> dict[str, Any]:
         """x, its normaliser and optimizer, and the gaps since its last step."""
@@ -213,9 +224,11 @@ class SampleWeights:
 
 
 def _inverse(c: torch.Tensor, x_map: str) -> torch.Tensor:
-    """x whose coefficients are c (mean 1); zeros become a millionth of the mean."""
-    c = (c / c.mean()).clamp_min(1e-6)
-    if x_map == "softmax":
-        return c.log()
+    """x (N,) float32 whose coefficients are c (N,) (mean 1); zeros become a millionth of the mean."""
+    mean, x = float(c.mean()), torch.empty(len(c))
     # s = c * mean(s), with a mean low enough that no s reaches 1; 0.5 puts c = 1 at x = 0.
-    return torch.logit(c * min(0.5, 0.95 / float(c.max())))
+    mean_s = min(0.5, 0.95 * mean / float(c.max()))
+    for part in parts(len(c)):
+        each = (c[part].double() / mean).clamp_min(1e-6)
+        x[part] = each.log() if x_map == "softmax" else torch.logit(each * mean_s)
+    return x

@@ -1,6 +1,7 @@
 """bilevel/data.py: samples of several sources, the cache, the stream of batches, micro-batches."""
 
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bilevel.tokenise import IGNORE, Tokeniser
 
 Write = Callable[..., Path]
 EOS = "<|endoftext|>"
+ALL = slice(None)
 
 
 def record(response: str, **more: object) -> dict:
@@ -46,7 +48,7 @@ def test_samples_know_source_and_record(write: Write) -> None:
     samples = load(one, two)
     assert (samples.sources, samples.files, len(samples)) == (["a", "b"], [one, two], 3)
     assert samples.source_ids.tolist() == [0, 0, 1]
-    assert samples.record_index.tolist() == [0, 1, 0]
+    assert samples.records(ALL).tolist() == [0, 1, 0]
     assert samples.is_noisy.tolist() == [False, True, False]
     assert answers(samples) == ["one" + EOS, "two" + EOS, "three" + EOS]
     assert load(two).is_noisy is None
@@ -57,8 +59,8 @@ def test_text_gives_several_samples_of_one_record(write: Write) -> None:
         write("t.json", [{"text": "the quick brown fox " * 9}, {"text": ""}, {"text": "dog"}]), max_length=16
     )
     assert len(samples) > 3 and max(map(len, samples.table["input_ids"])) <= 16
-    assert set(samples.record_index.tolist()) == {0, 2} and samples.dropped == [1]
-    assert samples.record_index.tolist() == sorted(samples.record_index)
+    assert set(samples.records(ALL).tolist()) == {0, 2} and samples.dropped == [1]
+    assert samples.records(ALL).tolist() == sorted(samples.records(ALL))
 
 
 def test_record_without_response_within_max_length_is_dropped_and_counted(write: Write) -> None:
@@ -69,7 +71,7 @@ def test_record_without_response_within_max_length_is_dropped_and_counted(write:
     three = write("three.json", [long] * 1500 + [record("kept")])  # a whole batch of the tokenisation is dropped
     samples = load(one, three, two, max_length=prompt + 1)
     assert samples.dropped == [2, 1500, 0]
-    assert samples.record_index.tolist() == [1, 1500, 0, 1]
+    assert samples.records(ALL).tolist() == [1, 1500, 0, 1]
     assert samples.source_ids.tolist() == [0, 1, 2, 2]
     assert all(len(ids) == prompt + 1 and ids[-1] != 0 for ids in samples.table["input_ids"])  # cut, so no EOS
     with pytest.raises(DataError, match=r"one\.json: no record has a supervised token within max_length") as caught:
@@ -168,6 +170,19 @@ def test_stream_goes_on_from_its_state(before: int) -> None:
     assert [next(other).tolist() for _ in range(9)] == [next(stream).tolist() for _ in range(9)]
 
 
+def test_stream_over_huge_data_stores_no_order() -> None:
+    n = 10**8
+    tracemalloc.start()
+    stream = BatchStream(n, 64, seed=0)
+    drawn = [next(stream) for _ in range(20)]
+    stream.load_state_dict({"epoch": 7, "position": n - 30})
+    drawn.append(next(stream))
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    assert stream.state_dict() == {"epoch": 8, "position": 34}
+    assert len(torch.cat(drawn[:20]).unique()) == 20 * 64 and torch.cat(drawn).max() > 0.9 * n
+
+
 # micro-batches
 
 
@@ -227,9 +242,9 @@ def test_in_order_takes_each_sample_once(many: Samples) -> None:
 
 
 def test_samples_are_not_changed_by_use(many: Samples) -> None:
-    before, known = list(many.table), np.array(many.record_index)
+    before, known = list(many.table), np.array(many.records(ALL))
     list(many.in_order(100))
-    assert list(many.table) == before and (many.record_index == known).all()
+    assert list(many.table) == before and (many.records(ALL) == known).all()
 
 
 @pytest.mark.parametrize(

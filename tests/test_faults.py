@@ -209,6 +209,20 @@ def test_weights_that_never_move(caplog: pytest.LogCaptureFixture):
     assert len(caplog.records) == 1 and "still where they started. Try a larger lr_x" in caplog.text
 
 
+@pytest.mark.parametrize("start", [None, torch.linspace(0.1, 1.9, 20, dtype=torch.float64)])
+def test_records_weights_that_never_move(caplog: pytest.LogCaptureFixture, start: torch.Tensor | None):
+    """From equal weights, of which no copy is kept, and from others."""
+    x, other = (SampleWeights(20, start, "sigmoid", 1.0, "adam") for _ in range(2))
+    watched, moved = watch(x), watch(other)
+    x.x[3] += 0.009
+    other.x[3] -= 0.011
+    moved.weights(50)
+    assert not caplog.text
+    watched.weights(50)
+    assert "still where they started" in caplog.text
+    assert (watched.start is None) == (start is None)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # a full disk, a late signal, other data
 

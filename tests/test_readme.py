@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from benchmarks import state
 from run_helpers import ROOT, TINY
 
 from bilevel.config import FIELDS
@@ -38,6 +40,11 @@ def commands() -> list[str]:
 def test_the_tables_are_those_of_the_code():
     assert settings_table() in README, settings_table()
     assert metrics_rows() in README, metrics_rows()
+
+
+def test_the_benchmarks_figures_are_those_of_the_newest_run():
+    table = pd.read_csv(ROOT / "tests" / "benchmarks" / "results" / "state.csv")
+    assert state.markdown(table) in README and table["machine"][0] in " ".join(README.split())
 
 
 def test_the_folder_tree_names_what_is_there():

@@ -145,6 +145,16 @@ def test_evaluation_and_logging_change_nothing(data: Path, tmp_path: Path):
     assert "test_loss_w" not in seldom
 
 
+def test_between_logged_steps_nothing_is_logged(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And the rows that there are, are those of a run that logs every step."""
+    logged, log_row = [], train_bilevel.log_row
+    monkeypatch.setattr(train_bilevel, "log_row", lambda run, *rest: (logged.append(run.step), log_row(run, *rest)))
+    seen = train(data, tmp_path / "seldom", log_every=4, eval_every=100, max_steps=9)
+    assert logged == [0, 4, 8, 9]
+    every = train(data, tmp_path / "every", eval_every=100, max_steps=9)
+    pd.testing.assert_frame_equal(seen, every.iloc[[0, 4, 8, 9]].reset_index(drop=True))
+
+
 def test_names_mean_nothing(data: Path, tmp_path: Path):
     """Invariant 11: renamed in the same order, no name saying clean or noisy, x is the same."""
     for source, name in zip(SOURCES, ("noisy_a", "pure_b"), strict=True):

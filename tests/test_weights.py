@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bilevel.data import BatchStream
 from bilevel.weights import SampleWeights, SourceWeights
 
 ALPHA = 7.0
@@ -188,6 +190,52 @@ def test_softmax_survives_large_x():
     weights.step(500.0)
     assert weights.x.max() > 700  # exp of it is infinite
     torch.testing.assert_close(weights.coefficients(torch.arange(4)), torch.tensor([4.0, 0, 0, 0]).double())
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_a_step_makes_nothing_of_the_size_of_the_data(x_map: str):
+    """What every operation of a step makes, whatever N; memory is 16 bytes per sample, and for the order none."""
+    made = []
+    for n in (10_000, 1_000_000):
+        weights, stream = SampleWeights(n, None, x_map, ALPHA, "adam"), BatchStream(n, 64, seed=0)
+        with SizesMade() as sizes:
+            for _ in range(3):
+                ids = next(stream)
+                weights.coefficients(ids)
+                weights.accumulate(ids, gaps(64))
+            weights.step(0.1)
+        made.append(sizes.made)
+        held = (weights.x, *weights.optimizer.state_dict().values())
+        assert sum(tensor.nbytes for tensor in held) == 16 * n
+        assert sum(map(torch.numel, filter(torch.is_tensor, vars(weights).values()))) == n
+    assert made[0] == made[1] and max(made[0]) <= 3 * 64
+
+
+class SizesMade(TorchDispatchMode):
+    """Entries of every tensor that an operation returns, unless it is one that it was given to write into."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        results = function(*arguments, **(named or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if torch.is_tensor(result) and not any(result is argument for argument in arguments):
+                self.made.append(result.numel())
+        return results
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_the_normaliser_is_the_same_in_parts(x_map: str, monkeypatch: pytest.MonkeyPatch):
+    whole = sample_weights(x_map, n=1000)
+    share, start = whole.effective_share(), whole.coefficients(torch.arange(1000))
+    again = SampleWeights(1000, start, x_map, ALPHA, "adam")
+    monkeypatch.setattr("bilevel.weights.CHUNK", 64)
+    in_parts = sample_weights(x_map, n=1000)
+    assert in_parts.total == pytest.approx(whole.total, rel=1e-13)
+    assert in_parts.effective_share() == pytest.approx(share, rel=1e-13)
+    assert torch.equal(SampleWeights(1000, start, x_map, ALPHA, "adam").x, again.x)
 
 
 @pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
