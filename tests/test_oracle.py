@@ -114,10 +114,10 @@ def distance(problem: Problem, copies: dict[str, TorchCopy], c: torch.Tensor, nu
 @pytest.mark.parametrize("make", [Ridge, Logistic])
 @pytest.mark.parametrize("sgd", [True, False], ids=["sgd", "adamw"])
 def test_the_loop_over_the_whole_data_reaches_the_solutions(make, order: int, sgd: bool):
-    problem, nu, steps = make(), 0.05, 150
+    problem, nu, steps = make(), 0.05, 100 if sgd else 150
     lr_y = (lambda step: 0.3) if sgd else (lambda step: 0.1 * math.cos(math.pi / 2 * step / steps) ** 2)
     copies, x = train(problem, nu, order, steps, lr_y, sgd)
-    assert distance(problem, copies, x.coefficients(TRAIN), nu, order) < (1e-9 if sgd else 1e-2)
+    assert distance(problem, copies, x.coefficients(TRAIN), nu, order) < (1e-6 if sgd else 1e-2)
     assert relative_error(x.gradient()[1], hypergradient(problem, "sigmoid", x.x)) < {1: 0.1, 2: 0.01}[order]
 
 
@@ -125,5 +125,5 @@ def test_the_loop_over_the_whole_data_reaches_the_solutions(make, order: int, sg
 def test_small_batches_with_falling_steps_come_near_the_solutions(order: int):
     """SGD on batches of 6 and 4: an unbiased estimate of each objective, so steps like 1/t go where they must."""
     problem, nu = Logistic(), 0.05
-    copies, x = train(problem, nu, order, 300, lambda step: 3 / (step + 10), True, sizes=(6, 4))
+    copies, x = train(problem, nu, order, 200, lambda step: 3 / (step + 10), True, sizes=(6, 4))
     assert distance(problem, copies, x.coefficients(TRAIN), nu, order) < 0.05
