@@ -20,7 +20,7 @@ SHORT = {  # flags with which a benchmark takes seconds
     "oracle": "--seeds 1 --passes 24",
     "sampling": "--seeds 1 --max_steps 4",
     "start": "--records 500 --rounds 1",
-    "state": "--sizes 1e4 --steps 5",
+    "state": "--sizes 1e4 1e6 --steps 5",
     "step": "--models gpt2 --peers Trainer --rounds 2",
     "tracker": "--pairs 1 --steps 4",
 }
