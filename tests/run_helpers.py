@@ -1,13 +1,17 @@
 """Small runs of the real script on a slice of the shipped data."""
 
 import json
+import os
+import signal
 import struct
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import yaml
 
 import train_bilevel
+from bilevel.run import Run
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = json.loads((ROOT / "data_alpaca_0.5" / "alpaca_synthetic.json").read_text(encoding="utf-8"))
@@ -64,6 +68,19 @@ def train(data: Path, out: Path, **changes) -> pd.DataFrame:
     """Run the script to its end; returns metrics.csv."""
     assert train_bilevel.main(settings(data, out, **changes)) == 0
     return pd.read_csv(out / "metrics.csv")
+
+
+def train_until(step: int, arguments: list[str]) -> int:
+    """Run the script, which gets SIGTERM when this step, from 0, begins; the exit code."""
+    one_step = train_bilevel.one_step
+
+    def ended(run: Run) -> int:
+        if run.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_step(run)
+
+    with mock.patch.object(train_bilevel, "one_step", ended):
+        return train_bilevel.main(arguments)
 
 
 def read_wandb(run_folder: Path) -> list[dict]:

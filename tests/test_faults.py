@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from run_helpers import TINY, make_data, settings, train
+from run_helpers import TINY, make_data, settings, train, train_until
 
 import train_bilevel
 from bilevel import evaluate, f2sa, metrics, results
@@ -135,16 +135,7 @@ def test_what_was_left_out_counts_after_a_resume(data: Path, tmp_path: Path, mon
     """Steps 4 and 7 are bad, one may be left out, and the run was ended in between."""
     spoil(monkeypatch, "loss", at=(4, 7))
     changes = {"max_steps": 8, "skip_nonfinite": 1, "save_every": 0}
-    with monkeypatch.context() as patch:
-        one_step = train_bilevel.one_step
-
-        def ended(run: Run) -> int:
-            if run.step == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return one_step(run)
-
-        patch.setattr(train_bilevel, "one_step", ended)
-        assert train_bilevel.main(settings(data, tmp_path / "r", **changes)) == 143
+    assert train_until(4, settings(data, tmp_path / "r", **changes)) == 143
     assert train_bilevel.main(settings(data, tmp_path / "r", **changes)) == 1
     said = capsys.readouterr().out
     assert "Left out, 1 of 1" in said and "step 7: a loss" in said and "skip_nonfinite=2" in said

@@ -1,19 +1,16 @@
 """Runs with order=2: what u's validation pass adds, and the end of a run whose u runs away up the validation loss."""
 
 import logging
-import os
-import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from run_helpers import TINY, make_data, settings, train
+from run_helpers import TINY, make_data, settings, train, train_until
 
 import train_bilevel
 from bilevel.config import Settings
 from bilevel.f2sa import TrainingStopped
-from bilevel.run import Run
 from bilevel.watch import Watch
 from bilevel.weights import SourceWeights
 
@@ -62,22 +59,11 @@ def test_a_rise_to_twice_the_start_ends_the_run_and_one_odd_batch_does_not():
             each.ascent(4.1)
 
 
-def test_a_run_ends_with_the_reason_and_at_the_same_step_after_a_resume(
-    data: Path, tmp_path: Path, monkeypatch, capsys
-):
+def test_a_run_ends_with_the_reason_and_at_the_same_step_after_a_resume(data: Path, tmp_path: Path, capsys):
     changes = {"order": 2, "alpha": 0.2, "lr_y": 2e-2, "max_steps": 60, "eval_every": 60, "save_every": 4}
     assert train_bilevel.main(settings(data, tmp_path / "whole", **changes)) == 1
     whole = capsys.readouterr().out
-    with monkeypatch.context() as patch:
-        one_step = train_bilevel.one_step
-
-        def ended(run: Run) -> int:
-            if run.step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return one_step(run)
-
-        patch.setattr(train_bilevel, "one_step", ended)
-        assert train_bilevel.main(settings(data, tmp_path / "parts", **changes)) == 143
+    assert train_until(3, settings(data, tmp_path / "parts", **changes)) == 143
     assert train_bilevel.main(settings(data, tmp_path / "parts", **changes)) == 1
     said = capsys.readouterr().out
     assert "going on after step 4" in said
