@@ -12,8 +12,8 @@ from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
-# A product's kernel is made for its shape, in half a millisecond, and takes up to a megabyte while it is kept. Shapes of
-# micro-batches seldom come again after their step, so the 1,024 that are kept by default would be memory for nothing.
+# A product's kernel is made for its shape, in half a millisecond, and takes up to a megabyte while it is kept. Shapes
+# of micro-batches seldom come again after their step: the 1,024 kept by default would be memory for nothing.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first product
     os.environ.setdefault(_cache, "128")
 
