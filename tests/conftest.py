@@ -1,4 +1,4 @@
-"""Shared by all tests: a cache of their own, a writer of data files."""
+"""Shared by all tests: a cache of their own, one thread, a writer of data files."""
 
 import os
 import tempfile
@@ -7,6 +7,8 @@ _HOME = tempfile.TemporaryDirectory(prefix="bilevel-tests-")
 os.environ["HF_DATASETS_CACHE"] = _HOME.name  # read when datasets is imported: the user's cache stays as it is
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Small models are slower on several threads, and six times slower when the machine has anything else to do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import json  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
@@ -15,7 +17,6 @@ from typing import Any  # noqa: E402
 
 import datasets  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,12 +39,3 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write_file
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Small models are slower on several threads, much slower when the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -11,8 +11,6 @@ from tests.benchmarks.operations import counted, least_pass, sizes
 from tests.benchmarks.peers import Ours, PlainTrainer, Round, Work
 from tests.benchmarks.samples import alpaca_lengths, random_samples
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GPT2 = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 512, "n_embd": 32, "n_layer": 3, "n_head": 2}
 LLAMA = {
     "model_type": "llama",

@@ -18,8 +18,6 @@ from bilevel.tokenise import IGNORE
 
 TOKENS, WIDTH, VOCABULARY = 37, 16, 53
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,6 @@ from transformers.pytorch_utils import Conv1D
 from bilevel import layers
 from bilevel.layers import product, speed_up
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def kinds() -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)

@@ -23,9 +23,6 @@ CONFIGS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def make(name: str) -> torch.nn.Module:
     """A small model without dropout, initialised widely enough that the losses of the samples differ."""
     torch.manual_seed(0)

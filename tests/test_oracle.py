@@ -27,8 +27,6 @@ from bilevel.weights import SampleWeights, SourceWeights
 KINDS = ("source", "sigmoid", "softmax")
 NUS = [*np.logspace(-4, -1.5, 5), 1e-3]  # two and a half decades
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def solutions(problem: Problem, c: torch.Tensor, nu: float, order: int) -> dict[str, torch.Tensor]:
     """Where u and w descend to at coefficients c."""

@@ -23,9 +23,6 @@ from bilevel.world import ALONE
 TOKENS = 2048
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def early_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks at steps 4 and 8, and an end from 8 on, instead of 16, 32 and 64."""
