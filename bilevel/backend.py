@@ -85,8 +85,6 @@ class ModelCopy:
 class TorchCopy(ModelCopy):
     """A copy in one process under plain torch. Its weights are fp32; with bf16 they are cast in each forward pass."""
 
-    in_place = True
-
     def __init__(
         self,
         model: torch.nn.Module,
@@ -95,7 +93,8 @@ class TorchCopy(ModelCopy):
         active: Active | None = None,
         bf16: bool = False,
     ):
-        self.bf16 = bf16
+        # Another order of sums than autograd's, which bf16 would make more of than rounding.
+        self.bf16, self.in_place = bf16, not bf16
         self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
         self.world = World(device=next(model.parameters()).device)
         self.optimizer = self._adamw(list(model.parameters()))

@@ -50,7 +50,7 @@ def head_losses(
     weight, bias, sink = head.weight, head.bias, None
     if in_place and torch.is_grad_enabled():
         sink, weight, bias = head, weight.detach(), None if bias is None else bias.detach()
-    losses = _HeadLosses.apply(hidden[0].to(dtype), weight.to(dtype), bias, targets, scales, sink)
+    losses = _HeadLosses.apply(hidden[0].to(dtype), weight, bias, targets, scales, sink)
     return losses.view(1, -1, 1)
 
 
@@ -64,6 +64,7 @@ class _HeadLosses(torch.autograd.Function):
         if needs[0]:
             grads[0] = torch.empty_like(hidden)
         parameters = (weight, bias) if sink is None else (sink.weight, sink.bias)
+        weight = weight.to(hidden.dtype)  # here, so that its gradient is summed in the parameter's own dtype
         for place, parameter in enumerate(parameters, 1):
             if sink is not None and scales is not None and parameter is not None and parameter.requires_grad:
                 if parameter.grad is None:
