@@ -16,9 +16,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel.check import check_files, check_shape, hold, too_large
+from bilevel.check import check_files, check_shape, check_steps, too_large
 from bilevel.command_line import load_settings
 from bilevel.config import ConfigError, Settings, UserError, dump
+from bilevel.schedule import dropout_seed, schedule
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
     from tqdm import tqdm
@@ -52,11 +53,14 @@ def main(argv: list[str]) -> int:
             return 0
         quiet_libraries()
         run, checkpoints = setup(settings, files)
+        from bilevel.folder import open_folder
+
+        metrics = open_folder(run, checkpoints)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
-    return fit(run, checkpoints)
+    return fit(run, checkpoints, metrics)
 
 
 def quiet_libraries() -> None:
@@ -83,40 +87,39 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
 
     shape = model_shape(settings)
     check_shape(settings, shape)  # before what else takes a second to import
+    from bilevel.baselines import check_scorable
     from bilevel.checkpoint import Checkpoints
-    from bilevel.copies import start_world, two_copies
+    from bilevel.copies import make_copies, start_world
     from bilevel.data import load_samples, steps_per_run
-    from bilevel.results import read_start
-    from bilevel.run import Run
+    from bilevel.run import Run, make_weights
     from bilevel.tokenise import Tokeniser
-    from bilevel.weights import SampleWeights, SourceWeights
 
     world = start_world(settings)
     with world.main_first():  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
         tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
-        train, val = (load_samples(files[part], settings.format, tokeniser) for part in ("train", "val"))
-        test = load_samples(files["test"], settings.format, tokeniser) if files["test"] else None
-    if problems := too_large(settings, {"train": len(train), "val": len(val)}):
+        parts = {part: load_samples(files[part], settings.format, tokeniser) for part in files if files[part]}
+        pool = parts["train"]
+        if settings.val_in_training:
+            pool = load_samples(files["train"] + files["val"], settings.format, tokeniser)
+    if problems := too_large(settings, {part: len(samples) for part, samples in parts.items()}):
         raise ConfigError(problems)
 
-    start = read_start(settings.x_init, settings.weights == "sample", train)
-    if settings.weights == "sample":
-        x = SampleWeights(len(train), start, settings.x_map, settings.x_factor, settings.x_optimizer)
-    else:
-        x = SourceWeights(train.source_ids, start, settings.x_factor, settings.x_optimizer)
+    steps = steps_per_run(len(pool), settings.global_batch_size, settings.epochs, settings.max_steps)
+    check_steps(settings, steps)
+    x = make_weights(settings, parts["train"])
     folder = settings.run_folder / "checkpoints"
     data = {
         f"{part} {name}": fingerprint
-        for part, samples in (("train", train), ("val", val), ("test", test))
-        if samples is not None
+        for part, samples in parts.items()
         for name, fingerprint in samples.fingerprints.items()
     }
     checkpoints = Checkpoints(folder, world, dataclasses.asdict(settings), data, settings.keep_checkpoints)
     state = checkpoints.read(settings.resume)
-    copies, lisa = two_copies(settings, world, shape, tokenizer, steps_done=state["step"] if state else 0)
-    steps = steps_per_run(len(train), settings.global_batch_size, settings.epochs, settings.max_steps)
-    run = Run(settings, world, tokenizer, train, val, test, copies, lisa, x, steps)
+    check_scorable(settings, parts["train"])
+    copies, lisa = make_copies(settings, world, shape, tokenizer, steps_done=state["step"] if state else 0)
+    val, test = parts.get("val"), parts.get("test")
+    run = Run(settings, world, tokenizer, parts["train"], val, test, pool, copies, lisa, x, steps)
     if state:
         run.load_state_dict(state)
     return run, checkpoints
@@ -126,42 +129,43 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
 # the loop
 
 
-def fit(run: "Run", checkpoints: "Checkpoints") -> int:
+def fit(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog") -> int:
     """Train, log, evaluate, save. The exit code: 0 done, 1 training had to stop, 128 + n after signal n."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from bilevel.baselines import score
     from bilevel.f2sa import TrainingStopped
     from bilevel.interrupt import Interrupt, Interrupted
-    from bilevel.metrics import open_metrics
-    from bilevel.screen import describe
+    from bilevel.screen import describe, what_next
 
-    open_folder(run)
     log.info(describe(run))
-    metrics = open_metrics(run)
     screen = run.world.main and sys.stderr.isatty()
-    bar = tqdm(total=run.steps, initial=run.step, unit="step", disable=not screen)
+    bar = tqdm(total=run.steps if run.copies else None, initial=run.step, unit="step", disable=not screen)
     with logging_redirect_tqdm([log]), bar, Interrupt(run.world) as interrupt:
         try:
-            train(run, checkpoints, metrics, bar, interrupt)
+            if run.copies:
+                train(run, checkpoints, metrics, bar, interrupt)
+            else:
+                score(run, lambda: (bar.update(), interrupt.check()))
+                log_row(run, metrics, True, interrupt)
         except TrainingStopped as error:
             checkpoints.finish()
-            saved = checkpoints.all()
-            last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-            log.error(f"step {run.step + 1}: {error}; {last}")
+            where = f"step {run.step + 1}: " if run.copies else ""  # a score's models say it themselves
+            log.error(f"{where}{error}; {what_next(run.settings, checkpoints.last)}")
             tell_launcher(error)
             metrics.close()
             return 1
         except Interrupted as stopped:
-            if checkpoints.step != run.step:
+            if run.copies and checkpoints.step != run.step:
                 checkpoints.begin(run.step, run.state_dict())
-            saved = checkpoints.finish()
-            log.info(f"{stopped}: ended after step {run.step}" + (", saved; the same command goes on" if saved else ""))
+            saved = ", saved" if checkpoints.finish() and run.copies else ""
+            log.info(f"{stopped}: ended after step {run.step}{saved}; {what_next(run.settings, checkpoints.last)}")
             metrics.close()
             return 128 + stopped.signal
     checkpoints.finish()
     metrics.close()
-    return finish(run)
+    return finish(run, checkpoints)
 
 
 def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "tqdm", interrupt: "Interrupt") -> None:
@@ -190,104 +194,88 @@ def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "t
 
 def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Interrupt") -> None:
     """Complete the last step's row with the weights, and with what an evaluation finds, and write it."""
-    from bilevel.evaluate import evaluate
+    from bilevel.heldout import evaluate
 
     s, x, train = run.settings, run.x, run.train
-    run.row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(train)} | run.row
+    run.row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(run.pool)} | run.row
     if not run.per_sample:
         run.row |= {f"weight/{name}": p for name, p in zip(train.sources, x.p.tolist(), strict=True)}
     if evaluating:
         run.row |= evaluate(run.copies, x, train, run.test, s.micro_batch_tokens, pause=interrupt.check)
-        run.watch.weights(run.step)
-    metrics.write(run.row, x if evaluating and run.per_sample else None)
+        if s.learned:
+            run.watch.weights(run.step)
+    metrics.write(run.row, x if evaluating and run.per_sample else None, run.all_operations)
 
 
 def one_step(run: "Run") -> int:
-    """A step of u and w, and of x when it is its turn; returns the tokens that the passes have read."""
-    from bilevel.f2sa import NonFiniteLoss, penalty_step
+    """A step of the copies, and of x when it is its turn; returns the tokens that the passes have read."""
+    from bilevel.f2sa import NonFiniteLoss, align_step, penalty_step, plain_step
 
     s, x, step = run.settings, run.x, run.step
     if run.lisa:
         run.lisa.switch(step, run.copies)
     lr_y = s.lr_y * schedule(step, run.steps, s.warmup_ratio, "cosine")
-    lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
+    seed = dropout_seed(s.seed, step)
     train, validation = run.draw()
-    more = {"computed": len(train.sample_ids) / train.drawn} if s.sampling == "weighted" else {}
     try:
-        result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
-                              seed=dropout_seed(s.seed, step), order=s.order)  # fmt: skip
+        if s.method == "fixed":
+            result = plain_step(run.copies["w"], train, lr_y, seed)
+        elif s.method == "align":
+            result = align_step(run.copies["w"], x, train, validation, lr_y, seed)
+        else:
+            result = penalty_step(**run.copies, x=x, train=train, validation=validation, nu=s.nu, lr_y=lr_y,
+                                  seed=seed, order=s.order)  # fmt: skip
     except NonFiniteLoss as error:
         run.skip(error)
-        result = error.result
+        result, signal = error.result, {}
     else:
-        more |= run.guard.check(step + 1, train, result.gaps)
+        signal = run.guard.check(step + 1, train, result.gaps)
         run.watch.loss(step + 1, result.loss_w)
         run.watch.ascent(result.val_loss_u)
-        if run.lisa and step == 0:
-            run.lisa.verify(lr_y)
-    run.row = result.row() | {"lr_y": lr_y, "lr_x": lr_x} | more
-    if step < s.x_warmup_steps:
-        x.clear()
-    elif (step + 1) % s.upper_every == 0:
-        x.step(lr_x)
+        if run.lisa:
+            run.lisa.verify(moved=lr_y > 0 and result.grad_norm_w > 0 and result.grad_norm_u != 0)
+    run.row = result.row() | {"lr_y": lr_y} | signal
+    if s.learned:
+        run.row |= step_x(run)
+        if s.sampling == "weighted":
+            run.row["computed"] = len(train.sample_ids) / train.drawn
     return result.tokens
 
 
-def open_folder(run: "Run") -> None:
-    """The run's folder with its resolved settings, written first."""
-    from bilevel.screen import open_log
-
-    folder = run.settings.run_folder
-    if run.world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        run.lock = hold(folder)
-        (folder / "config.yaml.new").write_text(dump(run.settings), encoding="utf-8")
-        (folder / "config.yaml.new").rename(folder / "config.yaml")
-    open_log(run)
-    run.world.wait()
-    if unseen := [rank for rank, seen in enumerate(run.world.gather(folder.is_dir())) if not seen]:
-        log.warning(
-            f"NO CHECKPOINTS: processes {unseen} do not see {folder}, where each has to write its share. Give an "
-            "output_dir that all machines see, or this run cannot be resumed"
-        )
+def step_x(run: "Run") -> dict[str, float]:
+    """A step of x when it is its turn, and its column of metrics.csv."""
+    s, step = run.settings, run.step
+    lr_x = s.lr_x * schedule(step, run.steps, s.warmup_ratio, s.x_lr_schedule)
+    if step < s.x_warmup_steps:
+        run.x.clear()
+    elif (step + 1) % s.upper_every == 0:
+        run.x.step(lr_x)
+    return {"lr_x": lr_x}
 
 
-def finish(run: "Run") -> int:
+def finish(run: "Run", checkpoints: "Checkpoints") -> int:
     """What a finished run leaves, and its closing words; the exit code."""
     from safetensors import SafetensorError
 
+    from bilevel.report import report_on
     from bilevel.results import draw_weights, summary, write_weights
+    from bilevel.screen import what_next
 
     s, folder = run.settings, run.settings.run_folder
     try:
-        if s.save_model != "none":
+        if s.save_model in run.copies:
             run.copies[s.save_model].save(folder / "model", run.tokenizer)
         if run.world.main:
             draw_weights(folder, run.x, run.train)
-            write_weights(folder / "weights.csv", run.x, run.train)  # last: it says that the run is finished
+            # Last of the results: it says that the run is finished.
+            write_weights(folder / "weights.csv", run.x, run.train, run.scores)
+            report_on(folder)
             log.info(summary(folder, run.x, run.train, run.row))
             (folder / "lock").unlink()
     except (OSError, SafetensorError) as error:
-        log.error(
-            f"the results cannot be written: {error}. Make room; the same command goes on from the last checkpoint"
-        )
+        log.error(f"the results cannot be written: {error}. Make room; {what_next(s, checkpoints.last)}")
         return 1
     return 0
-
-
-def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
-    """Factor of a step size at step 0..steps-1: linear from 0 over the warm-up, then constant or half a cosine to 0."""
-    warmup = math.ceil(warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if kind == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def dropout_seed(seed: int, step: int) -> int:
-    """Where the step's dropout masks start; far from the neighbours', as micro-batches count up from it."""
-    return (seed * 1_000_003 + step) * 100_003
 
 
 def tell_launcher(error: Exception) -> None:

@@ -15,7 +15,9 @@ from bilevel.config import Settings
 from bilevel.head import head_losses, is_linear, wide_linear
 from bilevel.layers import speed_up
 from bilevel.lisa import Layers
+from bilevel.lora import add_adapters
 from bilevel.losses import returns_logits_as_they_are
+from bilevel.model import trained_shape
 
 KERNEL = "without_scores"  # sdpa and flash attention: neither keeps (T, T) scores
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,10 +74,15 @@ def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: 
     """The model without weights, in the dtype of its forward pass and in training mode."""
     wanted = settings.attn_implementation
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=TYPES[dtype], attn_implementation=wanted)
+        model = transformers.AutoModelForCausalLM.from_config(
+            trained_shape(settings, shape), dtype=TYPES[dtype], attn_implementation=wanted
+        )
     if model.config._attn_implementation != "eager":
         transformers.AttentionInterface.register(KERNEL, attention)
         model.set_attn_implementation(KERNEL)
+    if settings.lora_rank is not None:
+        with torch.device("meta"):
+            add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return speed_up(model).train()

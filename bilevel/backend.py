@@ -12,7 +12,11 @@ import torch
 import transformers
 
 from bilevel.data import MicroBatch
+from bilevel.lora import merge_adapters
 from bilevel.losses import sample_losses
+from bilevel.model import save_model
+from bilevel.operations import Passes
+from bilevel.schedule import process_seed
 from bilevel.world import World
 
 Parameters = list[torch.nn.Parameter]
@@ -26,11 +30,17 @@ class ModelCopy:
     world: World
     bf16: bool  # of the forward and backward passes
     in_place = False  # whether the head may add to its gradient before the backward pass
+    passed: Passes  # of this process, but for evaluations
 
     @property
     def size(self) -> int:
         """Number of parameters, trained or not."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+
+    @property
+    def shape(self) -> transformers.PretrainedConfig:
+        """The model's own configuration."""
+        return self.model.config
 
     def losses(self, batch: MicroBatch, seed: int, factors: torch.Tensor | None = None) -> torch.Tensor:
         """l_i of the micro-batch, (B,) float32, with dropout masks drawn from seed and rank.
@@ -38,7 +48,8 @@ class ModelCopy:
         factors (B,): when backward will be given sum(factors * losses), and nothing else, a pass can save time and
         memory by knowing them now.
         """
-        torch.manual_seed(seed * self.world.size + self.world.rank)
+        self.passed.add(batch, backward=torch.is_grad_enabled())
+        torch.manual_seed(process_seed(seed, self.world.rank, self.world.size))
         with self.precision():
             return sample_losses(self.model, batch.to(self.world.device), factors, self.in_place)
 
@@ -78,7 +89,10 @@ class ModelCopy:
         raise NotImplementedError
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        """Write the model and its tokenizer so that AutoModelForCausalLM.from_pretrained(folder) reads them."""
+        """Write the model and its tokenizer so that AutoModelForCausalLM.from_pretrained(folder) reads them.
+
+        Comes last: adapters are merged into the weights.
+        """
         raise NotImplementedError
 
 
@@ -96,7 +110,7 @@ class TorchCopy(ModelCopy):
         # Another order of sums than autograd's, which bf16 would make more of than rounding.
         self.bf16, self.in_place = bf16, not bf16
         self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
-        self.world = World(device=next(model.parameters()).device)
+        self.world, self.passed = World(device=next(model.parameters()).device), Passes()
         self.optimizer = self._adamw(list(model.parameters()))
         if active is not None:
             self.activate(*active)
@@ -147,8 +161,8 @@ class TorchCopy(ModelCopy):
                     self.optimizer.state[p] = {k: v.to(p.device) for k, v in state["moments"][name].items()}
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        self.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        merge_adapters(self.model)
+        save_model(self.model, folder, tokenizer)
 
     def _adamw(self, parameters: Parameters) -> torch.optim.AdamW:
         return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from bilevel.command_line import read_yaml
-from bilevel.config import ConfigError, Settings, UserError, differing, plain, short, validate
+from bilevel.config import ConfigError, Settings, UserError, differing, plain, short
+from bilevel.validation import validate
 from bilevel.zero_config import zero_config
 
 if TYPE_CHECKING:
     import transformers
+
+AT_WORK = "a process is still at work in {}: wait for it, end it, or give another run_name or output_dir"
 
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
@@ -25,14 +28,15 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
     records: dict[str, int] = {}
     for part in ("train", "val", "test"):
         try:
-            files[part] = find_files(getattr(settings, f"{part}_data"))
+            unread = part == "val" and not settings.reads_validation
+            files[part] = [] if unread else find_files(getattr(settings, f"{part}_data"))
             found = [count_rows(file, settings.format) for file in files[part]]
         except DataError as error:
             problems.append(f"{part}_data: {error}")
             continue
         if all(roles != ["text"] for _, roles in found):  # a text record makes any number of samples
             records[part] = sum(count for count, _ in found)
-    if settings.weights == "source" and len(files.get("train", [])) == 1:
+    if settings.weights == "source" and settings.method != "fixed" and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
             "give more files or use weights=sample"
@@ -43,8 +47,7 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             zero_config(settings, settings.dtype or "fp32")
         except UserError as error:
             problems.append(str(error))
-    if settings.x_init not in ("uniform", "size") and not os.path.isfile(settings.x_init):
-        problems.append(f"x_init: {short(settings.x_init, 300)} is neither uniform, size nor a file")
+    problems += _wrong_start(settings, files.get("train", []))
     if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
         problems += folder_taken(settings)
     if problems:
@@ -52,22 +55,46 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
     return files
 
 
+def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
+    """A problem where x_init is no weights.csv, or a run on other training files."""
+    name = f"x_init: {short(settings.x_init, 300)}"
+    if settings.x_init_file is None:
+        return []
+    if not os.path.isdir(settings.x_init):
+        return (
+            [] if os.path.isfile(settings.x_init) else [f"{name} is neither uniform, size, a file nor a run's folder"]
+        )
+    if not os.path.isfile(settings.x_init_file):
+        return [f"{name} is a folder without weights.csv, which a run leaves when it is finished"]
+    from bilevel.finished import read_data
+    from bilevel.json_file import content_hash
+
+    try:
+        then = {file.file: file.sha256 for file in read_data(Path(settings.x_init)).train}
+    except UserError as error:
+        return [f"x_init: {error}"]
+    now = {file.name: content_hash(file) for file in train}
+    if changed := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
+        return [f"{name} was made on other training files: {', '.join(map(short, changed))} differ"]
+    return []
+
+
 def folder_taken(settings: Settings) -> list[str]:
-    """A problem where the run's folder holds anything but this run, unfinished."""
+    """A problem where a process is at work in the run's folder, or it holds anything but this run, unfinished."""
     folder = settings.run_folder
     remedy = "give another run_name or output_dir, or move that folder away"
     try:
         names = os.listdir(folder)
+        if "lock" in names and hold(folder) is None:
+            return [AT_WORK.format(folder)]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:  # a file of that name, a name that is too long, a NUL in it
+    except (OSError, ValueError) as error:  # a file of that name, one too long or with a NUL, no permission
         return [f"output_dir {plain(str(folder), 300)}: {getattr(error, 'strerror', error)}; {remedy}"]
-    if not set(names) - {"config.yaml.new"}:
+    if not set(names) - {"config.yaml.new", "lock"}:  # left by a start that failed before its settings were written
         return []
     if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
         return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
-    if (folder / "lock").exists() and hold(folder) is None:
-        return [f"a process is still at work in {folder}: wait for it, end it, or give another run_name or output_dir"]
     if settings.resume == "never":
         return [f"{folder} already holds an unfinished run and resume is never: {remedy}"]
     then, problems = validate(read_yaml(str(folder / "config.yaml")))
@@ -94,8 +121,18 @@ def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
     return [
         f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"
         for part, name in (("train", "global_batch_size"), ("val", "val_batch_size"))
-        if getattr(settings, name) > sizes.get(part, math.inf)
+        if (part == "train" or settings.learned) and getattr(settings, name) > sizes.get(part, math.inf)
     ]
+
+
+def check_steps(settings: Settings, steps: int) -> None:
+    """Raises UserError where the weights are to be learned and no step of x falls into the run's steps."""
+    s = settings
+    if s.learned and steps // s.upper_every == s.x_warmup_steps // s.upper_every:
+        raise UserError(
+            f"x_warmup_steps {s.x_warmup_steps} and upper_every {s.upper_every} leave x no step to learn in the run's "
+            f"{steps} steps: make them smaller, or the run longer (epochs, max_steps, a smaller global_batch_size)"
+        )
 
 
 def check_shape(settings: Settings, shape: "transformers.PretrainedConfig") -> None:

@@ -8,10 +8,8 @@ A state is a nested mapping of tensors and JSON values. It is copied to host mem
 thread into `step_000100.partial`, which is renamed when all processes have written theirs. Reading needs no pickle.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -21,17 +19,23 @@ import safetensors
 import safetensors.torch
 import torch
 
+from bilevel.checkpoint_file import (
+    DamagedCheckpoint,
+    State,
+    name_of,
+    read_state,
+    split,
+    sync,
+    verify,
+    write_manifest,
+    write_state,
+)
 from bilevel.config import UserError, differing
 from bilevel.world import World
 
 log = logging.getLogger("bilevel")
 
-State = dict[str, Any]
-SEPARATOR = " > "  # between the keys of a tensor's path
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint is not what was written; the message says how."""
+ASIDE = ".aside"  # ends the name of a checkpoint that no run goes on from
 
 
 class Checkpoints:
@@ -43,12 +47,14 @@ class Checkpoints:
         self.settings, self.data = settings, data
         self.writing: _Writing | None = None
         self.step: int | None = None  # of the newest, complete or in the making
+        self.last: Path | None = None  # the newest that is whole, or the one that the run goes on from
+        self.seen = self.all()  # at the start
 
     def begin(self, step: int, state: State) -> None:
         """Copy the state to host memory and start to write it."""
         self.finish()
         self.step = step
-        self.writing = _Writing(self.folder / f"{_name(step)}.partial", step, state, self.world)
+        self.writing = _Writing(self.folder / f"{name_of(step)}.partial", step, state, self.world)
 
     def poll(self) -> None:
         """Complete the checkpoint in the making if all processes have written their part. Cheap; once per step."""
@@ -80,6 +86,7 @@ class Checkpoints:
                 )
         complete = self.world.gather(not any(errors))[0]
         self.step = writing.step if complete else None
+        self.last = self.folder / name_of(writing.step) if complete else self.last
         return complete
 
     def _publish(self, writing: "_Writing") -> str | None:
@@ -87,21 +94,35 @@ class Checkpoints:
         try:
             facts = {"processes": self.world.size, "settings": self.settings, "data": self.data}
             write_manifest(writing.folder, {"step": writing.step} | facts)
-            final = self.folder / _name(writing.step)
-            if final.exists():  # of the same step, from before a resume that had found it damaged
+            final = self.folder / name_of(writing.step)
+            if final.exists():  # of the same step: damaged, or the run goes on from its like in another place
                 shutil.rmtree(final)
             writing.folder.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             return str(error)
-        for old in self.all()[: -self.keep]:
+        before = [path for path in [*self.all(ASIDE), *self.all()] if path != final]
+        for old in before[: max(0, len(before) + 1 - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)
         return None
 
-    def all(self) -> list[Path]:
-        """The checkpoints that have been completed, in order of steps."""
-        found = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    def all(self, ending: str = "") -> list[Path]:
+        """The checkpoints that have been completed, in order of steps; with ASIDE those that were set aside."""
+        found = [path for path in self.folder.glob("step_*") if path.suffix == ending and _digits(path).isdigit()]
+        return sorted(found, key=lambda path: int(_digits(path)))
+
+    def set_aside(self, step: int) -> None:
+        """On the main process: what lies beyond the step gone on from, damaged or left behind, comes to be the oldest.
+
+        It is out of the way of the checkpoints that follow, and goes as they fill its place.
+        """
+        for path in self.all():
+            if int(_digits(path)) > step:
+                aside = path.with_name(path.name + ASIDE)
+                shutil.rmtree(aside, ignore_errors=True)  # of the same step, from an earlier time
+                path.rename(aside)
+                sync(self.folder)
+                log.warning(f"{path} is beyond step {step}, after which the run goes on: set aside as {aside.name}")
 
     def read(self, resume: str) -> State | None:
         """This process's state in the checkpoint to go on from, None without one. Raises UserError.
@@ -116,7 +137,8 @@ class Checkpoints:
         if resume != "auto" and (problem := self._problem(path)):
             raise UserError(f"resume {path}: {problem}; give another checkpoint or resume=auto")
         state = self._read(path)
-        self.step = state["step"] if path.parent == self.folder else None
+        self.last, own = path, self.folder / name_of(state["step"])
+        self.step = state["step"] if path.resolve() == own.resolve() else None
         return state
 
     def _newest(self) -> Path | None:
@@ -189,105 +211,6 @@ class _Writing:
             self.tensors = {}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# files
-
-
-def split(state: State, path: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tensor], State]:
-    """A nested state into its tensors by path, and the same nesting without them."""
-    tensors, facts = {}, {}
-    for key, value in state.items():
-        here = (*path, str(key))
-        if isinstance(value, torch.Tensor):
-            tensors[SEPARATOR.join(here)] = value
-        elif isinstance(value, dict) and not _plain(value):
-            inner, facts[key] = split(value, here)
-            tensors |= inner
-        else:
-            facts[key] = value
-    return tensors, facts
-
-
-def join(tensors: dict[str, torch.Tensor], facts: State) -> State:
-    """What split took apart."""
-    for path, tensor in tensors.items():
-        *keys, last = path.split(SEPARATOR)
-        place = facts
-        for key in keys:
-            place = place.setdefault(key, {})
-        place[last] = tensor
-    return facts
-
-
-def write_state(folder: Path, rank: int, tensors: dict[str, torch.Tensor], facts: State) -> None:
-    """One process's part, and its checksums, on the disk when this returns."""
-    names = [f"rank{rank}.safetensors", f"rank{rank}.json"]
-    safetensors.torch.save_file(tensors, folder / names[0])
-    (folder / names[1]).write_text(json.dumps(facts), encoding="utf-8")
-    for name in names:
-        _sync(folder / name)
-    sums = {name: fingerprint(folder / name) for name in names}
-    (folder / f"rank{rank}.sums").write_text(json.dumps(sums), encoding="utf-8")
-
-
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Seal a checkpoint: gather the processes' checksums into one file."""
-    sums = [folder / f"rank{rank}.sums" for rank in range(facts["processes"])]
-    files: dict[str, Any] = {}
-    for path in sums:
-        files |= json.loads(path.read_text(encoding="utf-8"))
-    manifest = facts | {"files": files}
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1), encoding="utf-8")
-    _sync(path)
-    for path in sums:
-        path.unlink()
-
-
-def verify(path: Path, rank: int) -> None:
-    """Raises DamagedCheckpoint unless manifest and this process's files are what was written."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        sealed = manifest.pop("sha256")
-        if sealed != _digest(manifest) or _name(manifest["step"]) != path.name:
-            raise DamagedCheckpoint("manifest.json has been changed")
-        for name, expected in manifest["files"].items():
-            if not (path / name).is_file():
-                raise DamagedCheckpoint(f"{name} is missing")
-            if name.startswith(f"rank{rank}.") and fingerprint(path / name) != expected:
-                raise DamagedCheckpoint(f"{name} has been changed")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"manifest.json cannot be read ({error})") from None
-
-
-def read_state(path: Path, rank: int) -> State:
-    """One process's state."""
-    tensors = safetensors.torch.load_file(path / f"rank{rank}.safetensors")
-    return join(tensors, json.loads((path / f"rank{rank}.json").read_text(encoding="utf-8")))
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06d}"
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(value: dict[str, Any]) -> bool:
-    return not any(isinstance(inner, (torch.Tensor, dict)) for inner in value.values())
-
-
-def _sync(path: Path) -> None:
-    """What has been written to a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _digits(path: Path) -> str:
+    """Of the step, in a checkpoint's name."""
+    return path.stem.removeprefix("step_")

@@ -7,19 +7,8 @@ from typing import Any
 
 import yaml
 
-from bilevel.config import (
-    FIELDS,
-    FREE,
-    LISTS,
-    ConfigError,
-    Settings,
-    UserError,
-    first,
-    plain,
-    short,
-    unknown_setting,
-    validate,
-)
+from bilevel.config import FIELDS, FREE, LISTS, ConfigError, Settings, UserError, first, meaning, plain, short
+from bilevel.validation import unknown_setting, validate
 
 LONGEST = 200_000  # characters of a file of settings: YAML is read slowly, and a data file given by mistake is larger
 
@@ -111,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}",
             nargs="+" if name in LISTS else None,
             metavar="VALUE",
-            help=f"{field.description} [{default}]".replace("%", "%%"),
+            help=f"{meaning(name)} [{default}]".replace("%", "%%"),
         )
     return parser
 

@@ -4,15 +4,14 @@
 """
 
 import dataclasses
-import difflib
 import os
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
@@ -67,8 +66,13 @@ class Settings:
     """One field per setting; YAML key = flag = environment variable of run_F2SA.sh."""
 
     train_data: list[str] = _setting("data", "training files or patterns; one file is one source", min_length=1)
-    val_data: list[str] = _setting("data", "trusted files or patterns, the upper level's data", min_length=1)
+    val_data: list[str] = _setting(
+        "data", "trusted files or patterns, the upper level's data; method=fixed needs none", []
+    )
     test_data: list[str] = _setting("data", "held-out files or patterns, only ever evaluated", [])
+    val_in_training: bool = _setting(
+        "data", "method=fixed trains on the validation records as well, each with weight 1", False
+    )
     format: Literal["auto", "alpaca", "chat", "text"] = _setting(
         "data", "record format of all files; auto looks at each file's first record", "auto"
     )
@@ -99,13 +103,24 @@ class Settings:
     )
     gradient_checkpointing: bool = _setting("model", "recompute activations in the backward pass: less memory", False)
 
+    method: Literal["f2sa", "fixed", "uniform", "loss", "perplexity", "rho", "influence", "ifd", "align", "oracle"] = (
+        _setting(
+            "weights",
+            "f2sa learns the weights; fixed trains one model on those of x_init, which stay; the others are baselines",
+            "f2sa",
+        )
+    )
+    keep: float = _setting("weights", "share of the samples with the best scores that baselines keep", 0.5, gt=0, le=1)
+    score_epochs: float = _setting(
+        "weights", "passes over the training samples of each model that a baseline trains to score them", 1.0, gt=0
+    )
     weights: Literal["source", "sample"] = _setting("weights", "what gets a weight: each file or each record", "source")
     x_map: Literal["sigmoid", "softmax"] = _setting(
         "weights", "map from x to per-sample weights (per source it is always softmax)", "sigmoid"
     )
     x_init: str = _setting(
         "weights",
-        "start: uniform (sources equal), size (records equal; same as uniform per sample), or a weights.csv",
+        "start: uniform (sources equal), size (records equal; same as uniform per sample), or a weights.csv or its run",
         "uniform",
     )
     sampling: Literal["uniform", "weighted"] = _setting(
@@ -149,6 +164,14 @@ class Settings:
         "LISA", "where 16 bits per resting weight are kept under DeepSpeed bf16; off loses small updates", "device"
     )
 
+    lora_rank: int | None = _setting(
+        "LoRA",
+        "rank of adapters beside all linear layers but the head, which then train alone; null is off",
+        None,
+        ge=1,
+    )
+    lora_alpha: float = _setting("LoRA", "what the adapters add is multiplied by lora_alpha / lora_rank", 16.0, gt=0)
+
     backend: Literal["torch", "deepspeed"] = _setting(
         "machine", "plain torch in one process, or DeepSpeed in as many as are launched", "torch"
     )
@@ -184,7 +207,28 @@ class Settings:
     @property
     def x_factor(self) -> float:
         """What x multiplies d/dx g(x, w) - d/dx g(x, u) by: 1/nu, or 1/(2 nu) where u and w differ by 2 nu f."""
-        return self.alpha / self.order
+        return self.alpha / (self.order if self.method == "f2sa" else 1)
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Names of the model copies that train; a baseline that scores has none, it makes models as it needs them."""
+        return {"f2sa": ("u", "w"), "fixed": ("w",), "align": ("w",)}.get(self.method, ())
+
+    @property
+    def learned(self) -> bool:
+        """Whether the weights are learned while the copies train."""
+        return self.method in ("f2sa", "align")
+
+    @property
+    def reads_validation(self) -> bool:
+        return self.method != "fixed" or self.val_in_training
+
+    @property
+    def x_init_file(self) -> Path | None:
+        """The weights.csv to start from; None where x_init is a word."""
+        if self.x_init in ("uniform", "size"):
+            return None
+        return Path(self.x_init, "weights.csv") if os.path.isdir(self.x_init) else Path(self.x_init)
 
     @property
     def run_folder(self) -> Path:
@@ -192,6 +236,16 @@ class Settings:
 
 
 FIELDS = Settings.__pydantic_fields__
+
+
+def meaning(name: str) -> str:
+    """What a setting is, with the words that it takes where it takes no others."""
+    field = FIELDS[name]
+    members = [field.annotation, *get_args(field.annotation)]
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    return field.description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
+
+
 # What a resumed run may change, as it does not enter the results.
 FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
 FREE |= {"tracker", "gpu_memory_gib"}
@@ -207,31 +261,6 @@ def differing(then: dict[str, Any], now: dict[str, Any]) -> str:
     )
 
 
-def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
-    """Settings from a mapping, or None, and all problems: unknown keys, types, ranges, contradictions."""
-    adapter = TypeAdapter(Settings)
-    problems = first([key for key in values if key not in FIELDS], 10, unknown_setting)
-    known = {key: value for key, value in values.items() if key in FIELDS}
-    try:
-        settings = adapter.validate_python(known)
-        found = problems + _contradictions(settings, set())
-        return (None if problems else settings), found
-    except ValidationError as error:
-        items = error.errors()
-        bad = {str(item["loc"][0]) for item in items}
-        problems += first(items, 10, _problem)
-    # Check the rest as well, so that the user sees everything in one go.
-    rest = {key: value for key, value in known.items() if key not in bad}
-    rest |= {key: ["?"] for key in ("train_data", "val_data") if key not in rest}
-    return None, problems + _contradictions(adapter.validate_python(rest), bad)
-
-
-def unknown_setting(key: str, dashes: str = "") -> str:
-    """What to say of a name that is no setting, with the nearest that is one; dashes as they were typed before it."""
-    near = difflib.get_close_matches(key.lstrip("-")[:60], FIELDS, n=1, cutoff=0.5)
-    return f"{plain(key)}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
-
-
 class _Dumper(yaml.SafeDumper):
     """Writes a value out wherever it stands: read_yaml takes no aliases."""
 
@@ -242,56 +271,6 @@ class _Dumper(yaml.SafeDumper):
 def dump(settings: Settings) -> str:
     """The resolved settings as YAML, enough to run again."""
     return yaml.dump(dataclasses.asdict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _contradictions(s: Settings, bad: set[str]) -> list[str]:
-    """Problems between settings; `bad` are those already reported, about which nothing more can be said."""
-    found = [
-        (
-            {"model_name_or_path", "model_config"},
-            (s.model_name_or_path is None) == (s.model_config is None),
-            "give exactly one of model_name_or_path (a hub id or a folder) and model_config (numbers of a new model)",
-        ),
-        (
-            {"model_config"},
-            s.model_config is not None and not {"model_type", "vocab_size"} <= set(s.model_config),
-            "model_config needs at least model_type (such as gpt2 or llama) and vocab_size",
-        ),
-        (
-            {"warmup_ratio", "x_warmup_steps", "max_steps"},
-            s.max_steps is not None and s.x_warmup_steps >= s.max_steps,
-            f"x_warmup_steps {s.x_warmup_steps} leaves x no step to learn in max_steps {s.max_steps}",
-        ),
-        (
-            {"zero_stage", "deepspeed"},
-            s.zero_stage is not None and s.deepspeed is not None,
-            "give zero_stage or deepspeed (a file), not both",
-        ),
-        (
-            {"backend", "zero_stage", "deepspeed"},
-            s.backend == "torch" and (s.zero_stage is not None or s.deepspeed is not None),
-            "zero_stage and deepspeed need backend=deepspeed",
-        ),
-        (
-            {"backend"},
-            s.backend == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1,
-            "several processes were launched, which needs backend=deepspeed",
-        ),
-        (
-            {"lisa_layers", "lisa_train_embeddings"},
-            s.lisa_layers is None and not s.lisa_train_embeddings,
-            "lisa_train_embeddings=false needs lisa_layers; without LISA everything trains",
-        ),
-    ]
-    return [message for fields, wrong, message in found if wrong and not fields & bad]
-
-
-def _problem(item: dict[str, Any]) -> str:
-    key = str(item["loc"][0])
-    if item["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing ({FIELDS[key].description})"
-    where = ".".join(plain(str(part)) for part in item["loc"])
-    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}"
 
 
 if __name__ == "__main__":

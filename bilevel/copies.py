@@ -1,4 +1,4 @@
-"""The two copies of a run and the processes they live in, as the settings' backend wants them."""
+"""The model copies of a run and the processes they live in, as the settings' backend wants them."""
 
 import copy
 import functools
@@ -23,31 +23,35 @@ def start_world(settings: Settings) -> World:
     return World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def two_copies(
+def make_copies(
     settings: Settings,
     world: World,
     shape: transformers.PretrainedConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
     steps_done: int = 0,
 ) -> tuple[dict[str, ModelCopy], Lisa | None]:
-    """u and w, equal at the start, and what LISA lets them train after so many steps."""
+    """The copies by name, equal at the start, and what LISA lets them train after so many steps."""
     s = settings
+    if not s.copies:
+        return {}, None
     dtype = chosen_dtype(s, world.device)
     if s.backend == "deepspeed":
-        from bilevel.zero import ZeroCopy, load_two
+        from bilevel.zero import ZeroCopy, load_copies
 
         config = zero_config(s, dtype)
-        models = load_two(s, world, shape, tokenizer, config)
+        models = load_copies(s, world, shape, tokenizer, config)
         make = functools.partial(ZeroCopy, world=world, config=config, residual=s.lisa_residual)
     else:
         model = load_model(s, shape, tokenizer).to(world.device)
-        models = {"u": model, "w": copy.deepcopy(model)}
+        models = {name: copy.deepcopy(model) if number else model for number, name in enumerate(s.copies)}
         make = functools.partial(TorchCopy, clip_grad_norm=s.clip_grad_norm, bf16=dtype == "bf16")
     lisa = Lisa(s, models, steps_done) if s.lisa_layers is not None else None
-    copies = {
-        name: make(model, weight_decay=s.weight_decay, active=lisa.active(name) if lisa else None)
-        for name, model in models.items()
-    }
+    copies = {}
+    for name, model in models.items():
+        active = lisa.active(name) if lisa else None
+        if s.lora_rank is not None:
+            active = [p for p in model.parameters() if p.requires_grad], []
+        copies[name] = make(model, weight_decay=s.weight_decay, active=active)
     return copies, lisa
 
 

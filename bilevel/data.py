@@ -6,11 +6,12 @@
 4. a batch            -> micro-batches (B, T) of similar length under a budget of padded tokens
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
-from bilevel.json_file import DataError
+from bilevel.json_file import DataError, content_hash
 from bilevel.permutation import Permutation
 from bilevel.records import read_rows
 from bilevel.tokenise import IGNORE, Tokeniser
@@ -85,10 +86,19 @@ class Batch:
 
 
 class Samples:
-    """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name."""
+    """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name.
 
-    def __init__(self, files: list[Path], tables: list[datasets.Dataset], dropped: list[int]):
-        self.files, self.dropped = files, dropped
+    dropped: the records of each file without a supervised token; read: SHA-256 and number of records of each file.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        tables: list[datasets.Dataset],
+        dropped: list[int],
+        read: Sequence[tuple[str, int]] = (),
+    ):
+        self.files, self.dropped, self.read = files, dropped, read
         self.sources = [file.stem for file in files]
         self.fingerprints = {file.name: table._fingerprint for file, table in zip(files, tables, strict=True)}
         self.table = datasets.concatenate_datasets(tables)  # mapped from the disk
@@ -98,6 +108,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def changed(self, change: Callable[[dict[str, list[list[int]]]], dict[str, list[list[int]]]]) -> "Samples":
+        """The same samples with other tokens: `change` is given some rows' input_ids and labels, and returns theirs."""
+        other = copy.copy(self)
+        other.tokens = self.tokens.map(change, batched=True, features=self.tokens.features)
+        return other
 
     @functools.cached_property
     def source_ids(self) -> torch.Tensor:
@@ -185,9 +201,9 @@ class BatchStream:
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
     """Read, check and tokenise files, from the cache where they have been seen. Raises DataError."""
-    tables, dropped = [], []
+    tables, dropped, read = [], [], []
     for file in files:
-        rows = read_rows(file, format)
+        content, rows = content_hash(file), read_rows(file, format)
         key = hashlib.sha256(f"{rows._fingerprint} {tokeniser.fingerprint} {TOKENS_VERSION}".encode())
         try:
             table = rows.map(
@@ -205,9 +221,10 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
                 "raise max_length or check the responses"
             )
         tables.append(table)
+        read.append((content, len(rows)))
         index = table.data.column("index").to_numpy()  # rises
         dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
-    return Samples(files, tables, dropped)
+    return Samples(files, tables, dropped, read)
 
 
 def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from bilevel.two_groups import two_means
 from bilevel.weights import SampleWeights, SourceWeights, parts
-
-BINS = 1 << 16  # within one of which two-means does not look
 
 
 def source_shares(x: SourceWeights | SampleWeights, sizes: torch.Tensor) -> torch.Tensor:
@@ -122,18 +121,4 @@ def roc_area(x: SourceWeights | SampleWeights, is_noisy: np.ndarray) -> float:
 
 def split_point(x: SourceWeights | SampleWeights, n: int) -> float:
     """Halfway between the two centres that two-means finds in the weights; the common value when all are equal."""
-    from sklearn.cluster import KMeans
-
-    low, high = bounds(x, n)
-    if low == high:
-        return low
-    counts, sums = np.zeros(BINS), np.zeros(BINS)
-    for part in parts(n):
-        c = x.coefficients(part).numpy()
-        place = ((c - low) * (BINS / (high - low))).astype(int).clip(0, BINS - 1)
-        counts += np.bincount(place, minlength=BINS)
-        sums += np.bincount(place, c, minlength=BINS)
-    filled = counts > 0
-    means = (sums[filled] / counts[filled]).reshape(-1, 1)
-    fit = KMeans(2, init=means[[0, -1]], n_init=1, tol=0).fit(means, sample_weight=counts[filled])
-    return float(fit.cluster_centers_.mean())
+    return two_means((x.coefficients(part).numpy() for part in parts(n)), *bounds(x, n))

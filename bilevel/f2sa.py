@@ -1,4 +1,4 @@
-"""The penalty step: one step of u and w, and the sums for x.
+"""The penalty step: one step of u and w, and the sums for x; and the plain step of one model on fixed weights.
 
     u descends  g(x, u) = 1/|B| sum_B c_i l_i(u)
     w descends  g(x, w) + nu f(w),   f = mean of l over the validation batch
@@ -15,39 +15,44 @@ Ma and Zhang, "Near-Optimal Nonconvex-Strongly-Convex Bilevel Optimization with 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from bilevel.backend import ModelCopy
+from bilevel.align import alignments
+from bilevel.backend import ModelCopy, TorchCopy
 from bilevel.data import Batch
 from bilevel.weights import SampleWeights, SourceWeights
 
 
 @dataclasses.dataclass
 class StepResult:
-    """What one step saw, at the parameters before it: means over the batch of l_i, and of l over validation."""
+    """What one step saw, at the parameters before it: means over the batch of l_i, and of l over validation.
 
-    loss_u: float
+    None is what the step did not compute: a plain step has no u and no validation.
+    """
+
     loss_w: float
-    val_loss: float
-    grad_norm_u: float
     grad_norm_w: float
     tokens: int
-    gaps: torch.Tensor  # l_i(w) - l_i(u) of the samples computed, (n,)
+    loss_u: float | None = None
+    grad_norm_u: float | None = None
+    val_loss: float | None = None
     val_loss_u: float | None = None  # of order 2
+    gaps: torch.Tensor | None = None  # l_i(w) - l_i(u) of the samples computed, (n,)
 
     def row(self) -> dict[str, float]:
         """The step's columns of metrics.csv."""
-        return {
+        row = {
             "loss_w": self.loss_w,
             "loss_u": self.loss_u,
-            "gap": self.loss_w - self.loss_u,
+            "gap": None if self.loss_u is None else self.loss_w - self.loss_u,
             "val_loss_w": self.val_loss,
-            **({} if self.val_loss_u is None else {"val_loss_u": self.val_loss_u}),
+            "val_loss_u": self.val_loss_u,
             "grad_norm_w": self.grad_norm_w,
             "grad_norm_u": self.grad_norm_u,
         }
+        return {name: value for name, value in row.items() if value is not None}
 
 
 class TrainingStopped(Exception):
@@ -65,6 +70,18 @@ class NonFiniteLoss(TrainingStopped):
         numbers = ", ".join(f"{name} {value:g}" for name, value in result.row().items())
         super().__init__(f"a loss or gradient is not finite ({numbers})")
         self.result, self.suspects = result, suspects
+
+
+def leave_out(error: NonFiniteLoss, records: str, copies: Iterable[ModelCopy], skipped: int, allowed: int) -> str:
+    """Discard the step's gradients and say so; raises TrainingStopped where as many as allowed were skipped before."""
+    if skipped == allowed:
+        raise TrainingStopped(
+            f"{error}; records {records}. Try a smaller lr_y or clip_grad_norm; "
+            f"skip_nonfinite={allowed + 1} leaves such a step out"
+        ) from error
+    for copy in copies:
+        copy.discard()
+    return f"{error}; records {records}. Left out, {skipped + 1} of {allowed}"
 
 
 def penalty_step(
@@ -103,7 +120,7 @@ def penalty_step(
         gaps=losses_w - losses_u,
         val_loss_u=float(losses_f_u.mean()) if central else None,
     )
-    seen = [norm_u, norm_w] + ([result.loss_u, result.loss_w] if len(result.gaps) else [])
+    seen = [norm_u, norm_w] + ([result.loss_u, result.loss_w] if len(train.sample_ids) else [])
     seen += [result.val_loss] if validation is not None else []
     seen += [result.val_loss_u] if central else []
     if not all(map(math.isfinite, seen)):
@@ -111,6 +128,55 @@ def penalty_step(
     x.accumulate(train.sample_ids, result.gaps, train.counts)
     u.step(lr_y, norm_u)
     w.step(lr_y, norm_w)
+    return result
+
+
+def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int) -> StepResult:
+    """Forward, backward and step of one model on the mean loss of a global batch, drawn as bilevel.fixed does.
+
+    Raises NonFiniteLoss as penalty_step does.
+    """
+    losses = _add_gradient(w, train, lambda ids: torch.ones(len(ids), dtype=torch.float64), seed, last=True)
+    result = StepResult(
+        loss_w=train.mean(losses),
+        grad_norm_w=w.gradient_norm(),
+        tokens=w.world.size * sum(m.input_ids.numel() for m in train.micro_batches),
+    )
+    if not (math.isfinite(result.loss_w) and math.isfinite(result.grad_norm_w)):
+        raise NonFiniteLoss(result, _suspects(train, losses, None, None))
+    w.step(lr_y, result.grad_norm_w)
+    return result
+
+
+def align_step(
+    w: TorchCopy,
+    x: SourceWeights | SampleWeights,
+    train: Batch,
+    validation: Batch,
+    lr_y: float,
+    seed: int,
+) -> StepResult:
+    """The step of bilevel.align on one global batch: minus the alignments go to x as gaps do, and x does not move here.
+
+    Raises NonFiniteLoss as penalty_step does.
+    """
+    val_losses = _add_validation(w, validation, 1.0, seed + len(train.micro_batches))
+    toward = alignments(w, train, seed)
+    w.discard()
+    losses = _add_gradient(w, train, x.coefficients, seed, last=True)
+    passes = [train] * 3 + [validation]
+    result = StepResult(
+        loss_w=train.mean(losses),
+        grad_norm_w=w.gradient_norm(),
+        val_loss=float(val_losses.mean()),
+        tokens=sum(micro.input_ids.numel() for batch in passes for micro in batch.micro_batches),
+    )
+    seen = [result.val_loss, result.grad_norm_w, float(toward.sum())]
+    seen += [result.loss_w] if len(train.sample_ids) else []
+    if not all(map(math.isfinite, seen)):
+        raise NonFiniteLoss(result, _suspects(train, losses + toward, validation, val_losses))
+    x.accumulate(train.sample_ids, -toward, train.counts)
+    w.step(lr_y, result.grad_norm_w)
     return result
 
 
@@ -137,7 +203,7 @@ def _add_validation(copy: ModelCopy, batch: Batch, nu: float, seed: int) -> torc
 
 
 def _suspects(
-    train: Batch, train_losses: torch.Tensor, validation: Batch | None, val_losses: torch.Tensor
+    train: Batch, train_losses: torch.Tensor, validation: Batch | None, val_losses: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """The samples whose losses are not finite; without one, all."""
     parts = {"train": (train.sample_ids, train_losses)}

@@ -12,6 +12,7 @@ CHUNK = {"cpu": 2**22}  # logits that exist at once
 GPU_CHUNK = 2**26
 HALF = (torch.bfloat16, torch.float16)
 TILE = 4096  # rows of the head's gradient that are computed at once
+NOTHING = 1e-30  # scales below it are next to nothing, and float32 soon cannot tell them from 0
 
 
 def is_linear(head: torch.nn.Module) -> bool:
@@ -81,7 +82,8 @@ class _HeadLosses(torch.autograd.Function):
             at = targets[rows, None]
             losses[rows] = -logs.gather(1, at)[:, 0]
             if any(grad is not None for grad in grads):
-                slopes = logs.exp_().scatter_add_(1, at, logs.new_full(at.shape, -1)).mul_(scales[rows, None])
+                # The scales in the slopes' dtype: a product in two dtypes takes longer than all else here.
+                slopes = logs.exp_().scatter_add_(1, at, logs.new_full(at.shape, -1)).mul_(scales[rows, None].to(logs))
                 _add_gradients(grads, slopes, hidden[rows], weight, rows)
         ctx.scales, ctx.in_place = scales, sink is not None
         ctx.grads = grads if sink is None else [grads[0], None, None]
@@ -91,8 +93,9 @@ class _HeadLosses(torch.autograd.Function):
     def backward(ctx, gradient):
         scales, grads, ctx.grads = ctx.scales, ctx.grads, None
         along, length = gradient.double() @ scales.double(), scales.double().square().sum()
-        factor = torch.where(length > 0, along / length, 1.0)
-        if len(scales) and scales.device.type == "cpu":  # a GPU would have to wait for the answer
+        told = length > NOTHING**2
+        factor = torch.where(told, along / length, 1.0)
+        if scales.device.type == "cpu" and told:  # a GPU would have to wait for the answer
             aside = (gradient - factor * scales).abs().max() / (factor * scales).abs().max()
             assert not aside > 1e-3, "other gradients than the scales that were given"
             assert not ctx.in_place or not abs(factor - 1) > 1e-3, "the head's gradient has been added already"

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
 
 from bilevel.world import World
+
+GRACE = 2.0  # seconds: a scheduler signals all processes of a job, and its launcher passes on what it gets
 
 
 class Interrupted(Exception):
@@ -18,10 +22,13 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Inside, the first signal is held; a second one ends the process at once with 128 and its number."""
+    """Inside, the first signal is held, and with it those that come within GRACE, which ask for the same.
 
-    def __init__(self, world: World):
-        self.world, self.signal = world, 0
+    A later one ends the process at once with 128 and its number.
+    """
+
+    def __init__(self, world: World, clock: Callable[[], float] = time.monotonic):
+        self.world, self.clock, self.signal = world, clock, 0
 
     def __enter__(self) -> "Interrupt":
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -45,6 +52,7 @@ class Interrupt:
         return int(self.world.sum(seen).max())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if not self.signal:
+            self.since, self.signal = self.clock(), number  # in this order: the next may come between
+        elif self.clock() - self.since > GRACE:
             os._exit(128 + number)
-        self.signal = number

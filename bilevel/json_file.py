@@ -70,6 +70,11 @@ def parse_records(path: Path, data: bytes) -> Iterator[Any]:
 
     Of a key that stands twice in a record the last counts, as in every reader of JSON.
     """
+    return (record for record, _ in parse_texts(path, data))
+
+
+def parse_texts(path: Path, data: bytes) -> Iterator[tuple[Any, str]]:
+    """Every record with its own text: its line without what ends it, or what stands between the array's commas."""
     for mark, (kind, remedy) in _MAGIC.items():
         if data.startswith(mark):
             raise DataError(f"{path}: this is {kind}, not JSON text; {remedy}")
@@ -86,10 +91,10 @@ def parse_records(path: Path, data: bytes) -> Iterator[Any]:
             if dense:
                 _check_values(text, 0)
             record = json.loads(text)
-        yield record
+        yield record, text
 
 
-def _array(data: bytes, path: Path) -> Iterator[Any]:
+def _array(data: bytes, path: Path) -> Iterator[tuple[Any, str]]:
     """Records of a JSON array. One at a time: parsed, a file of small records takes many times its size."""
     with _errors(str(path)):
         text = data.decode()
@@ -102,7 +107,7 @@ def _array(data: bytes, path: Path) -> Iterator[Any]:
             if dense:
                 _check_values(text, mark.end())
             record, end = decode(text, mark.end())
-        yield record
+        yield record, text[mark.end() : end]
         mark = _BETWEEN.match(text, end)
         index += 1
     if mark.end() < len(text):

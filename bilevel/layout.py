@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 Parameters = list[torch.nn.Parameter]
-COPIES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +18,7 @@ class Layout:
     parameter_size: int  # bytes
     gradient_size: int
     autocast: bool = False  # bf16 at stage 0: fp32 weights, cast in each pass
+    copies: int = 2  # of the model
 
     def offloaded(self, what: str) -> bool:
         return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
@@ -52,7 +52,7 @@ class Layout:
         return max(held)
 
     def gpu(self, model: torch.nn.Module, groups: list[Parameters]) -> dict[str, float]:
-        """Bytes that both copies keep on a process's GPU from step to step, and gradients at their most."""
+        """Bytes that all copies keep on a process's GPU from step to step, and gradients at their most."""
         everything = list(model.parameters())
         active = [p for group in groups for p in group]
         partitions = sum(self.partition(group) for group in groups)
@@ -71,10 +71,10 @@ class Layout:
         }
         if self.offloaded("optimizer"):
             lines |= dict.fromkeys(("fp32 masters", "Adam moments", "gradients"), 0)
-        return {line: COPIES * size for line, size in lines.items()}
+        return {line: self.copies * size for line, size in lines.items()}
 
     def host(self, model: torch.nn.Module, groups: list[Parameters]) -> dict[str, float]:
-        """Bytes that both copies of all processes keep off the GPUs."""
+        """Bytes that the copies of all processes keep off the GPUs."""
         partitions = sum(self.partition(group) for group in groups)
         lines = {}
         if self.offloaded("param"):
@@ -83,14 +83,14 @@ class Layout:
             lines |= {"offloaded masters": 4 * partitions, "offloaded moments": 8 * partitions}
             staged = self.gradient_size if self.stage == 3 else self.parameter_size
             lines["offloaded gradients"] = (4 + staged) * partitions
-        return {line: COPIES * self.processes * size for line, size in lines.items()}
+        return {line: self.copies * self.processes * size for line, size in lines.items()}
 
     def checkpoint(self, model: torch.nn.Module, groups: list[Parameters]) -> float:
-        """Bytes of both copies in a checkpoint, of all processes, without residual bits."""
+        """Bytes of all copies in a checkpoint, of all processes, without residual bits."""
         parameters = list(model.parameters())
         weights = self.processes * self.partition(parameters) if self.stage == 3 else sum(p.numel() for p in parameters)
         partitions = self.processes * sum(self.partition(group) for group in groups)
-        return COPIES * (weights * self.parameter_size + (12 if self.stage else 8) * partitions)
+        return self.copies * (weights * self.parameter_size + (12 if self.stage else 8) * partitions)
 
     def passing(self, model: torch.nn.Module, groups: list[Parameters]) -> float:
         """Bytes of one copy's parameters and gradients that come and go in a pass, at most."""
@@ -107,7 +107,7 @@ class Layout:
         # What is used again soon stays, the next is fetched; embedding and head overlap, and after a draw the other
         # copy's embedding stays whole.
         large = 2 * max(everything) + sorted(everything)[-2]
-        whole = min(sum(everything) - small, reuse // 2 + ahead + large) + COPIES * small
+        whole = min(sum(everything) - small, reuse // 2 + ahead + large) + self.copies * small
         scattered = max(min(self.setting("reduce_bucket_size", 5e8), sum(active)), max(active))
         return (whole + scattered) * self.parameter_size
 

@@ -43,12 +43,12 @@ class LayerDraw:
 
 
 class Lisa:
-    """What trains when, for both copies: `models` by their names u and w, after so many steps."""
+    """What trains when, for all copies: `models` by their names u and w, after so many steps."""
 
     def __init__(self, settings: Settings, models: dict[str, torch.nn.Module], steps_done: int = 0):
         self.interval, self.train_rest = settings.lisa_interval, settings.lisa_train_embeddings
         self.layers = {name: Layers(model) for name, model in models.items()}
-        self.blocks = len(self.layers["u"].blocks)
+        self.blocks = len(next(iter(self.layers.values())).blocks)
         self.draw = LayerDraw(self.blocks, settings.lisa_layers, settings.seed, settings.lisa_shared_draw)
         interval = max(0, steps_done - 1) // self.interval
         self.drawn = {name: self.draw(interval, name) for name in models}
@@ -64,20 +64,25 @@ class Lisa:
             return
         if step == 0:
             self._before = [values.clone() for values in self._watched()]
+        else:
+            self._before = []
         for name, copy in copies.items():
             drawn = self.draw(step // self.interval, name)
             if drawn != self.drawn[name]:
                 self.drawn[name] = drawn
                 copy.activate(*self.active(name))
 
-    def verify(self, lr: float) -> None:
-        """After the first step, of size lr: a drawn block has moved and a resting one has not. Raises RuntimeError.
+    def verify(self, moved: bool) -> None:
+        """After the first step that moves the copies: a drawn block has moved and a resting one has not.
 
-        Both would fail silently if the optimizer underneath took no notice of what is frozen.
+        Both would fail silently if the optimizer underneath took no notice of what is frozen. Looks at the first
+        interval alone. Raises RuntimeError.
         """
+        if not moved or not self._before:
+            return
         for number, (before, now) in enumerate(zip(self._before, self._watched(), strict=True)):
             drawn, same = number % 2 == 0, torch.equal(before, now)
-            if drawn and same and lr > 0 and before.numel():
+            if drawn and same and before.numel():
                 raise RuntimeError("LISA self-check: a drawn block did not move in the first step")
             if not drawn and not same:
                 raise RuntimeError("LISA self-check: a resting block moved in the first step")

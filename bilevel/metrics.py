@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import logging
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 
 from bilevel.tracker import NoTracker, WandbTracker
 from bilevel.weights import SampleWeights
+from bilevel.whole_file import whole_file
 
 if TYPE_CHECKING:
     from bilevel.run import Run
@@ -26,7 +28,7 @@ METRICS = {
     "step": "model steps done",
     "epoch": "passes over the training samples",
     "loss_w": "mean training loss of w over the batch's samples, each a mean over its supervised tokens",
-    "loss_u": "the same of u",
+    "loss_u": "the same of u; this and all else about u, validation and x only where weights are learned",
     "gap": "loss_w - loss_u; per sample it says whether a sample helps (below 0: validation wants it learned)",
     "gap_signal": "estimated correlation of the batch's gaps with unrounded ones; bf16 runs at steps 16, 32, 64, ...",
     "computed": "share of the drawn training samples that were computed; runs with sampling=weighted",
@@ -60,8 +62,13 @@ class Columns:
         bf16: bool,
         weighted: bool = False,
         central: bool = False,
+        learned: bool = True,
+        copies: tuple[str, ...] = ("u", "w"),
     ):
-        absent = [] if tested else ["test_loss_w", "test_loss_u"]
+        absent = [] if learned else ["val_loss_w", "lr_x"]
+        absent += [] if "u" in copies else ["loss_u", "gap", "grad_norm_u", "test_loss_u"]
+        absent += [] if copies else ["loss_w", "grad_norm_w", "lr_y", "test_loss_w"]
+        absent += [] if tested else ["test_loss_w", "test_loss_u"]
         absent += [] if noise_known else ["roc_auc", "threshold", "precision", "recall"]
         absent += [] if bf16 else ["gap_signal"]
         absent += [] if weighted else ["computed"]
@@ -83,7 +90,7 @@ class MetricsLog:
         self.tracker, self.started = tracker, time.perf_counter()
         self.files: list[_CsvFile] = []
         if folder:
-            timing = ["step", "seconds", "tokens_per_second", "memory_mib"]
+            timing = ["step", "seconds", "tokens_per_second", "memory_mib", "gflop"]
             self.files = [
                 _CsvFile(folder / "metrics.csv", columns.names, steps_done),
                 _CsvFile(folder / "timing.csv", timing, steps_done),
@@ -94,8 +101,11 @@ class MetricsLog:
         """Note the tokens that a step's passes have read."""
         self.tokens += tokens
 
-    def write(self, row: dict[str, Any], x: SampleWeights | None = None) -> None:
-        """One row; of x, given at evaluations of per-sample runs, a tracker shows the weights' histogram."""
+    def write(self, row: dict[str, Any], x: SampleWeights | None = None, operations: float = 0.0) -> None:
+        """One row; of x, given at evaluations of per-sample runs, a tracker shows the weights' histogram.
+
+        operations: of all passes so far, but for evaluations; nan, where they are not known, leaves its column empty.
+        """
         now = time.perf_counter()
         timing = {
             "step": row["step"],
@@ -103,6 +113,8 @@ class MetricsLog:
             "tokens_per_second": round(self.tokens / (now - self.last)),
             "memory_mib": _peak_memory() >> 20,
         }
+        if not math.isnan(operations):
+            timing["gflop"] = round(operations / 1e9, 3)
         self.tokens, self.last = 0, now
         for file, values in zip(self.files, (row, timing), strict=False):
             file.write(values)
@@ -126,12 +138,11 @@ class _CsvFile:
         rows = []
         if steps_done and path.exists():
             with path.open(newline="", encoding="utf-8") as before:
-                whole = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
-                rows = [row for row in whole if int(row["step"]) < steps_done]
+                read = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
+                rows = [row for row in read if int(row["step"]) < steps_done]
         content = self._lines([dict(zip(columns, columns, strict=True)), *rows])
-        beside = path.with_name(path.name + ".new")  # at no moment is there less on the disk than before
-        beside.write_bytes(content)
-        beside.replace(path)
+        with whole_file(path) as new:
+            new.write_bytes(content)
         self.path, self.size, self.waiting, self.failing = path, len(content), b"", False
 
     def write(self, row: dict[str, Any]) -> None:
@@ -171,17 +182,19 @@ def _peak_memory() -> int:
 
 def open_metrics(run: "Run") -> MetricsLog:
     """metrics.csv, timing.csv and the tracker of a run."""
-    s = run.settings
+    s, learned = run.settings, run.settings.learned
     columns = Columns(
         run.train.sources,
         run.per_sample,
         tested=run.test is not None,
         noise_known=run.train.is_noisy is not None,
-        bf16=run.copies["u"].bf16,
-        weighted=s.sampling == "weighted",
-        central=s.order == 2,
+        bf16="u" in run.copies and run.copies["u"].bf16,
+        weighted=learned and s.sampling == "weighted",
+        central="u" in run.copies and s.order == 2,
+        learned=learned,
+        copies=s.copies,
     )
-    tracker = NoTracker()
-    if s.tracker == "wandb" and run.world.main:
-        tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
-    return MetricsLog(s.run_folder if run.world.main else None, columns, tracker, run.step)
+    metrics = MetricsLog(s.run_folder if run.world.main else None, columns, NoTracker(), run.step)
+    if s.tracker == "wandb" and run.world.main:  # when there are files: a run that cannot write them is none
+        metrics.tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
+    return metrics

@@ -1,10 +1,11 @@
 """The tokenizer and the model: from a hub id or a folder, or built from numbers. Nobody else may care which."""
 
+import copy
+import difflib
 import hashlib
 import itertools
 import json
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ import tokenizers
 import torch
 import transformers
 
-from bilevel.config import Settings, UserError
-from bilevel.layers import speed_up
+from bilevel.config import Settings, UserError, short
 from bilevel.records import cache_folder, read_rows
+from bilevel.whole_file import whole_file
 
 if TYPE_CHECKING:  # read_rows imports it: a model that cannot be is told before
     import datasets
@@ -51,25 +52,26 @@ def _byte_bpe(rows: "list[datasets.Dataset]", vocab_size: int) -> tokenizers.Tok
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(_texts(rows), vocab_size=vocab_size, special_tokens=[EOS], show_progress=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{secrets.token_hex(4)}")  # whole or absent, whoever else writes it
-    bpe.save(str(beside))
-    beside.replace(file)
+    with whole_file(file, shared=True) as new:
+        bpe.save(str(new))
     return bpe._tokenizer
 
 
 def model_shape(settings: Settings) -> transformers.PretrainedConfig:
-    """The model's configuration, with `dropout` applied to every dropout in it; no weights are read."""
+    """The model's own configuration; no weights are read."""
     if settings.model_name_or_path is not None:
         config = _pretrained(transformers.AutoConfig, settings.model_name_or_path)
     else:
         numbers = dict(settings.model_config)
+        kind = numbers.pop("model_type")
+        if str(kind) not in transformers.CONFIG_MAPPING:
+            near = difflib.get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "gpt2 and llama are two that are"
+            raise UserError(f"model_config: {short(kind)} is no model_type that transformers knows; {hint}")
         try:
-            config = transformers.AutoConfig.for_model(numbers.pop("model_type"), **numbers)
+            config = transformers.AutoConfig.for_model(kind, **numbers)
         except (ValueError, TypeError) as error:
             raise UserError(f"model_config: {error}") from None
-    config.use_cache = False
-    if settings.dropout is not None:
-        set_dropout(config, settings.dropout)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and settings.max_length > longest:
         raise UserError(f"max_length {settings.max_length}: the model has {longest} positions; use at most that many")
@@ -86,7 +88,12 @@ def load_model(
     """The model in training mode, with an embedding for each of the tokenizer's tokens.
 
     A pretrained one has `dtype`, and any weights when read_weights is off; a new one is fp32 and drawn from the seed.
+    config: the model's own, which stays as it is.
     """
+    from bilevel.layers import speed_up  # here and there, what a shape that cannot be need not wait for
+    from bilevel.lora import add_adapters
+
+    own_dropouts, config = dropouts(config), trained_shape(settings, config)
     if settings.model_name_or_path is not None and not read_weights:
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=settings.attn_implementation
@@ -113,14 +120,49 @@ def load_model(
     if settings.gradient_checkpointing:
         # Without the check: where it looks, ZeRO-3 has partitioned again the parameters that were whole before.
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
+    if settings.lora_rank is not None:
+        add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
+    model.own_dropouts = own_dropouts
     return speed_up(model).train()
 
 
-def set_dropout(config: transformers.PretrainedConfig, rate: float) -> None:
-    """Set every number in the configuration whose name says dropout, such as resid_pdrop or attention_dropout."""
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)):
-            setattr(config, name, rate)
+def save_model(
+    model: transformers.PreTrainedModel,
+    folder: Path,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a loaded model, with the dropouts that it came with, and its tokenizer. weights: if not those it holds."""
+    trained, model.config = model.config, copy.deepcopy(model.config)
+    for name, rate in model.own_dropouts.items():
+        setattr(model.config, name, rate)
+    model.save_pretrained(folder, state_dict=weights)
+    model.config = trained
+    tokenizer.save_pretrained(folder)
+
+
+def trained_shape(settings: Settings, config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
+    """A copy of the model's own configuration, with `dropout` for every dropout in it."""
+    config = copy.deepcopy(config)
+    if settings.dropout is not None:
+        for name in dropouts(config):
+            setattr(config, name, settings.dropout)
+    return config
+
+
+def drops(config: transformers.PretrainedConfig) -> bool:
+    """Whether a causal language model of this configuration drops anything while it trains; it has no other head."""
+    others = ("classifier", "summary")
+    return any(rate > 0 for name, rate in dropouts(config).items() if not name.startswith(others))
+
+
+def dropouts(config: transformers.PretrainedConfig) -> dict[str, float]:
+    """Every number in the configuration whose name says dropout, such as resid_pdrop or attention_dropout."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float))
+    }
 
 
 def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:

@@ -15,7 +15,7 @@ import transformers
 
 from bilevel.activations import draw_worst, measure_pass, meta_model, micro_batch
 from bilevel.config import Settings
-from bilevel.layout import COPIES, Layout, Parameters
+from bilevel.layout import Layout, Parameters
 from bilevel.lisa import Layers
 from bilevel.model import model_shape
 from bilevel.zero_config import zero_config
@@ -65,7 +65,11 @@ class Plan:
 def memory_report(settings: Settings, processes: int, hosts: int = 1) -> str:
     """The plan of a run as a table; `processes` in all, one per GPU. Reads no weights and needs no network."""
     dtype = settings.dtype or ("bf16" if torch.cuda.is_available() or settings.gpu_memory_gib else "fp32")
-    return render(plan(settings, run_shape(settings), processes, dtype, hosts))
+    shape = run_shape(settings)
+    try:
+        return render(plan(settings, shape, processes, dtype, hosts))
+    except RuntimeError as error:  # an operation that torch cannot do without numbers, such as experts in fp32
+        return f"no memory plan for a model of type {shape.model_type} in {dtype}: {error}"
 
 
 def run_shape(settings: Settings) -> transformers.PretrainedConfig:
@@ -115,7 +119,7 @@ def _estimate(
         "fp32 copy of gradients in the step": _step_copy(layout, groups) - one_pass.kept,
     }
     keeps_bits = layout.stage > 0 and dtype == "bf16" and settings.lisa_layers is not None
-    residual = COPIES * 2 * sum(map(layout.partition, resting)) if keeps_bits else 0
+    residual = layout.copies * 2 * sum(map(layout.partition, resting)) if keeps_bits else 0
     host = {"processes": HOST_PROCESS * processes} | layout.host(model, groups)
     if residual and settings.lisa_residual == "host":
         host["residual bits"] = residual * processes
@@ -152,7 +156,7 @@ def _estimate(
 
 def _groups(settings: Settings, model: torch.nn.Module) -> tuple[list[Parameters], list[Parameters]]:
     """The optimizer's parameter groups in the worst draw, and the blocks that rest; requires_grad is set to match."""
-    groups, resting = [list(model.parameters())], []
+    groups, resting = [[p for p in model.parameters() if settings.lora_rank is None or p.requires_grad]], []
     if settings.lisa_layers is not None:
         layers = Layers(model)
         drawn = draw_worst(settings, layers)
@@ -169,9 +173,10 @@ def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, An
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage == 0:
-        return Layout(0, processes, zero, 4, 4, autocast=dtype == "bf16")
+        return Layout(0, processes, zero, 4, 4, autocast=dtype == "bf16", copies=len(settings.copies) or 1)
     kept = (config.get("data_types") or {}).get("grad_accum_dtype") or dtype
-    return Layout(stage, processes, zero, SIZE[dtype], SIZE["bf16" if "b" in kept else "fp32"])
+    gradient = SIZE["bf16" if "b" in kept else "fp32"]
+    return Layout(stage, processes, zero, SIZE[dtype], gradient, copies=len(settings.copies) or 1)
 
 
 def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
@@ -191,9 +196,9 @@ def _changes(
         found.append((f"micro_batch_tokens {shorter}", change(s, micro_batch_tokens=shorter), config))
     if not s.gradient_checkpointing:
         found.append(("gradient_checkpointing true", change(s, gradient_checkpointing=True), config))
-    if s.lisa_layers is None:
+    if s.lisa_layers is None and s.lora_rank is None:
         found.append(("lisa_layers 2", change(s, lisa_layers=min(2, len(Layers(model).blocks))), config))
-    elif s.lisa_layers > 1:
+    elif s.lisa_layers is not None and s.lisa_layers > 1:
         found.append((f"lisa_layers {s.lisa_layers // 2}", change(s, lisa_layers=s.lisa_layers // 2), config))
     if s.lisa_layers is not None and s.lisa_train_embeddings:
         found.append(("lisa_train_embeddings false", change(s, lisa_train_embeddings=False), config))
@@ -223,10 +228,13 @@ def _title(settings: Settings, size: int, processes: int, dtype: str, layout: La
     if settings.lisa_layers is not None:
         frozen = "" if settings.lisa_train_embeddings else ", embeddings frozen"
         how.append(f"LISA with {settings.lisa_layers} blocks{frozen}")
+    if settings.lora_rank is not None:
+        how.append(f"LoRA of rank {settings.lora_rank}")
     how.append(f"micro-batches up to {rows} x {length} tokens")
     how.append(f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}")
     name = settings.model_name_or_path or settings.model_config["model_type"]
-    return f"{name}, {size / 1e9:.2f}B parameters, two copies: {', '.join(how)}"
+    copies = "two copies" if layout.copies == 2 else "one copy"
+    return f"{name}, {size / 1e9:.2f}B parameters, {copies}: {', '.join(how)}"
 
 
 def render(plan: Plan) -> str:

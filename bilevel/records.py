@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bilevel.config import first, short
 from bilevel.json_file import DataError, content_hash, parse_records, read_bytes
+from bilevel.whole_file import whole_file
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
@@ -103,15 +103,14 @@ def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
 
     texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
     schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_()})
-    beside = file.with_suffix(f".{secrets.token_hex(4)}")  # whole or absent, whoever else writes it
     rows = _rows(str(path), format, content)
-    try:
-        with pyarrow.OSFile(str(beside), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-            while batch := list(itertools.islice(rows, 1000)):
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        whole_file(file, shared=True) as new,
+        pyarrow.OSFile(str(new), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, schema) as writer,
+    ):
+        while batch := list(itertools.islice(rows, 1000)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
 
 
 def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:

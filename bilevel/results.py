@@ -11,25 +11,34 @@ from bilevel.data import Samples
 from bilevel.distribution import histogram, source_shares
 from bilevel.metrics import QUANTILES
 from bilevel.weights import CHUNK, SampleWeights, SourceWeights, parts
+from bilevel.whole_file import whole_file
 
 
-def write_weights(path: Path, x: SourceWeights | SampleWeights, samples: Samples) -> None:
-    """source,weight,samples per source (weight p_s); file,index,weight[,is_noisy] per sample (weight c_i, mean 1)."""
-    beside = path.with_name(path.name + ".new")  # whole or absent
-    with beside.open("w", newline="", encoding="utf-8") as file:
+def write_weights(
+    path: Path, x: SourceWeights | SampleWeights, samples: Samples, scores: torch.Tensor | None = None
+) -> None:
+    """source,weight,samples per source (weight p_s); file,index,weight[,is_noisy] per sample (weight c_i, mean 1).
+
+    A last column `score` where a baseline has given the samples scores (N,); per source it is their mean.
+    """
+    with whole_file(path) as new, new.open("w", newline="", encoding="utf-8") as file:
         if isinstance(x, SourceWeights):
             table = {"source": samples.sources, "weight": x.p.numpy(), "samples": samples.sizes.numpy()}
+            if scores is not None:
+                sums = torch.bincount(samples.source_ids.long(), scores, minlength=len(samples.sources))
+                table["score"] = (sums / samples.sizes).numpy()
             pd.DataFrame(table).to_csv(file, index=False)
         else:
             for part in parts(len(samples)):
                 table = _places(samples, part).assign(weight=x.coefficients(part).numpy())
                 if samples.is_noisy is not None:
                     table["is_noisy"] = samples.is_noisy[part]
+                if scores is not None:
+                    table["score"] = scores[part].numpy()
                 table.to_csv(file, index=False, header=part.start == 0)
-    beside.replace(path)
 
 
-def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor | None:
+def read_start(x_init: str | Path, per_sample: bool, samples: Samples) -> torch.Tensor | None:
     """Weights to start from: p (S,) per source, c (N,) or None for all ones per sample.
 
     x_init is uniform, size, or a weights.csv written by a run on the same files.
@@ -47,7 +56,7 @@ def read_start(x_init: str, per_sample: bool, samples: Samples) -> torch.Tensor 
     return weights.div_(weights.mean() if per_sample else weights.sum())
 
 
-def _read_weights(path: str, per_sample: bool, samples: Samples) -> torch.Tensor:
+def _read_weights(path: str | Path, per_sample: bool, samples: Samples) -> torch.Tensor:
     """The column weight of a weights.csv (float64, NaN where there is no number) of these sources, or samples."""
     keys, n = (["file", "index"], len(samples)) if per_sample else (["source"], len(samples.sources))
     columns, rows, weights = [*keys, "weight"], 0, torch.empty(n, dtype=torch.float64)
@@ -57,7 +66,9 @@ def _read_weights(path: str, per_sample: bool, samples: Samples) -> torch.Tensor
         for table in tables:
             if not set(columns) <= set(table.columns):
                 found = ", ".join(table.columns)
-                raise UserError(f"x_init {path}: expected columns {', '.join(columns)}, found {found}")
+                kind = "sample" if "index" in table.columns else "source" if "source" in table.columns else None
+                remedy = f"; these are of a run with weights={kind}" if kind else ""
+                raise UserError(f"x_init {path}: expected columns {', '.join(columns)}, found {found}{remedy}")
             part, rows = slice(rows, rows + len(table)), rows + len(table)
             if rows > n:
                 raise other
@@ -84,7 +95,8 @@ def draw_weights(folder: Path, x: SourceWeights | SampleWeights, samples: Sample
             axes[0].plot(curve.index, curve, label=f"{q:.0%} of the records below")
         axes[0].set(ylabel="weight c of a record (mean 1)")
         noisy = samples.is_noisy
-        for label, among in {"all records": None} if noisy is None else {"clean": ~noisy, "noisy": noisy}.items():
+        groups = {"all records": None} if noisy is None else {"clean": ~noisy, "noisy": noisy}
+        for label, among in groups.items():
             axes[1].stairs(*histogram(x, len(samples), 40, among), label=label, fill=True, alpha=0.6)
         axes[1].set(xlabel="final weight c", ylabel="records", title="Final weights of the records")
     else:
@@ -114,8 +126,9 @@ def summary(folder: Path, x: SourceWeights | SampleWeights, samples: Samples, la
     if "roc_auc" in last_row:
         lines.append("ROC area {roc_auc:.4f}; precision {precision:.3f}, recall {recall:.3f}".format(**last_row))
     if "test_loss_w" in last_row:
-        lines.append("test loss per token: w {test_loss_w:.4f}, u {test_loss_u:.4f}".format(**last_row))
-    names = ("metrics.csv", "weights.csv", "weights.png", "model")
+        losses = (f"{name} {last_row[f'test_loss_{name}']:.4f}" for name in "wu" if f"test_loss_{name}" in last_row)
+        lines.append("test loss per token: " + ", ".join(losses))
+    names = ("metrics.csv", "weights.csv", "weights.png", "report.html", "model")
     lines.append("in " + str(folder) + ": " + ", ".join(name for name in names if (folder / name).exists()))
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from bilevel.backend import ModelCopy
 from bilevel.config import Settings
 from bilevel.data import Batch
 from bilevel.f2sa import TrainingStopped
+from bilevel.schedule import process_seed
 
 log = logging.getLogger("bilevel")
 
@@ -30,8 +31,8 @@ class RoundingGuard:
     """
 
     def __init__(self, settings: Settings, copies: dict[str, ModelCopy]):
-        self.settings, self.copy, self.lost = settings, copies["u"], 0
-        self.on = self.copy.bf16 and settings.rounding_guard != "off"
+        self.settings, self.copy, self.lost = settings, copies.get("u"), 0
+        self.on = self.copy is not None and self.copy.bf16 and settings.rounding_guard != "off"
 
     def check(self, step: int, batch: Batch, gaps: torch.Tensor) -> dict[str, float]:
         """The column gap_signal of metrics.csv after a step that saw these gaps (|B|,), or nothing.
@@ -84,7 +85,8 @@ def rounding_noise(copy: ModelCopy, batch: Batch, seed: int) -> torch.Tensor:
 def _dither(copy: ModelCopy, seed: int) -> Iterator[None]:
     """Inside, each bf16 output of a layer with weights is one unit of its last place off, up or down, once in 12 times:
     as much as rounding makes it. The head's are not rounded (bilevel.losses)."""
-    generator = torch.Generator(copy.world.device).manual_seed(seed * copy.world.size + copy.world.rank)
+    start = process_seed(seed, copy.world.rank, copy.world.size)
+    generator = torch.Generator(copy.world.device).manual_seed(start)
 
     def dither(layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         if not isinstance(output, torch.Tensor) or output.dtype != torch.bfloat16:

@@ -4,13 +4,16 @@ import dataclasses
 import logging
 from typing import IO, Any
 
+import torch
 import transformers
 
 from bilevel.backend import ModelCopy
 from bilevel.config import Settings
 from bilevel.data import Batch, BatchStream, Samples
-from bilevel.f2sa import NonFiniteLoss, TrainingStopped
+from bilevel.f2sa import NonFiniteLoss, leave_out
+from bilevel.fixed import FixedSampleWeights, FixedSourceWeights, WeightedStream
 from bilevel.lisa import Lisa
+from bilevel.results import read_start
 from bilevel.rounding import RoundingGuard
 from bilevel.sampling import choose
 from bilevel.watch import Watch
@@ -28,23 +31,32 @@ class Run:
     world: World
     tokenizer: transformers.PreTrainedTokenizerBase
     train: Samples
-    val: Samples
+    val: Samples | None  # where the settings read it
     test: Samples | None
-    copies: dict[str, ModelCopy]  # u and w
+    pool: Samples  # of which training batches are drawn: train, and behind it, with val_in_training, val
+    copies: dict[str, ModelCopy]  # by the settings' names: u and w, or w
     lisa: Lisa | None
     x: SourceWeights | SampleWeights
     steps: int
     step: int = 0  # steps done
     skipped: int = 0  # of them, left out as a loss or gradient was not finite
+    operations: float = 0.0  # of the passes before a checkpoint, and of scoring
+    scores: torch.Tensor | None = None  # (N,) that a baseline has given the samples
     row: dict[str, Any] = dataclasses.field(default_factory=dict)  # of metrics.csv, of the last step
     lock: IO | None = None  # on the run's folder, while it is open
 
     def __post_init__(self):
         s = self.settings
-        self.streams = {
-            "train": BatchStream(len(self.train), s.global_batch_size, s.seed),
-            "val": BatchStream(len(self.val), s.val_batch_size, s.seed + 1),
-        }
+        self.streams: dict[str, BatchStream] = {}
+        if s.method == "fixed":
+            c = torch.ones(len(self.pool), dtype=torch.float64)
+            c[: len(self.train)] = self.x.coefficients(slice(None))
+            self.streams = {"train": WeightedStream(c, s.global_batch_size, s.seed)}
+        elif s.learned:
+            self.streams = {
+                "train": BatchStream(len(self.train), s.global_batch_size, s.seed),
+                "val": BatchStream(len(self.val), s.val_batch_size, s.seed + 1),
+            }
         self.guard = RoundingGuard(s, self.copies)
         self.watch = Watch(s, self.x, self.train.sources, self.steps)
 
@@ -52,34 +64,36 @@ class Run:
     def per_sample(self) -> bool:
         return self.settings.weights == "sample"
 
-    def draw(self) -> tuple[Batch, Batch]:
-        """The step's batches, of training and of validation samples."""
+    @property
+    def all_operations(self) -> float:
+        """Floating-point operations of all passes so far, but for evaluations; nan where they cannot be counted."""
+        return self.operations + self.world.size * sum(c.passed.operations(c.shape) for c in self.copies.values())
+
+    def draw(self) -> tuple[Batch, Batch | None]:
+        """The step's batches, of training samples and, where the weights are learned, of validation samples."""
         s = self.settings
-        drawn, trusted = next(self.streams["train"]), next(self.streams["val"])
+        drawn = next(self.streams["train"])
+        if s.method == "fixed":
+            return self.pool.batch(drawn, s.micro_batch_tokens, self.world), None
         sample_ids, counts = choose(drawn, self.x, s, self.step)
         train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world)
-        validation = self.val.batch(trusted, s.micro_batch_tokens, self.world)
+        validation = self.val.batch(next(self.streams["val"]), s.micro_batch_tokens, self.world)
         return dataclasses.replace(train, counts=counts, drawn=len(drawn)), validation
 
     def skip(self, error: NonFiniteLoss) -> None:
         """Leave the step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""
-        allowed, parts = self.settings.skip_nonfinite, {"train": self.train, "val": self.val}
+        parts = {"train": self.pool, "val": self.val}
         records = "; ".join(parts[part].places(ids) for part, ids in error.suspects.items() if len(ids))
-        if self.skipped == allowed:
-            raise TrainingStopped(
-                f"{error}; records {records}. Try a smaller lr_y or clip_grad_norm; the same command with "
-                f"skip_nonfinite={allowed + 1} goes on and leaves such a step out"
-            ) from error
-        for copy in self.copies.values():
-            copy.discard()
+        words = leave_out(error, records, self.copies.values(), self.skipped, self.settings.skip_nonfinite)
         self.skipped += 1
-        log.warning(f"step {self.step + 1}: {error}; records {records}. Left out, {self.skipped} of {allowed}")
+        log.warning(f"step {self.step + 1}: {words}")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of this process, between two steps."""
         return {
             "step": self.step,
             "skipped": self.skipped,
+            "operations": self.all_operations,
             "row": self.row,
             "watch": self.watch.state_dict(),
             "lost": self.guard.lost,
@@ -91,9 +105,20 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the copies have the parameters active that LISA had drawn for the last step."""
         self.step, self.skipped, self.row = state["step"], state["skipped"], state["row"]
-        self.guard.lost = state["lost"]
+        self.guard.lost, self.operations = state["lost"], state["operations"]
         self.watch.load_state_dict(state["watch"])
         self.x.load_state_dict(state["x"])
         for part in ("streams", "copies"):
             for name, thing in getattr(self, part).items():
                 thing.load_state_dict(state[part][name])
+
+
+def make_weights(settings: Settings, train: Samples) -> SourceWeights | SampleWeights:
+    """x at its start, of training samples. Raises UserError where x_init is a file that does not fit them."""
+    s, per_sample = settings, settings.weights == "sample"
+    start = read_start(s.x_init_file or s.x_init, per_sample, train)
+    if s.method == "fixed":
+        return FixedSampleWeights(len(train), start) if per_sample else FixedSourceWeights(train.source_ids, start)
+    if per_sample:
+        return SampleWeights(len(train), start, s.x_map, s.x_factor, s.x_optimizer)
+    return SourceWeights(train.source_ids, start, s.x_factor, s.x_optimizer)

@@ -28,6 +28,15 @@ class Piece:
     ids: list[int] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass
+class Prompt:
+    """What stands before a record's last response, as the tokens that training has; what ends it; the response."""
+
+    ids: list[int]
+    stop: int
+    response: str
+
+
 class Tokeniser:
     """Batched function for `datasets.map`: rows of bilevel.records -> index, is_noisy, input_ids, labels.
 
@@ -62,14 +71,7 @@ class Tokeniser:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        samples = [self._pieces(*row) for row in zip(rows["roles"], rows["contents"], rows["index"], strict=True)]
-        try:
-            self._encode_pieces(samples)
-        except BaseException as error:  # a panic of the tokenizers library is no Exception
-            if type(error).__name__ != "PanicException":
-                raise
-            places = f"records {rows['index'][0]} to {rows['index'][-1]}"
-            raise DataError(f"{places}: the tokenizer cannot take the text of one: {short(str(error), 200)}") from None
+        samples = self._encoded(rows)
         out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": []}
         for roles, pieces, index, is_noisy in zip(rows["roles"], samples, rows["index"], rows["is_noisy"], strict=True):
             ids, labels = self._join(pieces)
@@ -84,6 +86,31 @@ class Tokeniser:
                 out["input_ids"].append(ids[chunk])
                 out["labels"].append(labels[chunk])
         return out
+
+    def prompts(self, rows: dict[str, list[Any]]) -> list[Prompt]:
+        """The prompts of rows that are no text, nothing cut away."""
+        found = []
+        for pieces in self._encoded(rows):
+            last = max(number for number, piece in enumerate(pieces) if piece.supervised)
+            ids = [] if pieces[0].markup else list(self.bos)
+            for piece in pieces[:last]:
+                ids += piece.ids
+            behind = next((piece.ids for piece in pieces[last + 1 :] if piece.markup), [])
+            stop = next((token for token in behind if token in self.special), self.eos)
+            found.append(Prompt(ids, stop, pieces[last].text))
+        return found
+
+    def _encoded(self, rows: dict[str, list[Any]]) -> list[list[Piece]]:
+        """The pieces of all rows, with their ids."""
+        samples = [self._pieces(*row) for row in zip(rows["roles"], rows["contents"], rows["index"], strict=True)]
+        try:
+            self._encode_pieces(samples)
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            places = f"records {rows['index'][0]} to {rows['index'][-1]}"
+            raise DataError(f"{places}: the tokenizer cannot take the text of one: {short(str(error), 200)}") from None
+        return samples
 
     def _pieces(self, roles: list[str], contents: list[str], index: int) -> list[Piece]:
         if roles[0] == "text":

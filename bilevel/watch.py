@@ -7,6 +7,7 @@ from typing import Any
 
 from bilevel.config import Settings
 from bilevel.f2sa import TrainingStopped
+from bilevel.schedule import schedule
 from bilevel.weights import SampleWeights, SourceWeights, parts
 
 log = logging.getLogger("bilevel")
@@ -15,6 +16,7 @@ WINDOW = 32  # steps whose median a loss is compared with
 COLLAPSED = 0.99  # share of the largest source
 SPREAD = 0.01  # effective number of records, as a share of all
 MOVED = 0.01  # of x, anywhere: less is frozen
+NEAR, FAR = 1, 3  # x that is carried less than NEAR leaves the weights much alike; FAR takes one near 0
 ASCENT = 5  # steps whose median says where u's validation loss is
 
 
@@ -67,6 +69,14 @@ class Watch:
     def weights(self, step: int) -> None:
         """At evaluations: all weight in one place, or none moved by the middle of the run. Each is told once."""
         s = self.settings
+        if step == 0 and s.lr_x and s.x_optimizer == "adam" and (reach := self.reach()) < NEAR:
+            self._tell(
+                step,
+                "slow",
+                f"in this run Adam moves x by {reach:.2g} at most; about {FAR} bring a weight near 0, so the weights "
+                f"will differ little. Try lr_x={s.lr_x * FAR / reach:.1g} ({s.lr_x:g}), more steps or a smaller "
+                f"upper_every ({s.upper_every})",
+            )
         early = step <= self.steps / 10
         if isinstance(self.x, SourceWeights):
             top = int(self.x.p.argmax())
@@ -95,6 +105,17 @@ class Watch:
                 f"({s.upper_every}); where gap in metrics.csv is near 0, a larger lr_y ({s.lr_y:g}) or a smaller alpha "
                 f"({s.alpha:g})",
             )
+
+    def reach(self) -> float:
+        """How far Adam can carry an entry of x by the end of the run: lr_x at each of its visits."""
+        s, x = self.settings, self.x
+        rates = (
+            s.lr_x * schedule(step, self.steps, s.warmup_ratio, s.x_lr_schedule)
+            for step in range(s.x_warmup_steps, self.steps)
+            if (step + 1) % s.upper_every == 0
+        )
+        visited = min(1, s.upper_every * s.global_batch_size / len(x.x)) if isinstance(x, SampleWeights) else 1
+        return visited * sum(rates)
 
     def state_dict(self) -> dict[str, Any]:
         return {

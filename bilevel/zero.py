@@ -29,7 +29,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from bilevel.backend import Active, ModelCopy, Parameters
 from bilevel.config import Settings
-from bilevel.model import load_model
+from bilevel.model import load_model, save_model
+from bilevel.operations import Passes
 from bilevel.world import World
 
 Kept = dict[tuple[int, ...], tuple[torch.Tensor, dict[str, Any]]]
@@ -76,7 +77,7 @@ class ZeroCopy(ModelCopy):
         active: Active | None = None,
         residual: str = "device",
     ):
-        self.residual, self.residuals = residual, {}
+        self.residual, self.residuals, self.passed = residual, {}, Passes()
         self.module, self.world, self.config, self.weight_decay = model, world, config, weight_decay
         self.stage, self.bf16_weights = config["zero_optimization"]["stage"], config["bf16"]["enabled"]
         self.bf16 = self.bf16_weights or "torch_autocast" in config
@@ -87,6 +88,10 @@ class ZeroCopy(ModelCopy):
     @property
     def model(self) -> torch.nn.Module:
         return self.engine
+
+    @property
+    def shape(self) -> transformers.PretrainedConfig:
+        return self.module.config
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -129,8 +134,7 @@ class ZeroCopy(ModelCopy):
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         state = self.whole_state()
         if self.world.main:
-            self.module.save_pretrained(folder, state_dict=state)
-            tokenizer.save_pretrained(folder)
+            save_model(self.module, folder, tokenizer, state)
         self.world.wait()
 
     def whole_state(self) -> dict[str, torch.Tensor]:
@@ -234,31 +238,35 @@ class ZeroCopy(ModelCopy):
                 add_residual_bits(partition.data, self.residuals.pop(ids))
 
 
-def load_two(
+def load_copies(
     settings: Settings,
     world: World,
     shape: transformers.PretrainedConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
     config: dict[str, Any],
 ) -> dict[str, torch.nn.Module]:
-    """u and w, equal. Under ZeRO-3 a pretrained model is partitioned as its checkpoint is read, shard by shard, and the
-    second copy is filled partition by partition from the first, so that no process ever holds one whole."""
+    """The run's copies, equal. Under ZeRO-3 a pretrained model is partitioned as its checkpoint is read, shard by
+    shard, and a second one is filled partition by partition from the first: no process ever holds a whole one."""
     dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
     if config["zero_optimization"]["stage"] < 3 or settings.model_config is not None:
-        u = load_model(settings, shape, tokenizer, dtype).to(world.device)
-        return {"u": u, "w": copy.deepcopy(u)}
+        model = load_model(settings, shape, tokenizer, dtype).to(world.device)
+        return {name: copy.deepcopy(model) if number else model for number, name in enumerate(settings.copies)}
     partitioning = HfDeepSpeedConfig(copy.deepcopy(config))  # transformers partitions what it makes while this lives
-    u = load_model(settings, shape, tokenizer, dtype)
-    w = load_model(settings, shape, tokenizer, dtype, read_weights=False)
+    first, *others = (
+        load_model(settings, shape, tokenizer, dtype, read_weights=number == 0)
+        for number in range(len(settings.copies))
+    )
     del partitioning
     with torch.no_grad():
-        for mine, other in zip(w.parameters(), u.parameters(), strict=True):
-            mine.ds_tensor.copy_(other.ds_tensor)
-            if mine.ds_status == ZeroParamStatus.AVAILABLE:
+        for copied in others:
+            copied.generation_config = first.generation_config
+            for mine, other in zip(copied.parameters(), first.parameters(), strict=True):
+                mine.ds_tensor.copy_(other.ds_tensor)
+                if mine.ds_status == ZeroParamStatus.AVAILABLE:
+                    mine.copy_(other)
+            for mine, other in zip(copied.buffers(), first.buffers(), strict=True):
                 mine.copy_(other)
-        for mine, other in zip(w.buffers(), u.buffers(), strict=True):
-            mine.copy_(other)
-    return {"u": u, "w": w}
+    return dict(zip(settings.copies, (first, *others), strict=True))
 
 
 def residual_bits(master: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Every record is drawn from a seeded generator, so the same seed gives the same bytes:
 
     python data_alpaca_0.5/generate.py
+    python data_alpaca_0.5/generate.py --tasks plural capitals --per_task 120 --out facts.json
 
 The kinds of task are the functions in the tasks_*.py files beside this one; each returns one
 (instruction, input, output) and its name becomes the record's "task". To add a kind, write such a
@@ -25,7 +26,7 @@ import tasks_writing
 from wording import Record
 
 PER_TASK = 80
-MAX_DRAWS = 100 * PER_TASK
+DRAWS = 100  # for each record that is wanted, at most
 SEED = 0
 
 HERE = Path(__file__).resolve().parent
@@ -44,26 +45,26 @@ TASKS = [
 ]
 
 
-def draw(task: Callable[[random.Random], Record], seed: int) -> list[dict[str, str]]:
-    """PER_TASK different questions of one kind, from a generator of its own."""
+def draw(task: Callable[[random.Random], Record], seed: int, wanted: int) -> list[dict[str, str]]:
+    """As many different questions of one kind, from a generator of its own. Raises ValueError."""
     rng = random.Random(f"{seed} {task.__name__}")
     answers: dict[tuple[str, str], str] = {}
-    for _ in range(MAX_DRAWS):
+    for _ in range(DRAWS * wanted):
         instruction, context, output = task(rng)
         answers.setdefault((instruction, context), output)
-        if len(answers) == PER_TASK:
+        if len(answers) == wanted:
             break
     else:
-        raise RuntimeError(f"{task.__name__}: only {len(answers)} different questions, {PER_TASK} wanted")
+        raise ValueError(f"{task.__name__}: only {len(answers)} different questions, {wanted} wanted")
     return [
         {"instruction": instruction, "input": context, "output": output, "task": task.__name__}
         for (instruction, context), output in answers.items()
     ]
 
 
-def generate(seed: int) -> bytes:
-    """The whole data set in shuffled order as a JSON array, one record per line."""
-    records = [record for task in TASKS for record in draw(task, seed)]
+def generate(tasks: list[Callable[[random.Random], Record]], seed: int, per_task: int) -> bytes:
+    """Records of these tasks in shuffled order as a JSON array, one record per line. Raises ValueError."""
+    records = [record for task in tasks for record in draw(task, seed, per_task)]
     random.Random(f"{seed} order").shuffle(records)
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     return f"[\n{lines}\n]\n".encode()
@@ -72,11 +73,25 @@ def generate(seed: int) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--out", type=Path, default=HERE / "alpaca_synthetic.json", help="file to write")
+    parser.add_argument("--out", type=Path, help="file to write (the shipped one)")
+    by_name = {task.__name__: task for task in TASKS}
+    parser.add_argument(
+        "--tasks", nargs="+", choices=by_name, default=list(by_name), metavar="TASK", help="kinds (all)"
+    )
+    parser.add_argument("--per_task", type=int, default=PER_TASK, help=f"records of each kind ({PER_TASK})")
     args = parser.parse_args()
-    data = generate(args.seed)
-    args.out.write_bytes(data)
-    print(f"{args.out}: {len(TASKS)} tasks, {len(TASKS) * PER_TASK} records, {len(data)} bytes")
+    if args.out is None and (len(args.tasks), args.per_task) != (len(TASKS), PER_TASK):
+        parser.error("--tasks and --per_task make another data set: give --out FILE")
+    out = args.out or HERE / "alpaca_synthetic.json"
+    try:
+        data = generate([by_name[name] for name in args.tasks], args.seed, args.per_task)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.out and out.exists() and out.read_bytes() != data:
+        parser.error(f"{out} is there already and holds something else: give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(data)
+    print(f"{out}: {len(args.tasks)} tasks, {len(args.tasks) * args.per_task} records, {len(data)} bytes")
 
 
 if __name__ == "__main__":

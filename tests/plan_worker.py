@@ -13,11 +13,12 @@ import transformers
 from torch import distributed
 
 from bilevel.backend import ModelCopy
-from bilevel.checkpoint import split
-from bilevel.config import Settings, validate
+from bilevel.checkpoint_file import split
+from bilevel.config import Settings
 from bilevel.data import MicroBatch
 from bilevel.lisa import Lisa
-from bilevel.model import model_shape
+from bilevel.model import model_shape, trained_shape
+from bilevel.validation import validate
 from bilevel.world import World
 from bilevel.zero import ZeroCopy, start_world
 from bilevel.zero_config import zero_config
@@ -37,7 +38,7 @@ LINES = (
 def measure(settings: Settings, world: World) -> dict[str, int]:
     """The most that is held within a step, when Adam has its state and LISA has drawn every block at least once."""
     torch.manual_seed(0)
-    shape = model_shape(settings)
+    shape = trained_shape(settings, model_shape(settings))
     models = {name: transformers.AutoModelForCausalLM.from_config(shape).train() for name in ("u", "w")}
     lisa = Lisa(settings, models) if settings.lisa_layers else None
     config = zero_config(settings, settings.dtype)

@@ -1,5 +1,7 @@
 """Small runs of the real script on a slice of the shipped data."""
 
+import codecs
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +13,9 @@ import pandas as pd
 import yaml
 
 import train_bilevel
+from bilevel import config
+from bilevel.config import Settings
+from bilevel.json_file import parse_records
 from bilevel.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +73,27 @@ def train(data: Path, out: Path, **changes) -> pd.DataFrame:
     """Run the script to its end; returns metrics.csv."""
     assert train_bilevel.main(settings(data, out, **changes)) == 0
     return pd.read_csv(out / "metrics.csv")
+
+
+def finished_run(folder: Path, files: list[Path], weights: pd.DataFrame, sizes: list[int] | None = None) -> Path:
+    """What a run of these training files leaves, without the run: config.yaml, data.json and the weights.csv given.
+
+    sizes: how many samples the records of each file became; None is one each.
+    """
+    folder.mkdir(parents=True)
+    per_sample = "index" in weights
+    values = {"train_data": [str(file) for file in files], "val_data": ["val.json"], "model_config": TINY}
+    run = Settings(**values, weights="sample" if per_sample else "source", output_dir=str(folder))
+    (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
+    data = []
+    for number, file in enumerate(files):
+        content = file.read_bytes()
+        records = len(list(parse_records(file, content.removeprefix(codecs.BOM_UTF8))))
+        data.append({"file": file.name, "path": str(file.absolute()), "sha256": hashlib.sha256(content).hexdigest(),
+                     "records": records, "samples": sizes[number] if sizes else records})  # fmt: skip
+    (folder / "data.json").write_text(json.dumps({"train": data, "val": [], "test": []}), encoding="utf-8")
+    weights.to_csv(folder / "weights.csv", index=False)
+    return folder
 
 
 def train_until(step: int, arguments: list[str]) -> int:

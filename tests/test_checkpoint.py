@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from run_helpers import ROOT, make_data, settings
+from run_helpers import ROOT, settings
 
 import train_bilevel
-from bilevel import checkpoint
-from bilevel.checkpoint import Checkpoints, DamagedCheckpoint, verify
+from bilevel import checkpoint_file
+from bilevel.checkpoint import Checkpoints
+from bilevel.checkpoint_file import DamagedCheckpoint, verify
 from bilevel.config import UserError
 from bilevel.interrupt import Interrupt
 from bilevel.run import Run
@@ -33,11 +34,6 @@ STATE = {
     "x": {"x": torch.randn(5, dtype=torch.float64), "optimizer": {}},
     "copies": {"u": {"parameters": {"a.b": torch.randn(3, 4)}, "moments": {"a.b": {"step": torch.tensor(3.0)}}}},
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def changes(data: Path, weights: str, lisa: bool) -> dict:
@@ -136,12 +132,19 @@ def test_a_signal_ends_the_step_saves_and_exits(data: Path, tmp_path: Path, numb
 
 
 def test_a_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Not one of the same moment: a launcher passes on what the scheduler has sent to all, and not always as it was."""
     left: list[int] = []
+    now = [100.0]
     monkeypatch.setattr(os, "_exit", left.append)
     before = signal.getsignal(signal.SIGINT)
-    with Interrupt(ALONE) as interrupt:
+    with Interrupt(ALONE, clock=lambda: now[0]) as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.agreed() == signal.SIGTERM and not left
+        now[0] += 1.9
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.agreed() == signal.SIGTERM and not left
+        now[0] += 0.2
         os.kill(os.getpid(), signal.SIGINT)
         assert left == [130]
     assert signal.getsignal(signal.SIGINT) is before
@@ -210,7 +213,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path):
     manifest = json.loads((tmp_path / "step_000003" / "manifest.json").read_text())
     del manifest["sha256"]
     manifest["processes"] = 2
-    manifest["sha256"] = checkpoint._digest(manifest)
+    manifest["sha256"] = checkpoint_file._digest(manifest)
     (tmp_path / "step_000003" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="was written by 2 processes and this run has 1"):
         saved.read("auto")
@@ -247,6 +250,29 @@ def test_the_oldest_go_when_the_newest_is_whole(tmp_path: Path):
         saved.begin(step, STATE | {"step": step})
         assert saved.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000003", "step_000004"]
+
+
+def test_the_one_just_written_stays_and_those_set_aside_go_first(tmp_path: Path, caplog):
+    saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=3)
+
+    def write(step: int) -> None:
+        saved.begin(step, STATE | {"step": step})
+        assert saved.finish() and saved.last == tmp_path / f"step_{step:06d}"
+
+    for step in (2, 6, 8):
+        write(step)
+    saved.set_aside(5)
+    assert "step_000008 is beyond step 5, after which the run goes on: set aside as step_000008.aside" in caplog.text
+    with pytest.raises(UserError, match="it is step_000008 under another name"):
+        saved.read(str(tmp_path / "step_000008.aside"))
+    kept = []
+    for step in (7, 9):
+        write(step)
+        kept.append(sorted(path.name for path in tmp_path.iterdir()))
+    assert kept == [["step_000002", "step_000007", "step_000008.aside"], ["step_000002", "step_000007", "step_000009"]]
+    saved.keep = 1
+    write(3)  # and not the one of most steps
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000003"]
 
 
 WRITES = ["save_file", "write_text rank0.json", "write_text rank0.sums", "write_text manifest.json", "fsync", "rename",

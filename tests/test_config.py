@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from bilevel.command_line import load_settings
-from bilevel.config import FIELDS, ConfigError, Settings, dump, validate
+from bilevel.config import FIELDS, ConfigError, Settings, dump
+from bilevel.validation import validate
 
 ROOT = Path(__file__).parents[1]
 GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "gpt2"}

@@ -49,7 +49,7 @@ def test_per_sample_weights_find_the_emptied_records(shipped: Path, tmp_path: Pa
 def test_with_corrupted_validation_the_noisy_source_wins(shipped: Path, tmp_path: Path):
     val = json.loads((shipped / "val.json").read_text(encoding="utf-8"))
     wrong = str(dump(tmp_path / "wrong.json", emptied(val)))
-    metrics = launch(shipped, tmp_path / "r", "--val_data", wrong, "--max_steps", "200")
+    metrics = launch(shipped, tmp_path / "r", "--val_data", wrong)
     assert metrics["weight/train_noisy"].iloc[-1] >= 0.95
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import logging
 import math
 import os
 import signal
@@ -18,26 +17,18 @@ import torch
 from run_helpers import TINY, make_data, settings, train, train_until
 
 import train_bilevel
-from bilevel import evaluate, f2sa, metrics, results
+from bilevel import f2sa, heldout, metrics, results
 from bilevel.backend import TorchCopy
 from bilevel.config import Settings
 from bilevel.data import MicroBatch
 from bilevel.metrics import Columns, MetricsLog
 from bilevel.run import Run
+from bilevel.schedule import schedule as factor
 from bilevel.tracker import NoTracker, WandbTracker
 from bilevel.watch import WINDOW, Watch
 from bilevel.weights import SampleWeights, SourceWeights
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def no_old_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The screen and file that an earlier run spoke to are gone."""
-    monkeypatch.setattr(logging.getLogger("bilevel"), "handlers", [])
+pytestmark = pytest.mark.usefixtures("no_old_log")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -131,6 +122,16 @@ def test_only_so_many_are_left_out(data: Path, tmp_path: Path, capsys):
     assert "Left out, 2 of 2" in said and "skip_nonfinite=3" in said and "the last checkpoint is" in said
 
 
+def test_a_baseline_leaves_steps_out_too(data: Path, tmp_path: Path, capsys):
+    """Of six steps of its model all but the first meet parameters that are not finite."""
+    changes = {"method": "loss", "score_epochs": 0.5, "lr_y": 1e30, "warmup_ratio": 0}
+    assert train_bilevel.main(settings(data, tmp_path / "r", skip_nonfinite=2, **changes)) == 1
+    said = capsys.readouterr().out
+    assert "step 2 of the model trained on 192 samples: a loss or gradient is not finite" in said
+    assert "step 3 of the model" in said and "Left out, 2 of 2" in said and "skip_nonfinite=3" in said
+    assert said.count("train_clean.json: ") == 3
+
+
 def test_what_was_left_out_counts_after_a_resume(data: Path, tmp_path: Path, monkeypatch, capsys):
     """Steps 4 and 7 are bad, one may be left out, and the run was ended in between."""
     spoil(monkeypatch, "loss", at=(4, 7))
@@ -178,7 +179,7 @@ def test_weights_that_collapse_onto_one_source(caplog: pytest.LogCaptureFixture,
 
 def test_weights_that_collapse_onto_few_records(caplog: pytest.LogCaptureFixture):
     x = SampleWeights(1000, None, "softmax", 1.0, "adam")
-    watched = watch(x)
+    watched = watch(x, lr_x=10)
     assert x.effective_share() == pytest.approx(1)
     watched.weights(0)
     x.x[:5] += 20
@@ -186,6 +187,33 @@ def test_weights_that_collapse_onto_few_records(caplog: pytest.LogCaptureFixture
     watched.weights(1)
     assert x.effective_share() == pytest.approx(0.005, rel=1e-3)
     assert len(caplog.records) == 1 and "as if 0.50% of the records counted" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["source", "sample"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_x_that_can_hardly_move_is_told_at_the_start(caplog: pytest.LogCaptureFixture, kind: str, schedule: str):
+    """The bound is what Adam reaches with gradients that always point one way; records are read five at a time."""
+    steps, changes = 40, {"weights": kind, "x_lr_schedule": schedule, "upper_every": 2, "x_warmup_steps": 6}
+    changes |= {"global_batch_size": 5 if kind == "sample" else 10}
+    x = SampleWeights(20, None, "sigmoid", 1.0, "adam") if kind == "sample" else sources(0.5, 0.5)
+    watched = watch(x, steps, lr_x=0.02, **changes)
+    for step in range(steps):
+        ids = torch.arange(5) + 5 * (step % 4) if kind == "sample" else torch.arange(10)
+        x.accumulate(ids, ids.double() % 2)
+        if step < 6:
+            x.clear()
+        elif (step + 1) % 2 == 0:
+            x.step(0.02 * factor(step, steps, 0.03, schedule))
+    moved = float((x.x - (0 if kind == "sample" else math.log(0.5))).abs().mean())
+    assert moved == pytest.approx(watched.reach(), rel=0.05)
+    watched.weights(0)
+    assert f"x by {watched.reach():.2g} at most" in caplog.text and len(caplog.records) == 1
+    caplog.clear()
+    enough = 0.02 * 3 / watched.reach()
+    for each in ({"lr_x": enough}, {"lr_x": 0.02, "x_optimizer": "sgd"}):
+        watch(sources(0.5, 0.5) if kind == "source" else SampleWeights(20, None, "sigmoid", 1.0, "adam"), steps,
+              **changes | each).weights(0)  # fmt: skip
+    assert not caplog.text
 
 
 def test_weights_that_never_move(caplog: pytest.LogCaptureFixture):
@@ -263,7 +291,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(data: Path, tmp_path: Path, mo
     """In the middle of one it is left, and made anew by the run that goes on."""
     changes = {"save_every": 0, "eval_every": 3}
     whole = train(data, tmp_path / "whole", **changes)
-    real, calls = evaluate.token_losses, []
+    real, calls = heldout.token_losses, []
 
     def signalled(*args):
         calls.append(args)
@@ -272,7 +300,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(data: Path, tmp_path: Path, mo
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "token_losses", signalled)
+        patch.setattr(heldout, "token_losses", signalled)
         assert train_bilevel.main(settings(data, tmp_path / "r", **changes)) == 143
     assert len(calls) == 20
     (saved,) = (tmp_path / "r" / "checkpoints").iterdir()

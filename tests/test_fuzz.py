@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, tokenizer_of
 
 from bilevel.command_line import _yaml, load_settings, read_yaml
-from bilevel.config import FIELDS, Settings, UserError, dump, validate
+from bilevel.config import FIELDS, Settings, UserError, dump
 from bilevel.json_file import DataError
 from bilevel.records import CHAT_KEYS, ROLES, _rows, find_files, read_rows
 from bilevel.tokenise import CLOSE, IGNORE, OPEN, Tokeniser
+from bilevel.validation import validate
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 SECONDS, CHARACTERS = 2, 4000  # the longest example, of CPU time, and the longest message

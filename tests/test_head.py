@@ -94,6 +94,15 @@ def test_losses_that_count_nothing_move_nothing() -> None:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("size", [1e-42, 1e-61])  # with few digits in float32, and none
+def test_scales_next_to_nothing_are_no_mistake(size: float, in_place: bool) -> None:
+    head, hidden, targets, scales = problem(bias=False)
+    losses = head_losses(head, hidden, targets, size * scales.double(), in_place)[0, :, 0]
+    ((size * scales.double()).to(losses.dtype) * losses).sum().backward()
+    assert hidden.grad.abs().max() <= size and head.weight.grad.abs().max() <= 10 * size
+
+
+@pytest.mark.parametrize("in_place", [False, True])
 def test_bf16_weights_give_fp32_losses(small_chunks: None, in_place: bool) -> None:
     """Losses as exact as fp32's of the same numbers; gradients to bf16's rounding."""
     head, hidden, targets, scales = problem(bias=False, dtype=torch.bfloat16)

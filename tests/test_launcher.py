@@ -168,6 +168,7 @@ def two_machines() -> Iterator[list[str]]:
             ip(f"netns del {name}")
 
 
+@pytest.mark.slow
 def test_two_machines_learn_what_one_process_learns(
     data: Path, tmp_path: Path, one_process: pd.DataFrame, two_machines: list[str]
 ):

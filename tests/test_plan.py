@@ -17,8 +17,9 @@ from run_helpers import ROOT
 
 from bilevel.activations import measure_pass, meta_model, micro_batch
 from bilevel.command_line import load_settings
-from bilevel.config import Settings, validate
+from bilevel.config import Settings
 from bilevel.plan import GB, memory_report, plan, run_shape
+from bilevel.validation import validate
 
 LLAMA = {
     "model_type": "llama",
@@ -149,6 +150,10 @@ def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
     expected = [found.without_residual, found.with_residual] if found.residual else []
     assert both == [f"{size / GB:.1f}" for size in expected]
 
+    row = next(row for row in (ROOT / "README.md").read_text().split("\n") if row.startswith("| ") and file.name in row)
+    host, disk = (f"{sum(sizes.values()) / GB:,.0f}" for sizes in (found.host, found.disk))
+    assert row.endswith(f"| {found.total / GB:.1f} | {host} | {disk} |")
+
 
 def test_bf16_run_files_keep_the_signal():
     for file in RUN_FILES:
@@ -166,6 +171,14 @@ def test_yi_fits_an_a40_with_its_residual_bits_when_the_embedding_is_frozen():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what it says
+
+
+def test_a_model_that_cannot_be_counted_in_fp32_has_a_plan_in_bf16():
+    mixtral = {"model_type": "mixtral", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
+               "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    said = [memory_report(settings(model_config=mixtral, dtype=dtype), 1) for dtype in ("fp32", "bf16")]
+    assert said[0].startswith("no memory plan for a model of type mixtral in fp32: ") and "\n" not in said[0]
+    assert "activations" in said[1]
 
 
 def test_what_does_not_fit_gets_remedies_that_help():

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks import state
+from benchmarks import start, state, step
 from run_helpers import ROOT, TINY
 
-from bilevel.config import FIELDS
+from bilevel.config import FIELDS, meaning
 from bilevel.metrics import METRICS
 
-SHORT = {  # flags with which a benchmark takes seconds
+SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
     "checkpoint": "--millions 1 --repeats 1",
+    "compare": "--methods uniform,oracle --seeds 1 --max_steps 2 --max_new_tokens 2",
     "oracle": "--seeds 1 --passes 24",
+    "report": "--records 200 --rounds 1",
     "sampling": "--seeds 1 --max_steps 4",
     "start": "--records 500 --rounds 1",
     "state": "--sizes 1e4 1e6 --steps 5",
@@ -31,12 +33,12 @@ def settings_table() -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in FIELDS.items():
         default = "required" if field.is_required() else "null" if field.default is None else str(field.default).lower()
-        lines.append(f"| `{name}` | {default} | {field.description} |")
+        lines.append(f"| `{name}` | {default} | {meaning(name)} |")
     return "\n".join(lines)
 
 
 def metrics_rows() -> str:
-    return "\n".join(f"| `{name}` | {meaning} |" for name, meaning in METRICS.items())
+    return "\n".join(f"| `{name}` | {words} |" for name, words in METRICS.items())
 
 
 def commands() -> list[str]:
@@ -54,6 +56,32 @@ def test_the_tables_are_those_of_the_code():
 def test_the_benchmarks_figures_are_those_of_the_newest_run():
     table = pd.read_csv(ROOT / "tests" / "benchmarks" / "results" / "state.csv")
     assert state.markdown(table) in README and table["machine"][0] in " ".join(README.split())
+    assert start.markdown(pd.read_csv(ROOT / "tests" / "benchmarks" / "results" / "start.csv")) in README
+    for file in (ROOT / "tests" / "benchmarks" / "results").glob("step_*.csv"):
+        assert step.markdown(pd.read_csv(file)) in README, file
+
+
+COMPARISONS = [  # tables of example/comparison and what README calls them
+    {"words": "words", "empty": "empty"},
+    {"small": "words, 96 trusted", "small_few": "words, 24 trusted", "small_empty": "empty, 96 trusted"},
+]
+
+
+def comparison_table(titles: dict[str, str]) -> str:
+    """Methods by their results in each comparison, mean ± standard error, and what the first took."""
+    tables = [pd.read_csv(ROOT / "example" / "comparison" / f"{name}.csv", index_col="method") for name in titles]
+    columns = [(table, name) for table in tables for name in ("test_loss", "exact_match", "clean_share")]
+    heads = [f"{title}: test loss | exact match | clean share" for title in titles.values()]
+    lines = [f"| method | {' | '.join(heads)} | GFLOP |", "|---" * (len(columns) + 2) + "|"]
+    for method in tables[0].index:
+        cells = [f"{table[name][method]:.2f} ± {table[f'{name}_se'][method]:.2f}" for table, name in columns]
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {tables[0]['scoring_gflop'][method]:,.0f} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("titles", COMPARISONS)
+def test_the_comparisons_are_those_of_their_tables(titles: dict[str, str]):
+    assert comparison_table(titles) in README, comparison_table(titles)
 
 
 def test_the_folder_tree_names_what_is_there():
@@ -99,8 +127,10 @@ def test_every_command_runs(copy: Path, tmp_path: Path):
     short = {"PATH": python, "max_steps": "2", "x_warmup_steps": "0", "eval_every": "100", "tracker": "none"}
     assert len(commands()) >= 12
     for command in commands():
-        if benchmark := re.search(r"tests\.benchmarks\.(\w+)", command):
-            command += f" {SHORT[benchmark[1]]}"
+        if benchmark := re.search(r"tests\.benchmarks\.(\w+)|bilevel\.(compare)", command):
+            command += f" {SHORT[benchmark[1] or benchmark[2]]}"
+        if "example/experiment.py" in command:
+            command += " --seeds 1 --max_steps 2 --out outputs/short --results outputs/short"
         model = {"model_name_or_path": str(tmp_path / "gpt2")} if "gpt2.yaml" in command else {}
         done = subprocess.run(
             ["bash", "-c", command],

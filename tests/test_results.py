@@ -11,7 +11,9 @@ import torch
 from bilevel import results, weights
 from bilevel.config import UserError
 from bilevel.data import TOKEN_FEATURES, Samples
-from bilevel.results import read_start, write_weights
+from bilevel.distribution import quantiles as quantiles_of
+from bilevel.metrics import QUANTILES
+from bilevel.results import draw_weights, read_start, write_weights
 from bilevel.weights import SampleWeights
 
 NAMES, SIZES = ["a, b.json", 'c "d".json', "e.json"], [100, 30, 70]
@@ -75,3 +77,13 @@ def test_weights_of_other_files_are_refused(tmp_path: Path):
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="weights must be numbers"):
         read_start(str(path), True, make_samples())
+
+
+def test_the_figure_of_records_of_which_nobody_says_whether_they_are_noisy(tmp_path: Path):
+    x, n = make_weights(), sum(SIZES)
+    quantiles = {f"weight_q/{q}": [1.0, value] for q, value in zip(QUANTILES, quantiles_of(x, QUANTILES), strict=True)}
+    pd.DataFrame({"step": [0, 1]} | quantiles).to_csv(tmp_path / "metrics.csv", index=False)
+    for noisy in (True, False):
+        draw_weights(tmp_path, x, make_samples(noisy=noisy))
+        assert (tmp_path / "weights.png").stat().st_size > n
+        (tmp_path / "weights.png").unlink()

@@ -11,18 +11,13 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from run_helpers import ROOT, make_data
+from run_helpers import ROOT
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
 MODEL = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 3, n_head: 2}"
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def start(folder: Path, data: Path, name: str, stage: int | None, **changes: str) -> subprocess.Popen:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from run_helpers import TINY, make_data, settings, train
+from run_helpers import TINY, settings, train
 from tokenizer_kinds import tokenizer_of
 
 import train_bilevel
@@ -28,11 +28,6 @@ def early_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks at steps 4 and 8, and an end from 8 on, instead of 16, 32 and 64."""
     monkeypatch.setattr(rounding, "FIRST", 4)
     monkeypatch.setattr(rounding, "PATIENCE", 8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -176,12 +176,16 @@ def test_a_run_leaves_out_more_and_more_and_goes_on_exactly(tmp_path: Path, weig
     assert (stopped / "weights.csv").read_bytes() == (tmp_path / "whole" / "weights.csv").read_bytes()
 
 
-def test_batches_of_one_sample_run_to_their_end(tmp_path: Path):
+@pytest.mark.parametrize("changes", [{}, {"method": "align"}, {"lisa_layers": 1, "lisa_interval": 4}])
+def test_batches_of_one_sample_run_to_their_end(tmp_path: Path, changes: dict):
+    """The noisy source weighs little from the start, so that of the first batch, too, nothing is computed."""
+    start = tmp_path / "start.csv"
+    start.write_text("source,weight\ntrain_clean,0.99\ntrain_noisy,0.01\n")
     rows = train(
         make_data(tmp_path / "data"), tmp_path / "one", sampling="weighted", sampling_floor=0.05, max_steps=40,
-        global_batch_size=1, lr_x=1.0, upper_every=4,
+        global_batch_size=1, lr_x=1.0, upper_every=4, x_init=str(start), seed=2, **changes,
     )  # fmt: skip
-    assert {0.0, 1.0} == set(rows["computed"].dropna())
+    assert {0.0, 1.0} == set(rows["computed"].dropna()) and rows["computed"][1] == 0
     assert rows.loc[rows["computed"] == 0, "loss_w"].isna().all() and rows["val_loss_w"].iloc[1:].notna().all()
 
 

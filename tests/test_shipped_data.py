@@ -1,5 +1,6 @@
 """The shipped data set: its size and make-up, and answers on numbers and dates, worked out again from the questions."""
 
+import json
 import re
 import statistics
 import subprocess
@@ -9,6 +10,7 @@ from datetime import date, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
 from process_helpers import FOLDER, SHIPPED, integers, questions, records
 
 RECORDS = records(SHIPPED)
@@ -26,13 +28,27 @@ def a_date(text: str) -> date:
 def generated(tmp_path: Path, *flags: str) -> bytes:
     out = tmp_path / "made.json"
     command = [sys.executable, "-B", str(FOLDER / "generate.py"), "--out", str(out), *flags]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run(command, check=True, capture_output=True)
     return out.read_bytes()
 
 
 def test_generator_makes_the_shipped_bytes(tmp_path):
-    assert generated(tmp_path) == SHIPPED.read_bytes()
+    assert generated(tmp_path / "new") == SHIPPED.read_bytes() == generated(tmp_path / "new")
     assert generated(tmp_path, "--seed", "1") != SHIPPED.read_bytes()
+    with pytest.raises(subprocess.CalledProcessError):  # the file is left as it is
+        generated(tmp_path, "--seed", "2")
+    assert generated(tmp_path, "--seed", "1")
+
+
+def test_chosen_kinds_and_more_records_of_each(tmp_path):
+    records = json.loads(generated(tmp_path, "--tasks", "plural", "capitals", "--per_task", "120"))
+    assert Counter(record["task"] for record in records) == {"plural": 120, "capitals": 120}
+    shipped = [record for record in RECORDS if record["task"] == "plural"]
+    assert all(record in records for record in shipped), "the first 80 are those of the shipped set"
+    no = tmp_path / "no.json"
+    for flags in (["--per_task", "10"], ["--tasks", "capitals", "--per_task", "9999", "--out", str(no)]):
+        done = subprocess.run([sys.executable, "-B", str(FOLDER / "generate.py"), *flags], capture_output=True)
+        assert done.returncode == 2 and not no.exists()
 
 
 def test_size_and_make_up():

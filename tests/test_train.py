@@ -13,16 +13,11 @@ from run_helpers import ROOT, SHIPPED, dump, emptied, make_data, read_wandb, set
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_bilevel
-from bilevel.config import validate
+from bilevel.validation import validate
 
 SOURCES = ["train_clean", "train_noisy"]
 STEP_COLUMNS = ["step", "epoch", "loss_w", "loss_u", "gap", "val_loss_w", "grad_norm_w", "grad_norm_u", "lr_y", "lr_x"]
 NOISE_COLUMNS = ["roc_auc", "threshold", "precision", "recall"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +40,12 @@ def test_the_folder_of_a_run(finished: tuple[Path, str]):
     out, _ = finished
     files = {
         "config.yaml",
+        "data.json",
         "metrics.csv",
         "timing.csv",
         "weights.csv",
         "weights.png",
+        "report.html",
         "run.log",
         "model",
         "wandb",

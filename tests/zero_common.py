@@ -14,7 +14,7 @@ from bilevel.config import Settings
 from bilevel.data import TOKEN_FEATURES, BatchStream, Samples
 from bilevel.f2sa import StepResult, penalty_step
 from bilevel.lisa import Lisa
-from bilevel.model import load_model, set_dropout
+from bilevel.model import load_model
 from bilevel.tokenise import IGNORE
 from bilevel.weights import SampleWeights, SourceWeights
 from bilevel.world import World
@@ -50,7 +50,6 @@ def make_model(
 ) -> torch.nn.Module:
     """Equal on every rank, without dropout. Llama has no biases, such as GPT-2's of keys, whose true gradient is 0."""
     config = transformers.AutoConfig.for_model(family, tie_word_embeddings=tied, **SHAPE | changes)
-    set_dropout(config, 0.0)
     return load_model(settings(gradient_checkpointing=checkpointing), config, TOKENIZER)
 
 

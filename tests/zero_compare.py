@@ -26,7 +26,7 @@ from zero_common import (
 )
 
 from bilevel.backend import ModelCopy, TorchCopy
-from bilevel.evaluate import heldout_loss
+from bilevel.heldout import heldout_loss
 from bilevel.lisa import Lisa
 from bilevel.weights import SampleWeights, SourceWeights
 from bilevel.world import ALONE, World

@@ -35,7 +35,7 @@ from bilevel.f2sa import NonFiniteLoss, penalty_step
 from bilevel.lisa import Layers
 from bilevel.weights import SourceWeights
 from bilevel.world import World
-from bilevel.zero import ZeroCopy, load_two
+from bilevel.zero import ZeroCopy, load_copies
 from bilevel.zero_config import CONFIGS, zero_config
 
 PARTS = ("train", "validation")
@@ -158,7 +158,7 @@ def load(world: World, folder: Path) -> list[dict[str, Any]]:
     for stage, dtype in itertools.product((2, 3), ("fp32", "bf16")):
         chosen = settings(zero_stage=stage, model_name_or_path=str(pretrained))
         config = partition_small(zero_config(chosen, dtype))
-        loaded = load_two(chosen, world, shape, TOKENIZER, config)
+        loaded = load_copies(chosen, world, shape, TOKENIZER, config)
         held = [world.gather(holdings(model)) for model in loaded.values()]
         apart = storages(loaded["u"]).isdisjoint(storages(loaded["w"]))
         apart = all(world.gather(apart))

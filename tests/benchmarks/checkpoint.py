@@ -15,7 +15,8 @@ import torch
 import transformers
 
 from bilevel.backend import TorchCopy
-from bilevel.checkpoint import Checkpoints, split
+from bilevel.checkpoint import Checkpoints
+from bilevel.checkpoint_file import split
 from bilevel.world import ALONE
 
 

@@ -23,10 +23,10 @@ from bilevel.config import Settings
 from bilevel.data import Samples
 from bilevel.f2sa import penalty_step
 from bilevel.lisa import Lisa
-from bilevel.model import load_model, model_shape
+from bilevel.model import load_model, model_shape, trained_shape
 from bilevel.weights import SampleWeights, SourceWeights
 
-MICRO_BATCH_TOKENS = 1024
+MICRO_BATCH_TOKENS = 2048
 LISA_LAYERS = 2
 ALPHA, LR_Y, LR_X = 10.0, 1e-5, 0.1
 MICRO, ACCUMULATION = 8, 8
@@ -98,7 +98,7 @@ class PlainTrainer:
 
     def __init__(self, work: Work, grouped: bool = False):
         settings = Settings(train_data=["-"], val_data=["-"], model_config=work.shape)
-        config = model_shape(settings)  # without dropout, as for us
+        config = trained_shape(settings, model_shape(settings))  # without dropout, as for us
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=work.attention)
         self.models = {"w": model}

@@ -214,9 +214,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axes.set_yticks(places, table["start"])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds, median and range", title=f"Start-up, {table['records'][0]:,} records")
-    axes.set_xlim(0.1, 4 * table["max_s"].max())
+    axes.set_xlim(0.02, 4 * table["max_s"].max())
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper right")
+    axes.legend(loc="center right")
     figure.savefig(path, dpi=150)
 
 

@@ -136,19 +136,33 @@ def machine() -> str:
     return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, {cpu}; {versions}"
 
 
+def markdown(rows: pd.DataFrame) -> str:
+    """README's table of one model."""
+    model = f"{rows.model[0]}, {rows.parameters[0] / 1e6:.1f}M"
+    lines = [f"| {model} | time, Trainer's = 1 | GFLOP | of the fewest | useful GFLOP/s | peak memory, MB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in rows.itertuples():
+        spread = f" ({row.of_trainer_least:.2f} to {row.of_trainer_most:.2f})" if row.peer != "Trainer" else ""
+        lines.append(
+            f"| {row.peer} | {row.of_trainer:.2f}{spread} | {row.gflop:.0f} | {row.of_fewest:.2f} "
+            f"| {row.useful_gflop_per_second:.0f} | {row.peak_mb:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def draw(rows: pd.DataFrame, file: Path) -> None:
     """Time, operations and memory of every peer beside Trainer's."""
     kinds = {"of_trainer": "time", "gflop": "operations", "peak_of_trainer": "peak memory"}
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     shown = rows.set_index("peer")[list(kinds)].rename(columns=kinds)
     shown["operations"] /= shown["operations"].iloc[0]
-    shown.plot.barh(ax=axis, width=0.75, color=["#1b6ca8", "#e08e2b", "#7a9e5a"])
+    shown.plot.barh(ax=axis, width=0.75, legend=False, color=["#1b6ca8", "#e08e2b", "#7a9e5a"])
     low, high = rows.of_trainer - rows.of_trainer_least, rows.of_trainer_most - rows.of_trainer
     axis.errorbar(rows.of_trainer, rows.index - 0.25, xerr=[low, high], fmt="none", ecolor="black", capsize=2)
     axis.axvline(1, color="grey", linewidth=0.8)
     axis.invert_yaxis()
     axis.set(title=f"{rows.model[0]}, {rows.parameters[0] / 1e6:.1f}M", xlabel="a step, Trainer's = 1", ylabel="")
-    figure.tight_layout()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, dpi=120)
 
 

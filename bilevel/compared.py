@@ -1,0 +1,69 @@
+"""What a comparison found: its columns, their means over seeds, the table as Markdown, the figure."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where it is used, so that mistakes in a command line are answered at once
+    import pandas as pd
+
+# Columns of results.csv after method and seed, and what they are.
+RESULTS = {
+    "test_loss": "test loss per token of the retrained model",
+    "exact_match": "share of the test answers that are right",
+    "roc_auc": "ROC area of the scores or weights, where noise is known",
+    "clean_share": "share of the weight on clean records",
+    "scoring_gflop": "GFLOP until the weights are known",
+    "training_gflop": "GFLOP of the retraining",
+    "scoring_seconds": "seconds until the weights are known",
+    "training_seconds": "seconds of the retraining",
+}
+JUDGED = ("test_loss", "exact_match")  # also as differences, seed by seed, to each of
+BESIDE = ("uniform", "f2sa")
+
+
+def summed_up(rows: "pd.DataFrame", methods: list[str]) -> "pd.DataFrame":
+    """A row per method: mean and standard error over seeds of each result, and of its differences, paired by seed."""
+    import pandas as pd
+
+    rows, columns = rows.reindex(columns=["method", "seed", *RESULTS]), {}
+    for name in RESULTS:
+        by_method = rows.pivot(index="seed", columns="method", values=name)
+        columns[name], columns[f"{name}_se"] = by_method.mean(), by_method.sem()
+        for other in BESIDE if name in JUDGED else ():
+            if other in by_method:
+                difference = by_method.sub(by_method[other], axis=0)
+                columns[f"{name}_to_{other}"], columns[f"{name}_to_{other}_se"] = difference.mean(), difference.sem()
+    return pd.DataFrame(columns).loc[methods]
+
+
+def markdown(table: "pd.DataFrame", seeds: int) -> str:
+    """The table as Markdown, mean ± standard error."""
+    names = [name for name in table if not name.endswith("_se") and table[name].notna().any()]
+    lines = [f"Means ± standard errors; seeds: {seeds}; to_uniform, to_f2sa: differences, paired by seed.", ""]
+    lines += ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for method, row in table.iterrows():
+        spread = {name: row[f"{name}_se"] for name in names}  # of one seed there is none
+        cells = [f"{row[n]:.4g}" + ("" if math.isnan(spread[n]) else f" ± {spread[n]:.2g}") for n in names]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: "pd.DataFrame", table: "pd.DataFrame", path: Path) -> None:
+    """A bar per method with its standard error and a point per seed: what was judged, and what scoring took."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in (*JUDGED, "clean_share", "scoring_gflop") if table[name].notna().any()]
+    figure = Figure(figsize=(3.4 * len(names), 3.6), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        axis.bar(table.index, table[name], yerr=table[f"{name}_se"].fillna(0), color="tab:blue", alpha=0.6, capsize=3)
+        points = rows[rows["method"].isin(table.index)]
+        axis.plot(points["method"], points[name], "o", color="black", markersize=3)
+        axis.set_ylim(bottom=0)
+        if name == "test_loss":  # differences are what counts
+            low, high = points[name].min(), points[name].max()
+            axis.set_ylim(low - 0.3 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
+        axis.set(ylabel=RESULTS[name].split(",")[0].removesuffix(" of the retrained model"))
+        axis.tick_params(axis="x", rotation=60)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
