@@ -60,7 +60,9 @@ def main(argv: list[str]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
-    return fit(run, checkpoints, metrics)
+    code = fit(run, checkpoints, metrics)
+    run.world.leave()
+    return code
 
 
 def quiet_libraries() -> None:

@@ -52,5 +52,15 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
+    def leave(self) -> None:
+        """All leave the group together; to be called by every process that ends in order.
+
+        In one that exits with a group, gloo's threads may still hold tensors while Python is taken down, which aborts
+        it, and NCCL warns.
+        """
+        self.wait()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
 
 ALONE = World()

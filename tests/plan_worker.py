@@ -118,7 +118,7 @@ def main(cases: Path, out: Path) -> None:
         results.append(dict(zip(LINES, found.tolist(), strict=True)))
         if world.main:
             out.write_text(json.dumps(results))
-    distributed.barrier()
+    world.leave()
 
 
 if __name__ == "__main__":

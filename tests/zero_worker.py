@@ -32,6 +32,7 @@ def main(folder: Path, tasks: list[str]) -> None:
         if world.main:
             (folder / f"{task}.json").write_text(json.dumps(report))
             print(f"{task}: {time.perf_counter() - start:.1f} s", flush=True)
+    world.leave()
 
 
 if __name__ == "__main__":
