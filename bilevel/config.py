@@ -118,6 +118,9 @@ class Settings:
     x_map: Literal["sigmoid", "softmax"] = _setting(
         "weights", "map from x to per-sample weights (per source it is always softmax)", "sigmoid"
     )
+    sigmoid_start: float = _setting(
+        "weights", "sigmoids of the records at the start; near 1 sound ones keep equal weights", 0.5, gt=0, lt=1
+    )
     x_init: str = _setting(
         "weights",
         "start: uniform (sources equal), size (records equal; same as uniform per sample), or a weights.csv or its run",
@@ -130,8 +133,10 @@ class Settings:
     )
     sampling_floor: float = _setting("weights", "least probability of a sample to be computed", 0.1, gt=0, le=1)
     x_warmup_steps: int = _setting("weights", "steps before x starts to learn", 0, ge=0)
-    x_optimizer: Literal["adam", "sgd"] = _setting("weights", "optimizer of x; never any weight decay", "adam")
-    lr_x: float = _setting("weights", "peak step size of x", 1e-1, ge=0)
+    x_optimizer: Literal["adam", "sgd", "mirror"] = _setting(
+        "weights", "optimizer of x, without weight decay; mirror descent suits single records", "adam"
+    )
+    lr_x: float = _setting("weights", "peak step size of x; each x_optimizer needs another", 1e-1, ge=0)
     x_lr_schedule: Literal["cosine", "constant"] = _setting(
         "weights", "schedule of lr_x after its warm-up (lr_y's is cosine)", "cosine"
     )

@@ -120,5 +120,5 @@ def make_weights(settings: Settings, train: Samples) -> SourceWeights | SampleWe
     if s.method == "fixed":
         return FixedSampleWeights(len(train), start) if per_sample else FixedSourceWeights(train.source_ids, start)
     if per_sample:
-        return SampleWeights(len(train), start, s.x_map, s.x_factor, s.x_optimizer)
+        return SampleWeights(len(train), start, s.x_map, s.x_factor, s.x_optimizer, s.sigmoid_start)
     return SourceWeights(train.source_ids, start, s.x_factor, s.x_optimizer)

@@ -28,7 +28,8 @@ class Watch:
 
     def __init__(self, settings: Settings, x: SourceWeights | SampleWeights, sources: list[str], steps: int):
         self.settings, self.x, self.sources, self.steps = settings, x, sources, steps
-        self.start = x.x.clone() if x.x.any() else None  # None: 0, of which no copy is needed
+        equal = x.x.min() == x.x.max()
+        self.start = x.x[:1].clone() if equal else x.x.clone()  # one number where it is that of all
         self.losses: list[float] = []
         self.val_start: float | None = None  # u's first validation loss
         self.val_losses: list[float] = []  # its last ones
@@ -131,9 +132,8 @@ class Watch:
 
     def _moved(self) -> float:
         """How far the entry of x that has moved furthest is from its start."""
-        x, start = self.x.x, self.start
-        moves = (x[part] if start is None else x[part] - start[part] for part in parts(len(x)))
-        return max(float(move.abs().max()) for move in moves)
+        x, start = self.x.x, self.start.expand(len(self.x.x))
+        return max(float((x[part] - start[part]).abs().max()) for part in parts(len(x)))
 
     def _tell(self, step: int, kind: str, words: str) -> None:
         if kind not in self.told:

@@ -7,6 +7,15 @@
 al. 2024). c_i depends on x and on constants of the data set alone, never on the batch, and has mean 1 over the
 data, so a batch B estimates g by 1/|B| sum_B c_i l_i whatever way it is cut up. x is a small tensor outside every
 engine and autograd graph.
+
+Adam and SGD follow this gradient. dc_i/dx vanishes with c_i, so small weights move slowly, down and up. Mirror descent
+(Nemirovski and Yudin 1983) goes by the gradient with respect to c and leaves dc_i/dx out,
+
+    x_i -= lr_x alpha (gap_i - mean gap)
+
+at every visit of a sample, or for every source seen: for softmax the exponentiated gradient (Kivinen and Warmuth 1997),
+c_i times exp(-lr_x alpha gap_i); for sigmoid the same of the odds of each sample. It is a descent direction as well:
+dx_i has the sign of the gradient.
 """
 
 import math
@@ -25,8 +34,9 @@ def parts(end: int, start: int = 0) -> Iterator[slice]:
 
 
 class XOptimizer:
-    """Adam or SGD on chosen entries of x, without decay. Each entry counts its own steps (lazy Adam), so an
-    entry's first visit moves it by lr whenever it comes; per entry two float32 moments and an int32 count."""
+    """Adam, SGD or mirror descent on chosen entries of x, without decay. Under Adam each entry counts its own steps
+    (lazy Adam), so its first visit moves it by lr whenever it comes; per entry two float32 moments and an int32 count.
+    """
 
     def __init__(self, n: int, kind: str):
         self.kind = kind
@@ -36,7 +46,7 @@ class XOptimizer:
 
     def update(self, index: torch.Tensor, grad: torch.Tensor, lr: float) -> torch.Tensor:
         """What to add to x[index]; index (K,) without repeats, grad (K,) float64. Returns (K,) float64."""
-        if self.kind == "sgd":
+        if self.kind != "adam":
             return -lr * grad
         m = BETA1 * self.m[index].double() + (1 - BETA1) * grad
         v = BETA2 * self.v[index].double() + (1 - BETA2) * grad**2
@@ -86,16 +96,20 @@ class SourceWeights:
         self.gap_sum.index_add_(0, sources, counts * gaps.double())
         self.seen.index_add_(0, sources, counts)
 
-    def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sources seen (K,) and their gradient alpha p_k (gap_k - sum_s p_s gap_s), p renormalised over them."""
+    def gradient(self, mirror: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sources seen (K,) and their gradient alpha p_k (gap_k - sum_s p_s gap_s), p renormalised over them.
+
+        mirror: without the factor p_k.
+        """
         index = self.seen.nonzero().squeeze(1)
         gap = self.gap_sum[index] / self.seen[index]
         p = torch.softmax(self.x[index], 0)
-        return index, self.alpha * p * (gap - (p * gap).sum())
+        centred = gap - (p * gap).sum()
+        return index, self.alpha * (centred if mirror else p * centred)
 
     def step(self, lr: float) -> None:
         """Step x with the mean of all gradients since the last step; no move where fewer than two sources were seen."""
-        index, grad = self.gradient()
+        index, grad = self.gradient(self.optimizer.kind == "mirror")
         if len(index) >= 2:
             self.x[index] += self.optimizer.update(index, grad, lr)
         self.clear()
@@ -125,12 +139,22 @@ class SampleWeights:
     """One x per sample: c_i = s(x_i) / mean_j s(x_j) (sigmoid) or N softmax(x)_i.
 
     The normaliser is kept in float64 from the entries a step changes, so a step costs O(batch) whatever N is.
-    start (N,): c at the start, or None for all ones.
+    start (N,): c at the start, or None for all ones. sigmoid_start: mean of s there. As s < 1, no c can rise above
+    1 / mean s: from near 1, records that deserve no less than others stay beside them, whatever chance does to x.
     """
 
-    def __init__(self, n: int, start: torch.Tensor | None, x_map: str, alpha: float, optimizer: str):
+    def __init__(
+        self,
+        n: int,
+        start: torch.Tensor | None,
+        x_map: str,
+        alpha: float,
+        optimizer: str,
+        sigmoid_start: float = 0.5,
+    ):
         self.n, self.x_map, self.alpha = n, x_map, alpha
-        self.x = torch.zeros(n) if start is None else _inverse(start, x_map)
+        level = 0.0 if x_map == "softmax" else math.log(sigmoid_start / (1 - sigmoid_start))
+        self.x = torch.full((n,), level) if start is None else _inverse(start, x_map, sigmoid_start)
         self.optimizer = XOptimizer(n, optimizer)
         self.clear()
         self.refresh()
@@ -149,24 +173,24 @@ class SampleWeights:
         self.gaps.append(gaps.double())
         self.counts.append(torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts)
 
-    def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(self, mirror: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The samples seen (K,) and alpha/|B| h_j (gap_j - mean gap), summed over a sample's visits.
 
         |B| counts the visits since the last step of x, each as often as it stands for; the mean gap is c-weighted over
         them; h_j is dc_j/dx_j at a fixed normaliser (the normaliser's own derivative is what the mean gap is
-        subtracted for).
+        subtracted for). mirror: without the factor h_j/|B|, so that a visit counts alike for every batch size.
         """
         ids, gaps, counts = (torch.cat(parts) for parts in (self.ids, self.gaps, self.counts))
         c = counts * self.coefficients(ids)
         centred = counts * (gaps - (c * gaps).sum() / c.sum())
         index, place = ids.unique(return_inverse=True)
         total = torch.zeros(len(index), dtype=torch.float64).index_add_(0, place, centred)
-        return index, self.alpha / counts.sum() * self._slope(index) * total
+        return index, self.alpha * (total if mirror else self._slope(index) / counts.sum() * total)
 
     def step(self, lr: float) -> None:
         """Step the samples seen since the last step with the mean of their gradients; only they move."""
         if any(map(len, self.ids)):
-            index, grad = self.gradient()
+            index, grad = self.gradient(self.optimizer.kind == "mirror")
             self.total -= float(self._raw(self.x[index]).sum())
             self.x[index] += self.optimizer.update(index, grad, lr).float()
             self._raise_shift(float(self.x[index].max()))
@@ -223,11 +247,11 @@ class SampleWeights:
         return c * torch.sigmoid(-self.x[index].double()) if self.x_map == "sigmoid" else c
 
 
-def _inverse(c: torch.Tensor, x_map: str) -> torch.Tensor:
+def _inverse(c: torch.Tensor, x_map: str, sigmoid_start: float) -> torch.Tensor:
     """x (N,) float32 whose coefficients are c (N,) (mean 1); zeros become a millionth of the mean."""
     mean, x = float(c.mean()), torch.empty(len(c))
-    # s = c * mean(s), with a mean low enough that no s reaches 1; 0.5 puts c = 1 at x = 0.
-    mean_s = min(0.5, 0.95 * mean / float(c.max()))
+    # s = c * mean(s), with a mean low enough that no s reaches 1, or comes nearer to it than c of 1 alike would.
+    mean_s = min(sigmoid_start, max(0.95, sigmoid_start) * mean / float(c.max()))
     for part in parts(len(c)):
         each = (c[part].double() / mean).clamp_min(1e-6)
         x[part] = each.log() if x_map == "softmax" else torch.logit(each * mean_s)

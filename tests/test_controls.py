@@ -46,6 +46,14 @@ def test_per_sample_weights_find_the_emptied_records(shipped: Path, tmp_path: Pa
     assert launch(shipped, tmp_path / "r", "--weights", "sample", "--train_data", mixed)["roc_auc"].iloc[-1] >= 0.97
 
 
+def test_mirror_descent_takes_the_emptied_records_to_zero(shipped: Path, tmp_path: Path):
+    mirror = ["--weights", "sample", "--x_optimizer", "mirror", "--lr_x", "3"]
+    metrics = launch(shipped, tmp_path / "r", *mirror, "--train_data", str(shipped / "mixed" / "train_mixed.json"))
+    table = pd.read_csv(tmp_path / "r" / "weights.csv")
+    assert metrics["roc_auc"].iloc[-1] >= 0.97
+    assert table["weight"][table["is_noisy"].astype(bool)].mean() <= 0.02
+
+
 def test_with_corrupted_validation_the_noisy_source_wins(shipped: Path, tmp_path: Path):
     val = json.loads((shipped / "val.json").read_text(encoding="utf-8"))
     wrong = str(dump(tmp_path / "wrong.json", emptied(val)))

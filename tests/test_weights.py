@@ -171,6 +171,57 @@ def test_sgd_steps_by_the_gradient():
     torch.testing.assert_close(weights.x, before - 0.3 * gradient)
 
 
+def test_mirror_descent_multiplies_sources_by_the_exponential_of_their_gaps():
+    """On the simplex: p_k exp(-lr alpha gap_k), normalised, with the mean gap of each source."""
+    weights, gap = source_weights(optimizer="mirror"), gaps(60)
+    mean = torch.zeros(3, dtype=torch.float64).index_add_(0, weights.source_ids, gap) / weights.sizes
+    expected = weights.p * torch.exp(-0.3 * ALPHA * mean)
+    for part in torch.arange(60).split(7):
+        weights.accumulate(part, gap[part])
+    weights.step(0.3)
+    torch.testing.assert_close(weights.p, expected / expected.sum())
+    assert weights.optimizer.state_dict() == {}
+
+
+def test_mirror_descent_multiplies_samples_by_the_exponential_of_their_gaps():
+    weights, gap = sample_weights("softmax", optimizer="mirror"), gaps(50)
+    expected = weights.coefficients(torch.arange(50)) * torch.exp(-0.3 * ALPHA * gap)
+    weights.accumulate(torch.arange(50), gap)
+    weights.step(0.3)
+    torch.testing.assert_close(
+        weights.coefficients(torch.arange(50)), expected * 50 / expected.sum(), rtol=1e-5, atol=0
+    )
+
+
+def test_mirror_descent_multiplies_the_odds_of_sigmoids():
+    weights, gap = sample_weights("sigmoid", optimizer="mirror"), gaps(50)
+    odds, c = torch.exp(weights.x.double()), weights.coefficients(torch.arange(50))
+    expected = odds * torch.exp(-0.3 * ALPHA * (gap - (c * gap).mean()))
+    weights.accumulate(torch.arange(50), gap)
+    weights.step(0.3)
+    torch.testing.assert_close(torch.exp(weights.x.double()), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
+def test_mirror_descent_moves_samples_alike_for_every_batch_size_and_weight(x_map: str):
+    """Where SGD's steps are smaller in larger batches, and nearly nothing where a weight is nearly 0."""
+    moved = {}
+    for optimizer in ("mirror", "sgd"):
+        for times in (1, 4):
+            weights = SampleWeights(16, None, x_map, ALPHA, optimizer)
+            weights.x[:2] = -9.0
+            weights.refresh()
+            before, ids = weights.x.clone(), torch.arange(4 * times)
+            weights.accumulate(ids, torch.tensor([-1.0, 1.0, -1.0, 1.0]).repeat(times))
+            weights.step(0.1)
+            moved[optimizer, times] = (weights.x - before)[:4]
+    torch.testing.assert_close(
+        moved["mirror", 1], 0.1 * ALPHA * torch.tensor([1.0, -1.0, 1.0, -1.0]), rtol=2e-3, atol=0
+    )
+    torch.testing.assert_close(moved["mirror", 1], moved["mirror", 4], rtol=2e-3, atol=0)
+    assert moved["sgd", 1][0] < 1e-3 * moved["sgd", 1][2] and moved["sgd", 4][2] < 0.3 * moved["sgd", 1][2]
+
+
 @pytest.mark.parametrize("x_map", ["sigmoid", "softmax"])
 def test_the_running_normaliser_stays_exact(x_map: str):
     weights = SampleWeights(1000, None, x_map, ALPHA, "adam")
@@ -248,3 +299,30 @@ def test_start_values_are_met(x_map: str):
     )
     sources = SourceWeights(torch.tensor([0, 0, 0, 1]), torch.tensor([0.75, 0.25]), ALPHA, "adam")
     torch.testing.assert_close(sources.coefficients(torch.arange(4)), torch.ones(4).double())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.98])
+def test_sigmoids_start_where_they_should(share: float):
+    """All alike, from a file whose weights are all alike, and where a file's weights leave room below 1."""
+    weights = SampleWeights(4, None, "sigmoid", ALPHA, "mirror", share)
+    torch.testing.assert_close(torch.sigmoid(weights.x), torch.full((4,), share))
+    assert torch.equal(weights.coefficients(slice(None)), torch.ones(4, dtype=torch.float64))
+    for start in (torch.ones(4), torch.tensor([0.5, 3.0, 0.25, 0.25])):
+        again = SampleWeights(4, start, "sigmoid", ALPHA, "mirror", share)
+        torch.testing.assert_close(again.coefficients(slice(None)), start.double(), rtol=1e-5, atol=1e-5)
+        assert float(torch.sigmoid(again.x).mean()) == pytest.approx(
+            share if 3 * share < 0.95 or start[0] == 1 else 0.98 / 3, rel=0.05
+        )
+
+
+def test_from_sigmoids_near_one_no_record_rises_above_its_equals():
+    """The same gaps, once from the middle and once from the top: there the good stay beside each other."""
+    spread = {}
+    for share in (0.5, 0.98):
+        weights = SampleWeights(6, None, "sigmoid", ALPHA, "mirror", share)
+        weights.accumulate(torch.arange(6), torch.tensor([-0.4, -0.2, 0.0, 0.2, 0.4, 3.0]))
+        weights.step(0.5)
+        c = weights.coefficients(slice(None))
+        assert c[5] < 0.1 * c[4]
+        spread[share] = float(c[0] / c[4])
+    assert spread[0.98] < 1 + 0.2 * (spread[0.5] - 1)
