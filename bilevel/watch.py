@@ -71,13 +71,14 @@ class Watch:
         """At evaluations: all weight in one place, or none moved by the middle of the run. Each is told once."""
         s = self.settings
         if step == 0 and s.lr_x and s.x_optimizer == "adam" and (reach := self.reach()) < NEAR:
-            self._tell(
-                step,
-                "slow",
+            words = (
                 f"in this run Adam moves x by {reach:.2g} at most; about {FAR} bring a weight near 0, so the weights "
                 f"will differ little. Try lr_x={s.lr_x * FAR / reach:.1g} ({s.lr_x:g}), more steps or a smaller "
-                f"upper_every ({s.upper_every})",
+                f"upper_every ({s.upper_every})"
             )
+            if s.weights == "sample":
+                words += f"; or x_optimizer=mirror sigmoid_start=0.98 lr_x={8 / s.alpha:.2g}"
+            self._tell(step, "slow", words)
         early = step <= self.steps / 10
         if isinstance(self.x, SourceWeights):
             top = int(self.x.p.argmax())

@@ -47,7 +47,7 @@ def test_per_sample_weights_find_the_emptied_records(shipped: Path, tmp_path: Pa
 
 
 def test_mirror_descent_takes_the_emptied_records_to_zero(shipped: Path, tmp_path: Path):
-    mirror = ["--weights", "sample", "--x_optimizer", "mirror", "--lr_x", "3"]
+    mirror = ["--weights", "sample", "--x_optimizer", "mirror", "--sigmoid_start", "0.98", "--lr_x", "8"]
     metrics = launch(shipped, tmp_path / "r", *mirror, "--train_data", str(shipped / "mixed" / "train_mixed.json"))
     table = pd.read_csv(tmp_path / "r" / "weights.csv")
     assert metrics["roc_auc"].iloc[-1] >= 0.97
