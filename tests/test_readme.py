@@ -1,4 +1,4 @@
-"""README.md is true: its tables are those of the code, and its commands run."""
+"""README.md and example/comparison/README.md are true: tables are those of code and results, and commands run."""
 
 import os
 import re
@@ -27,6 +27,7 @@ SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
     "tracker": "--pairs 1 --steps 4",
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMPARISON = ROOT / "example" / "comparison"
 
 
 def settings_table() -> str:
@@ -42,8 +43,9 @@ def metrics_rows() -> str:
 
 
 def commands() -> list[str]:
-    """Every command of README's bash blocks and of its inline code, but for the two set-ups, which CI runs."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S)).splitlines()
+    """Every command of bash blocks and of README's inline code, but for the two set-ups, which CI runs."""
+    pages = README + (COMPARISON / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", pages, flags=re.S)).splitlines()
     inline = [" ".join(c.split()) for c in re.findall(r"`(python [^`]+)`", README)]
     return [c for c in blocks + inline if "pip install" not in c and "pytest" not in c]
 
@@ -61,27 +63,36 @@ def test_the_benchmarks_figures_are_those_of_the_newest_run():
         assert step.markdown(pd.read_csv(file)) in README, file
 
 
-COMPARISONS = [  # tables of example/comparison and what README calls them
+COMPARISONS = [  # tables of example/comparison and what they are called there
     {"words": "words", "empty": "empty"},
+    {"empty80": "empty, 80 %"},
     {"small": "words, 96 trusted", "small_few": "words, 24 trusted", "small_empty": "empty, 96 trusted"},
 ]
 
 
-def comparison_table(titles: dict[str, str]) -> str:
-    """Methods by their results in each comparison, mean ± standard error, and what the first took."""
-    tables = [pd.read_csv(ROOT / "example" / "comparison" / f"{name}.csv", index_col="method") for name in titles]
-    columns = [(table, name) for table in tables for name in ("test_loss", "exact_match", "clean_share")]
-    heads = [f"{title}: test loss | exact match | clean share" for title in titles.values()]
-    lines = [f"| method | {' | '.join(heads)} | GFLOP |", "|---" * (len(columns) + 2) + "|"]
+def comparison_table(titles: dict[str, str], results: tuple[str, ...], gflop: bool = True) -> str:
+    """Methods by their results in each comparison, mean ± standard error, and what scoring took in the first."""
+    tables = [pd.read_csv(COMPARISON / f"{name}.csv", index_col="method") for name in titles]
+    columns = [(table, name) for table in tables for name in results]
+    names = " | ".join(name.replace("_", " ") for name in results)
+    heads = [f"{title}: {names}" for title in titles.values()] + ["GFLOP"] * gflop
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(columns) + 1 + gflop) + "|"]
     for method in tables[0].index:
         cells = [f"{table[name][method]:.2f} ± {table[f'{name}_se'][method]:.2f}" for table, name in columns]
-        lines.append(f"| `{method}` | {' | '.join(cells)} | {tables[0]['scoring_gflop'][method]:,.0f} |")
+        cells += [f"{tables[0]['scoring_gflop'][method]:,.0f}"] * gflop
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 @pytest.mark.parametrize("titles", COMPARISONS)
 def test_the_comparisons_are_those_of_their_tables(titles: dict[str, str]):
-    assert comparison_table(titles) in README, comparison_table(titles)
+    table = comparison_table(titles, ("test_loss", "exact_match", "clean_share"))
+    assert table in (COMPARISON / "README.md").read_text(encoding="utf-8"), table
+
+
+def test_the_comparison_in_short_is_that_of_its_tables():
+    table = comparison_table(COMPARISONS[0], ("test_loss", "exact_match"), gflop=False)
+    assert table in README, table
 
 
 def test_the_folder_tree_names_what_is_there():
