@@ -134,7 +134,9 @@ class Settings:
     sampling_floor: float = _setting("weights", "least probability of a sample to be computed", 0.1, gt=0, le=1)
     x_warmup_steps: int = _setting("weights", "steps before x starts to learn", 0, ge=0)
     x_optimizer: Literal["adam", "sgd", "mirror"] = _setting(
-        "weights", "optimizer of x, without weight decay; mirror descent suits single records", "adam"
+        "weights",
+        "optimizer of x, without decay; adam is that of the papers, mirror descent keeps equals equal",
+        "adam",
     )
     lr_x: float = _setting("weights", "peak step size of x; each x_optimizer needs another", 1e-1, ge=0)
     x_lr_schedule: Literal["cosine", "constant"] = _setting(

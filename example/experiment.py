@@ -39,7 +39,8 @@ from bilevel.config import FIELDS, ConfigError, UserError  # noqa: E402
 from bilevel.validation import validate  # noqa: E402
 
 BASE = ROOT / "configs" / "small.yaml"
-KEYS = {"title", "question", "settings", "data", "arms", "source", "measures", "shows", "figure", "reading"}
+NEEDED = {"title", "question", "data", "arms", "measures", "figure"}
+KEYS = NEEDED | {"settings", "source", "shows", "reading"}
 # What every run has: no weights of the model, no tracker, test losses at the start and at the end alone, checkpoints
 # only when a signal ends it, as runs are short and two copies of a pretrained model with their moments take gigabytes.
 FIXED = {"save_model": "none", "tracker": "none", "eval_every": 10**6, "save_every": 0}
@@ -103,7 +104,7 @@ def read_experiment(path: Path) -> tuple[dict, list[Arm]]:
     """The YAML and its arms. Raises ConfigError with everything that is wrong with it."""
     experiment = read_yaml(str(path))
     problems = [f"{key}: no such key" for key in experiment.keys() - KEYS]
-    problems += [f"{key} is missing" for key in ("title", "question", "data", "arms") if key not in experiment]
+    problems += [f"{key} is missing" for key in sorted(NEEDED - experiment.keys())]
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     arms = read_arms(experiment)

@@ -42,8 +42,10 @@ def check_recipe(recipe: dict) -> list[str]:
         missing = {"records", "corruption", "corruption_rate"} - recipe.keys()
         found = [f"data: no such key {key!r}" for key in recipe.keys() - SPLIT_KEYS]
         return found + [f"data: {key} is missing" for key in sorted(missing)]
-    parts = recipe["train"] | {key: value for key, value in recipe.items() if key != "train"}
     found = [f"data: no such key {key!r}" for key in recipe.keys() - {"train", "val", "test"}]
+    if found:
+        return found
+    parts = recipe["train"] | {key: value for key, value in recipe.items() if key != "train"}
     found += [f"data: {part} is missing" for part in ("val", "test") if part not in recipe]
     for name, part in parts.items():
         found += [f"data, {name}: no such key {key!r}" for key in part.keys() - PART_KEYS]

@@ -54,11 +54,13 @@ def test_every_experiment_is_valid(modules, path: Path):
 
 
 def test_what_is_wrong_is_said_at_once(modules, tmp_path: Path, capsys):
-    wrong = TOY | {"arms": {"a": {"lr_z": 1}, "b": {"data": {"train": {"train_clean": {"share": 1}}}}}}
+    parts = {"share": {"data": {"train": {"train_clean": {"share": 1}}}}, "whole": {"data": {"corruption": "words"}}}
+    wrong = TOY | {"arms": {"a": {"lr_z": 1}} | parts}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(wrong, sort_keys=False))
     assert modules[0].main([str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert "a: lr_z: no such setting" in message and "train_clean: no such key 'share'" in message
+    assert "whole: data: no such key 'corruption'" in message
     assert not (tmp_path / "out").exists()
 
 
