@@ -232,7 +232,7 @@ def one_step(run: "Run") -> int:
         result, signal = error.result, {}
     else:
         signal = run.guard.check(step + 1, train, result.gaps)
-        run.watch.loss(step + 1, result.loss_w)
+        run.watch.loss(step + 1, result)
         run.watch.ascent(result.val_loss_u)
         if run.lisa:
             run.lisa.verify(moved=lr_y > 0 and result.grad_norm_w > 0 and result.grad_norm_u != 0)

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from bilevel.config import Settings
-from bilevel.f2sa import TrainingStopped
+from bilevel.f2sa import StepResult, TrainingStopped
 from bilevel.schedule import schedule
 from bilevel.weights import SampleWeights, SourceWeights, parts
 
@@ -35,15 +35,20 @@ class Watch:
         self.val_losses: list[float] = []  # its last ones
         self.told: list[str] = []
 
-    def loss(self, step: int, loss: float) -> None:
-        """After each step: twice the median of the last ones, and 0.5 nats above it, is a spike; nan is no loss."""
+    def loss(self, step: int, result: StepResult) -> None:
+        """After each step: twice the median of the last ones, and 0.5 nats above it, is a spike; nan is no loss.
+
+        Weighted draws let loss_w jump with every sample that stands for many; validation is drawn uniformly.
+        """
+        weighted = self.settings.learned and self.settings.sampling == "weighted"
+        name, loss = ("val_loss_w", result.val_loss) if weighted else ("loss_w", result.loss_w)
         if math.isnan(loss):
             return
         if len(self.losses) == WINDOW:
             usual = statistics.median(self.losses)
             if loss > usual + max(usual, 0.5):
                 log.warning(
-                    f"step {step}: loss_w {loss:.4g} after {usual:.4g} in the {WINDOW} steps before; if it stays, "
+                    f"step {step}: {name} {loss:.4g} after {usual:.4g} in the {WINDOW} steps before; if it stays, "
                     f"try a smaller lr_y ({self.settings.lr_y:g}), clip_grad_norm=1 or a larger warmup_ratio"
                 )
                 self.losses = []

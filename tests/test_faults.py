@@ -21,6 +21,7 @@ from bilevel import f2sa, heldout, metrics, results
 from bilevel.backend import TorchCopy
 from bilevel.config import Settings
 from bilevel.data import MicroBatch
+from bilevel.f2sa import StepResult
 from bilevel.metrics import Columns, MetricsLog
 from bilevel.run import Run
 from bilevel.schedule import schedule as factor
@@ -155,16 +156,30 @@ def sources(*start: float) -> SourceWeights:
     return SourceWeights(torch.arange(len(start)).repeat(5), torch.tensor(start), 1.0, "adam")
 
 
+def seen(loss_w: float, val_loss: float | None = None) -> StepResult:
+    return StepResult(loss_w=loss_w, grad_norm_w=1.0, tokens=1, val_loss=val_loss)
+
+
 def test_a_spike_is_told_and_a_slow_rise_is_not(caplog: pytest.LogCaptureFixture):
     watched = watch(sources(0.5, 0.5))
     for step in range(200):
-        watched.loss(step, 2 + 0.01 * step)
+        watched.loss(step, seen(2 + 0.01 * step))
     assert not caplog.text
-    watched.loss(200, 8.2)
+    watched.loss(200, seen(8.2))
     assert "step 200: loss_w 8.2 after 3.8" in caplog.text and "smaller lr_y (1e-05)" in caplog.text
     for step in range(WINDOW):
-        watched.loss(201 + step, 8.2)  # told once
+        watched.loss(201 + step, seen(8.2))  # told once
     assert len(caplog.records) == 1
+
+
+def test_where_draws_are_weighted_validation_tells_a_spike(caplog: pytest.LogCaptureFixture):
+    watched = watch(sources(0.5, 0.5), sampling="weighted")
+    for step in range(WINDOW):
+        watched.loss(step, seen(3.0, val_loss=2.0))
+    watched.loss(WINDOW, seen(9.0, val_loss=2.1))  # a sample that stands for many
+    assert not caplog.text
+    watched.loss(WINDOW + 1, seen(3.0, val_loss=4.5))
+    assert f"step {WINDOW + 1}: val_loss_w 4.5 after 2" in caplog.text
 
 
 @pytest.mark.parametrize(
