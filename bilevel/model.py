@@ -127,7 +127,7 @@ def load_model(
 
 
 def save_model(
-    model: transformers.PreTrainedModel,
+    model: "transformers.PreTrainedModel",  # a name that takes seconds to import
     folder: Path,
     tokenizer: transformers.PreTrainedTokenizerBase,
     weights: dict[str, torch.Tensor] | None = None,
