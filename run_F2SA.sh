@@ -31,7 +31,7 @@ echo "run_F2SA.sh: $CONFIG ($chosen); CONFIG=FILE chooses another"
 flags=(--config "$CONFIG")
 
 # Settings from the environment.
-for name in $("$python" -m bilevel.config); do
+for name in $("$python" -m bilevel.settings); do
   if [ -n "${!name:-}" ]; then flags+=("--$name" "${!name}"); fi
 done
 
@@ -69,7 +69,7 @@ if [ -n "${HOSTFILE:-}" ]; then
   fi
 elif [ "$processes" -gt 1 ]; then
   # A signal gives the processes five minutes to write a checkpoint, and then ends them.
-  launch=("$python" -m bilevel.launch --standalone --nproc_per_node "$processes" --shutdown_timeout 300)
+  launch=("$python" -m bilevel.run.torchrun --standalone --nproc_per_node "$processes" --shutdown_timeout 300)
 else
   launch=("$python")
 fi

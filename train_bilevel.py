@@ -3,7 +3,7 @@
     python train_bilevel.py --config configs/tiny.yaml [--setting value ...]
 
 Each step trains two copies of the model on one weighted batch, w also on validation; what a sample's loss differs by
-between them moves its weight. README.md has the equations, bilevel/config.py the settings.
+between them moves its weight. README.md has the equations, bilevel/settings/fields.py the settings.
 """
 
 import dataclasses
@@ -16,18 +16,20 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel.check import check_files, check_shape, check_steps, too_large
-from bilevel.command_line import load_settings
-from bilevel.config import ConfigError, Settings, UserError, dump
-from bilevel.schedule import dropout_seed, schedule
+from bilevel.errors import ConfigError, UserError
+from bilevel.run.preflight import check_files, check_shape, check_steps, too_large
+from bilevel.seeding import dropout_seed
+from bilevel.settings.command_line import load_settings
+from bilevel.settings.fields import Settings, dump
+from bilevel.step.schedule import schedule
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
     from tqdm import tqdm
 
-    from bilevel.checkpoint import Checkpoints
-    from bilevel.interrupt import Interrupt
-    from bilevel.metrics import MetricsLog
-    from bilevel.run import Run
+    from bilevel.monitor.metrics import MetricsLog
+    from bilevel.run.checkpoint import Checkpoints
+    from bilevel.run.interrupt import Interrupt
+    from bilevel.run.state import Run
 
 log = logging.getLogger("bilevel")
 
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
             print(dump(settings), end="")
             if settings.backend == "deepspeed" or settings.gpu_memory_gib:
                 quiet_libraries()
-                from bilevel.plan import memory_report
+                from bilevel.memory.plan import memory_report
 
                 processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
                 report = memory_report(settings, processes, hosts=math.ceil(processes / on_host))
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
             return 0
         quiet_libraries()
         run, checkpoints = setup(settings, files)
-        from bilevel.folder import open_folder
+        from bilevel.run.folder import open_folder
 
         metrics = open_folder(run, checkpoints)
     except UserError as error:
@@ -85,16 +87,17 @@ def quiet_libraries() -> None:
 
 def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Checkpoints]":
     """Load data, model and the checkpoint to go on from. Raises UserError; nothing has been written when it does."""
-    from bilevel.model import load_tokenizer, model_shape
+    from bilevel.model.loading import load_tokenizer, model_shape
 
     shape = model_shape(settings)
     check_shape(settings, shape)  # before what else takes a second to import
-    from bilevel.baselines import check_scorable
-    from bilevel.checkpoint import Checkpoints
-    from bilevel.copies import make_copies, start_world
-    from bilevel.data import load_samples, steps_per_run
-    from bilevel.run import Run, make_weights
-    from bilevel.tokenise import Tokeniser
+    from bilevel.baselines.scores import check_scorable
+    from bilevel.data.samples import load_samples
+    from bilevel.data.stream import steps_per_run
+    from bilevel.data.tokenise import Tokeniser
+    from bilevel.model.copies import make_copies, start_world
+    from bilevel.run.checkpoint import Checkpoints
+    from bilevel.run.state import Run, make_weights
 
     world = start_world(settings)
     with world.main_first():  # it fills the cache that the others read
@@ -136,10 +139,10 @@ def fit(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog") -> int:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from bilevel.baselines import score
-    from bilevel.f2sa import TrainingStopped
-    from bilevel.interrupt import Interrupt, Interrupted
-    from bilevel.screen import describe, what_next
+    from bilevel.baselines.scores import score
+    from bilevel.errors import TrainingStopped
+    from bilevel.run.interrupt import Interrupt, Interrupted
+    from bilevel.run.messages import describe, what_next
 
     log.info(describe(run))
     screen = run.world.main and sys.stderr.isatty()
@@ -172,7 +175,7 @@ def fit(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog") -> int:
 
 def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "tqdm", interrupt: "Interrupt") -> None:
     """The loop, to the last step and its row. Raises TrainingStopped, and Interrupted between two steps."""
-    from bilevel.screen import show
+    from bilevel.run.messages import show
 
     s = run.settings
     eval_every, save_every = (
@@ -196,7 +199,7 @@ def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "t
 
 def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Interrupt") -> None:
     """Complete the last step's row with the weights, and with what an evaluation finds, and write it."""
-    from bilevel.heldout import evaluate
+    from bilevel.monitor.evaluation import evaluate
 
     s, x, train = run.settings, run.x, run.train
     run.row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(run.pool)} | run.row
@@ -211,7 +214,10 @@ def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Int
 
 def one_step(run: "Run") -> int:
     """A step of the copies, and of x when it is its turn; returns the tokens that the passes have read."""
-    from bilevel.f2sa import NonFiniteLoss, align_step, penalty_step, plain_step
+    from bilevel.step.align import align_step
+    from bilevel.step.f2sa import penalty_step
+    from bilevel.step.plain import plain_step
+    from bilevel.step.result import NonFiniteLoss
 
     s, x, step = run.settings, run.x, run.step
     if run.lisa:
@@ -259,9 +265,9 @@ def finish(run: "Run", checkpoints: "Checkpoints") -> int:
     """What a finished run leaves, and its closing words; the exit code."""
     from safetensors import SafetensorError
 
-    from bilevel.report import report_on
-    from bilevel.results import draw_weights, summary, write_weights
-    from bilevel.screen import what_next
+    from bilevel.report.command import report_on
+    from bilevel.run.messages import what_next
+    from bilevel.run.results import draw_weights, summary, write_weights
 
     s, folder = run.settings, run.settings.run_folder
     try:

@@ -34,9 +34,10 @@ import yaml  # noqa: E402
 from experiment_data import check_recipe, make  # noqa: E402
 from process import UserError as DataError  # noqa: E402
 
-from bilevel.command_line import read_yaml  # noqa: E402
-from bilevel.config import FIELDS, ConfigError, UserError  # noqa: E402
-from bilevel.validation import validate  # noqa: E402
+from bilevel.errors import ConfigError, UserError  # noqa: E402
+from bilevel.settings.command_line import read_yaml  # noqa: E402
+from bilevel.settings.fields import FIELDS  # noqa: E402
+from bilevel.settings.rules import validate  # noqa: E402
 
 BASE = ROOT / "configs" / "small.yaml"
 NEEDED = {"title", "question", "data", "arms", "measures", "figure"}
@@ -44,8 +45,15 @@ KEYS = NEEDED | {"settings", "source", "shows", "reading"}
 # What every run has: no weights of the model, no tracker, test losses at the start and at the end alone, checkpoints
 # only when a signal ends it, as runs are short and two copies of a pretrained model with their moments take gigabytes.
 FIXED = {"save_model": "none", "tracker": "none", "eval_every": 10**6, "save_every": 0}
-PRELOAD = ["train_bilevel", "bilevel.run", "bilevel.copies", "bilevel.data", "bilevel.results", "bilevel.metrics"]
-PRELOAD += ["bilevel.evaluate", "bilevel.screen", "matplotlib.figure"]
+PRELOAD = [
+    "train_bilevel",
+    "bilevel.run.state",
+    "bilevel.model.copies",
+    "bilevel.data.samples",
+    "bilevel.run.results",
+    "bilevel.monitor.metrics",
+]
+PRELOAD += ["bilevel.evaluate.command", "bilevel.run.messages", "matplotlib.figure"]
 
 
 CRASHED = 70

@@ -14,10 +14,10 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from bilevel.backend import TorchCopy
-from bilevel.data import Batch, MicroBatch
-from bilevel.tokenise import IGNORE
-from bilevel.weights import SampleWeights, SourceWeights
+from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.tokenise import IGNORE
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.weights.learned import SampleWeights, SourceWeights
 
 SOURCE_IDS = torch.arange(3).repeat_interleave(torch.tensor([12, 8, 10]))  # (N,) of the training samples
 TRAIN, VALIDATION = torch.arange(30), torch.arange(30, 46)  # numbers of samples

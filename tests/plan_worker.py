@@ -12,16 +12,16 @@ import torch
 import transformers
 from torch import distributed
 
-from bilevel.backend import ModelCopy
-from bilevel.checkpoint_file import split
-from bilevel.config import Settings
-from bilevel.data import MicroBatch
-from bilevel.lisa import Lisa
-from bilevel.model import model_shape, trained_shape
-from bilevel.validation import validate
-from bilevel.world import World
-from bilevel.zero import ZeroCopy, start_world
-from bilevel.zero_config import zero_config
+from bilevel.data.samples import MicroBatch
+from bilevel.model.base_copy import ModelCopy
+from bilevel.model.lisa import Lisa
+from bilevel.model.loading import model_shape, trained_shape
+from bilevel.model.zero_copy import ZeroCopy, start_world
+from bilevel.processes import World
+from bilevel.run.checkpoint_file import split
+from bilevel.settings.deepspeed import zero_config
+from bilevel.settings.fields import Settings
+from bilevel.settings.rules import validate
 
 LINES = (
     "parameters",

@@ -13,10 +13,10 @@ import pandas as pd
 import yaml
 
 import train_bilevel
-from bilevel import config
-from bilevel.config import Settings
-from bilevel.json_file import parse_records
-from bilevel.run import Run
+from bilevel.data.json_file import parse_records
+from bilevel.run.state import Run
+from bilevel.settings import fields as config
+from bilevel.settings.fields import Settings
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = json.loads((ROOT / "data_alpaca_0.5" / "alpaca_synthetic.json").read_text(encoding="utf-8"))

@@ -12,8 +12,8 @@ import pytest
 from benchmarks import start, state, step
 from run_helpers import ROOT, TINY
 
-from bilevel.config import FIELDS, meaning
-from bilevel.metrics import METRICS
+from bilevel.monitor.metrics import METRICS
+from bilevel.settings.fields import FIELDS, meaning
 
 SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
     "checkpoint": "--millions 1 --repeats 1",

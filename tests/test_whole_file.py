@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from run_helpers import ROOT
 
-from bilevel.whole_file import whole_file
+from bilevel.files import whole_file
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -33,7 +33,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path, error: 
 def test_a_killed_writer_leaves_what_was_there_and_the_next_one_goes_on(tmp_path: Path):
     path = tmp_path / "file.csv"
     path.write_text("before")
-    code = "import os, pathlib, sys; from bilevel.whole_file import whole_file\n"
+    code = "import os, pathlib, sys; from bilevel.files import whole_file\n"
     code += "with whole_file(pathlib.Path(sys.argv[1])) as new: new.write_text('aft'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode == -9
     assert path.read_text() == "before"

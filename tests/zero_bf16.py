@@ -21,14 +21,15 @@ from zero_common import (
     zero_copy,
 )
 
-from bilevel.backend import ModelCopy, TorchCopy
-from bilevel.data import Batch, Samples, load_samples
-from bilevel.lisa import Lisa
-from bilevel.rounding import gap_signal, rounding_noise
-from bilevel.tokenise import Tokeniser
-from bilevel.weights import SourceWeights
-from bilevel.world import ALONE, World
-from bilevel.zero import ZeroCopy
+from bilevel.data.samples import Batch, Samples, load_samples
+from bilevel.data.tokenise import Tokeniser
+from bilevel.model.base_copy import ModelCopy
+from bilevel.model.lisa import Lisa
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.model.zero_copy import ZeroCopy
+from bilevel.monitor.rounding_guard import gap_signal, rounding_noise
+from bilevel.processes import ALONE, World
+from bilevel.weights.learned import SourceWeights
 
 RUNS = ((0, "device"), (1, "device"), (2, "device"), (2, "host"), (2, "off"), (3, "device"))
 NU = 1.0  # at 0.1 the first steps of x, when w and u are five steps apart, feel rounding

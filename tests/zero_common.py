@@ -9,17 +9,19 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models
 
-from bilevel.backend import Active, ModelCopy
-from bilevel.config import Settings
-from bilevel.data import TOKEN_FEATURES, BatchStream, Samples
-from bilevel.f2sa import StepResult, penalty_step
-from bilevel.lisa import Lisa
-from bilevel.model import load_model
-from bilevel.tokenise import IGNORE
-from bilevel.weights import SampleWeights, SourceWeights
-from bilevel.world import World
-from bilevel.zero import ZeroCopy
-from bilevel.zero_config import zero_config
+from bilevel.data.samples import TOKEN_FEATURES, Samples
+from bilevel.data.stream import BatchStream
+from bilevel.data.tokenise import IGNORE
+from bilevel.model.base_copy import Active, ModelCopy
+from bilevel.model.lisa import Lisa
+from bilevel.model.loading import load_model
+from bilevel.model.zero_copy import ZeroCopy
+from bilevel.processes import World
+from bilevel.settings.deepspeed import zero_config
+from bilevel.settings.fields import Settings
+from bilevel.step.f2sa import penalty_step
+from bilevel.step.result import StepResult
+from bilevel.weights.learned import SampleWeights, SourceWeights
 
 VOCABULARY, UNUSED = 50, 49  # no sample holds the last token
 BLOCKS = 2

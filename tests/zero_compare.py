@@ -25,13 +25,14 @@ from zero_common import (
     zero_copy,
 )
 
-from bilevel.backend import ModelCopy, TorchCopy
-from bilevel.heldout import heldout_loss
-from bilevel.lisa import Lisa
-from bilevel.weights import SampleWeights, SourceWeights
-from bilevel.world import ALONE, World
-from bilevel.zero import ZeroCopy
-from bilevel.zero_config import CONFIGS
+from bilevel.model.base_copy import ModelCopy
+from bilevel.model.heldout import heldout_loss
+from bilevel.model.lisa import Lisa
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.model.zero_copy import ZeroCopy
+from bilevel.processes import ALONE, World
+from bilevel.settings.deepspeed import CONFIGS
+from bilevel.weights.learned import SampleWeights, SourceWeights
 
 NU = 4.0  # large, so that the gaps stand far above the rounding of the losses they are differences of
 INTERVAL, STEPS = 4, 12

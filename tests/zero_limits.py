@@ -30,13 +30,14 @@ from zero_common import (
     zero_copy,
 )
 
-from bilevel.data import Batch
-from bilevel.f2sa import NonFiniteLoss, penalty_step
-from bilevel.lisa import Layers
-from bilevel.weights import SourceWeights
-from bilevel.world import World
-from bilevel.zero import ZeroCopy, load_copies
-from bilevel.zero_config import CONFIGS, zero_config
+from bilevel.data.samples import Batch
+from bilevel.model.lisa import Layers
+from bilevel.model.zero_copy import ZeroCopy, load_copies
+from bilevel.processes import World
+from bilevel.settings.deepspeed import CONFIGS, zero_config
+from bilevel.step.f2sa import penalty_step
+from bilevel.step.result import NonFiniteLoss
+from bilevel.weights.learned import SourceWeights
 
 PARTS = ("train", "validation")
 NUMBERS = {"nu": 1.0, "lr_y": 1e-4, "seed": 0}  # of penalty_step

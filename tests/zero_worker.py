@@ -15,7 +15,7 @@ from zero_common import make_model, zero_copy
 from zero_compare import compare
 from zero_limits import leak, load, save, stop
 
-from bilevel.zero import start_world
+from bilevel.model.zero_copy import start_world
 
 TASKS = {task.__name__: task for task in (compare, stop, save, load, leak, bf16, signal, noise)}
 

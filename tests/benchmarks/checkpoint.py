@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from bilevel.backend import TorchCopy
-from bilevel.checkpoint import Checkpoints
-from bilevel.checkpoint_file import split
-from bilevel.world import ALONE
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.processes import ALONE
+from bilevel.run.checkpoint import Checkpoints
+from bilevel.run.checkpoint_file import split
 
 
 def main() -> None:

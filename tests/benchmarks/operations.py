@@ -22,9 +22,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 from transformers.pytorch_utils import Conv1D
 
-from bilevel.data import Samples
-from bilevel.lisa import find_blocks
-from bilevel.tokenise import IGNORE
+from bilevel.data.samples import Samples
+from bilevel.data.tokenise import IGNORE
+from bilevel.model.lisa import find_blocks
 
 
 @contextmanager

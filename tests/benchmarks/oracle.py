@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bilevel.backend import TorchCopy
-from bilevel.data import BatchStream
-from bilevel.f2sa import penalty_step
+from bilevel.data.stream import BatchStream
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.step.f2sa import penalty_step
 from example.plot_demo import COLOURS, LOOK
 from tests.oracle import (
     TRAIN,

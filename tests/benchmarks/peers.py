@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bilevel.backend import TorchCopy
-from bilevel.config import Settings
-from bilevel.data import Samples
-from bilevel.f2sa import penalty_step
-from bilevel.lisa import Lisa
-from bilevel.model import load_model, model_shape, trained_shape
-from bilevel.weights import SampleWeights, SourceWeights
+from bilevel.data.samples import Samples
+from bilevel.model.lisa import Lisa
+from bilevel.model.loading import load_model, model_shape, trained_shape
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.settings.fields import Settings
+from bilevel.step.f2sa import penalty_step
+from bilevel.weights.learned import SampleWeights, SourceWeights
 
 MICRO_BATCH_TOKENS = 2048
 LISA_LAYERS = 2

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import browser_helpers  # noqa: E402
 import run_helpers  # noqa: E402
 
-from bilevel import report  # noqa: E402
+from bilevel.report import command as report  # noqa: E402
 
 PAINTED = "requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)))"
 ACTIONS = {  # what the reader does -> the script that does it

@@ -11,11 +11,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from bilevel.config import Settings
-from bilevel.data import TOKEN_FEATURES, Samples, load_samples
-from bilevel.model import load_tokenizer
-from bilevel.records import find_files
-from bilevel.tokenise import IGNORE, Tokeniser
+from bilevel.data.records import find_files
+from bilevel.data.samples import TOKEN_FEATURES, Samples, load_samples
+from bilevel.data.tokenise import IGNORE, Tokeniser
+from bilevel.model.loading import load_tokenizer
+from bilevel.settings.fields import Settings
 
 LENGTHS = Path(__file__).with_name("alpaca_lengths.csv")
 

@@ -5,8 +5,8 @@
 Each seed trains a model of 0.2M parameters from scratch (configs/tiny.yaml but for SETTINGS) twice on the shipped
 records, half of the responses corrupted, per source, with 8 validation samples a step: four passes with
 sampling=uniform, 5.4 with sampling=weighted, which computes about half of the samples. Operations are those of all
-forward and backward passes but evaluations (bilevel.operations); the test loss is w's per token, 20 times a run. Writes
-OUT.csv and OUT.png.
+forward and backward passes but evaluations (bilevel.model.flops); the test loss is w's per token, 20 times a run.
+Writes OUT.csv and OUT.png.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import pandas as pd
 from tqdm import tqdm
 
 import train_bilevel
-from bilevel.check import check_files
-from bilevel.command_line import load_settings
-from bilevel.heldout import heldout_loss
+from bilevel.model.heldout import heldout_loss
+from bilevel.run.preflight import check_files
+from bilevel.settings.command_line import load_settings
 
 ROOT = Path(__file__).parents[2]
 EVALUATIONS = 20

@@ -8,10 +8,10 @@ record hardly correlate there (at most 0.08) and are drawn apart here. The words
 language are: the word of rank r with frequency in proportion to 1 / (r + 2.7). By a byte-level BPE of 8,192 tokens
 trained on the data themselves a record has 99 tokens on average, Alpaca's 97.
 
-Loading is the whole of bilevel.data.load_samples (digest, JSON, checks, tokens, tables), cold with an empty cache. The
-first step counts from the start of the process to the end of step 1 of configs/tiny.yaml on these records, without
-test data and wandb; cold, its tokenizer is trained as well. All takes turns, round after round, each in a new process.
-Writes start.csv and start.png, and prints the table that README.md shows.
+Loading is the whole of bilevel.data.samples.load_samples (digest, JSON, checks, tokens, tables), cold with an empty
+cache. The first step counts from the start of the process to the end of step 1 of configs/tiny.yaml on these records,
+without test data and wandb; cold, its tokenizer is trained as well. All takes turns, round after round, each in a new
+process. Writes start.csv and start.png, and prints the table that README.md shows.
 """
 
 import argparse
@@ -58,8 +58,8 @@ import sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
 import train_bilevel
-from bilevel.data import load_samples
-from bilevel.tokenise import Tokeniser
+from bilevel.data.samples import load_samples
+from bilevel.data.tokenise import Tokeniser
 
 train_bilevel.quiet_libraries()
 tokeniser = Tokeniser(AutoTokenizer.from_pretrained(sys.argv[1]), 512, "response")
@@ -125,8 +125,8 @@ def make_data(folder: Path, n: int) -> None:
     for name, records in files.items():
         (folder / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")  # before datasets is imported
-    from bilevel.config import Settings
-    from bilevel.model import load_tokenizer
+    from bilevel.model.loading import load_tokenizer
+    from bilevel.settings.fields import Settings
 
     settings = Settings(train_data=["-"], val_data=["-"], model_config=SHAPE)
     tokenizer = load_tokenizer(settings, [folder / "train_clean.json", folder / "train_noisy.json"])

@@ -22,12 +22,12 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from bilevel.data import TOKEN_FEATURES, BatchStream, Samples
-from bilevel.distribution import histogram, quantiles
-from bilevel.metrics import QUANTILES
-from bilevel.results import write_weights
-from bilevel.tokenise import IGNORE
-from bilevel.weights import SampleWeights
+from bilevel.data.samples import TOKEN_FEATURES, Samples
+from bilevel.data.stream import BatchStream
+from bilevel.data.tokenise import IGNORE
+from bilevel.run.results import write_weights
+from bilevel.weights.learned import SampleWeights
+from bilevel.weights.statistics import QUANTILES, histogram, quantiles
 
 BATCH, MEAN_TOKENS, ROWS = 64, 90, 1000  # rows of one record batch, as `datasets` writes them
 PARTS = {

@@ -7,8 +7,9 @@ tests.benchmarks.samples. Each round draws 64 training samples for everybody and
 steps, and every peer (tests.benchmarks.peers), each in a process of its own, takes one step, in turn; the first round
 warms up and is not counted. Ratios are taken within a round. Then each peer, alone, takes a step with eager attention
 whose operations are counted and set against the fewest (tests.benchmarks.operations), and two steps in which the bytes
-of all tensors alive are counted (bilevel.activations.LiveBytes): gradients, moments, activations, at their most, above
-the weights. What kernels allocate inside themselves is not seen. Writes step_MODEL.csv, a row per peer, and its figure.
+of all tensors alive are counted (bilevel.memory.activations.LiveBytes): gradients, moments, activations, at their most,
+above the weights. What kernels allocate inside themselves is not seen. Writes step_MODEL.csv, a row per peer, and its
+figure.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import torch
 import transformers
 from matplotlib import pyplot as plt
 
-from bilevel.activations import LiveBytes
+from bilevel.memory.activations import LiveBytes
 from tests.benchmarks.operations import counted, least_pass, sizes
 from tests.benchmarks.peers import LISA_LAYERS, PEERS, InTurn, PlainTrainer, Round, Work
 from tests.benchmarks.samples import train_and_validation

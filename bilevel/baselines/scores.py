@@ -1,0 +1,275 @@
+"""Scores of single records, without a bilevel problem: what people would use instead of learned weights.
+
+A scorer gives every training sample a number (N,), higher is better; the best `keep` of all samples then count alike
+and the others not at all, per sample, or per source by each source's share of those kept. Models that a score needs
+start as the run's does and train `score_epochs` passes over the training samples by the plain step of method=fixed,
+with the settings' lr_y, schedule and batch size. What uses gradients is in bilevel.baselines.influence and
+bilevel.step.align.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import transformers
+
+from bilevel.baselines.influence import LastBlock, cosines, random_projection
+from bilevel.data.samples import Samples
+from bilevel.data.stream import BatchStream, steps_per_run
+from bilevel.data.tokenise import IGNORE
+from bilevel.errors import TrainingStopped, UserError
+from bilevel.model.base_copy import ModelCopy
+from bilevel.model.copies import make_copies
+from bilevel.model.flops import Passes
+from bilevel.model.lisa import Lisa
+from bilevel.model.loading import drops, model_shape
+from bilevel.run.messages import MASKS
+from bilevel.run.state import Run
+from bilevel.seeding import Permutation, dropout_seed
+from bilevel.settings.fields import Settings
+from bilevel.step.f2sa import leave_out
+from bilevel.step.plain import plain_step
+from bilevel.step.result import NonFiniteLoss
+from bilevel.step.schedule import schedule
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
+
+log = logging.getLogger("bilevel")
+
+CHECKPOINTS = 3  # of the warm-up run at which `influence` looks at gradients
+
+
+@dataclasses.dataclass
+class Scoring:
+    """What a scorer works with. tick is called after each micro-batch or step, and may raise."""
+
+    settings: Settings
+    train: Samples
+    val: Samples
+    new_copy: Callable[[], tuple[ModelCopy, Lisa | None]]  # a model as the run's is at its start
+    eos: int
+    tick: Callable[[], object] = lambda: None
+    passes: list[tuple[Passes, transformers.PretrainedConfig]] = dataclasses.field(default_factory=list)
+    projecting: float = 0.0  # operations
+    skipped: int = 0  # steps of all models, left out as a loss or gradient was not finite
+
+    @property
+    def operations(self) -> float:
+        """Of everything so far."""
+        return sum(passed.operations(shape) for passed, shape in self.passes) + self.projecting
+
+    def model(self) -> tuple[ModelCopy, Lisa | None]:
+        """A new model, whose passes are counted."""
+        w, lisa = self.new_copy()
+        self.passes.append((w.passed, w.shape))
+        return w, lisa
+
+    @property
+    def steps(self) -> int:
+        """Of a model that a score needs."""
+        s = self.settings
+        return steps_per_run(len(self.train), s.global_batch_size, s.score_epochs, None)
+
+    def lr_y(self, step: int) -> float:
+        return self.settings.lr_y * schedule(step, self.steps, self.settings.warmup_ratio, "cosine")
+
+    def trained(self, samples: Samples, after: Callable[[ModelCopy, int], None] | None = None) -> ModelCopy:
+        """A model trained on samples that all count alike; after(model, steps done) is called after each step.
+
+        Raises TrainingStopped.
+        """
+        s, (w, lisa) = self.settings, self.model()
+        stream = BatchStream(len(samples), s.global_batch_size, s.seed)
+        masks = f"; {MASKS}" if drops(w.shape) else ""
+        log.info(f"training a model for {self.steps} steps on {len(samples)} samples{masks}")
+        for step in range(self.steps):
+            if lisa:
+                lisa.switch(step, {"w": w})
+            batch = samples.batch(next(stream), s.micro_batch_tokens, w.world)
+            try:
+                result = plain_step(w, batch, self.lr_y(step), dropout_seed(s.seed, step))
+            except NonFiniteLoss as error:
+                self.skip(error, samples, w, f"step {step + 1} of the model trained on {len(samples)} samples")
+            else:
+                if lisa:
+                    lisa.verify(moved=self.lr_y(step) > 0 and result.grad_norm_w > 0)
+            self.tick()
+            if after:
+                after(w, step + 1)
+        return w
+
+    def skip(self, error: NonFiniteLoss, samples: Samples, w: ModelCopy, where: str) -> None:
+        """Leave a step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""
+        try:
+            words = leave_out(error, samples.places(error.suspects["train"]), [w], self.skipped,
+                              self.settings.skip_nonfinite)  # fmt: skip
+        except TrainingStopped as stopped:
+            raise TrainingStopped(f"{where}: {stopped}") from error
+        self.skipped += 1
+        log.warning(f"{where}: {words}")
+
+    @torch.no_grad()
+    def losses(self, w: ModelCopy, samples: Samples) -> torch.Tensor:
+        """l_i of all samples without dropout, (N,) float64 on the CPU, equal on all ranks."""
+        w.model.eval()
+        log.info(f"losses of {len(samples)} samples")
+        found = torch.zeros(len(samples), dtype=torch.float64)
+        for micro in samples.in_order(self.settings.micro_batch_tokens, w.world):
+            real = micro.places >= 0
+            found[micro.sample_ids[real]] = w.losses(micro, seed=0).double().cpu()[real]
+            self.tick()
+        w.model.train()
+        return w.world.sum(found)
+
+
+def loss_score(s: Scoring) -> torch.Tensor:
+    """-l_i under a model that has seen the mix once: what it still finds hard is taken for noise.
+
+    The small-loss trick of learning with noisy labels (Han et al., "Co-teaching: Robust Training of Deep Neural
+    Networks with Extremely Noisy Labels", 2018). Simplified: one model, which scores once and does not choose its own
+    batches.
+    """
+    return -s.losses(s.trained(s.train), s.train)
+
+
+def perplexity_score(s: Scoring) -> torch.Tensor:
+    """-perplexity of the whole text, prompt and all, under the model as it is given.
+
+    Marion et al., "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale" (2023), who find the
+    middle of the perplexities as good as the low ones or better. It differs from `loss` in what is read, all tokens and
+    not the supervised ones, and in who reads: the model before it has seen the mix. A new model (model_config) knows
+    nothing then, and is first trained on the mix's whole texts.
+    """
+    whole = s.train.changed(_all_supervised)
+    w = s.trained(whole) if s.settings.model_config is not None else s.model()[0]
+    return -s.losses(w, whole).exp()
+
+
+def rho_score(s: Scoring) -> torch.Tensor:
+    """Reducible holdout loss: l_i of a model trained on the mix minus that of one trained on validation.
+
+    Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt" (2022).
+    Simplified: they choose the best of each batch under the model as it trains; here both models score once, at their
+    ends. Both make the same number of steps, so that the one on validation makes more passes.
+    """
+    mixed = s.losses(s.trained(s.train), s.train)
+    return mixed - s.losses(s.trained(s.val), s.train)
+
+
+def influence_score(s: Scoring) -> torch.Tensor:
+    """Similarity to validation of the step that a sample asks for (bilevel.baselines.influence).
+
+    Simplified from LESS: the warm-up run is that of all scores, on the whole mix; gradients are those of the last
+    decoder block's matrices where LESS has LoRA's everywhere; a validation file stands for a subtask.
+    """
+    ends = {math.ceil(s.steps * (k + 1) / CHECKPOINTS) for k in range(CHECKPOINTS)}
+    found, rates = torch.zeros(len(s.train), len(s.val.sources), dtype=torch.float64), []
+    projection = functools.cache(lambda size: random_projection(size, s.settings.seed))
+
+    def look(w: ModelCopy, done: int) -> None:
+        rates.append(s.lr_y(done - 1))
+        if done not in ends:
+            return
+        log.info(f"gradients of all samples after step {done}")
+        block = LastBlock(w)
+        project, each = projection(block.size)
+        w.model.eval()
+        similar = cosines(block, s.train, s.val, project, s.settings.micro_batch_tokens, s.tick)
+        found.add_(similar * float(np.mean(rates)))
+        w.model.train()
+        rates.clear()
+        s.projecting += each * (len(s.train) + len(s.val.sources))
+
+    s.trained(s.train, look)
+    return found.max(1).values
+
+
+def ifd_score(s: Scoring) -> torch.Tensor:
+    """Instruction-following difficulty: loss of the response given its prompt / loss of the response alone.
+
+    Li et al., "From Quantity to Quality: Boosting LLM Performance with Self-Guided Data Selection for Instruction
+    Tuning" (2023). High is kept, but from 1 on, where the prompt does not help, a record counts as misaligned and comes
+    last, the worse the higher. Simplified: the model has seen the whole mix, not a thousand records chosen by clusters.
+    The response alone follows EOS, so that its first token is predicted as well.
+    """
+    w = s.trained(s.train)
+    alone = s.train.changed(functools.partial(_without_prompts, start=s.eos))
+    ratio = s.losses(w, s.train) / s.losses(w, alone).clamp_min(1e-12)
+    return torch.where(ratio < 1, ratio, -ratio)
+
+
+def uniform_score(s: Scoring) -> torch.Tensor:
+    """1 for all, and all are kept: plain fine-tuning on the mix."""
+    return torch.ones(len(s.train), dtype=torch.float64)
+
+
+def oracle_score(s: Scoring) -> torch.Tensor:
+    """What is_noisy says: the clean samples alone, as nobody could know. Not a method, but the end of the scale."""
+    return 1.0 - torch.from_numpy(s.train.is_noisy).double()
+
+
+SCORES = {
+    "uniform": uniform_score,
+    "loss": loss_score,
+    "perplexity": perplexity_score,
+    "rho": rho_score,
+    "influence": influence_score,
+    "ifd": ifd_score,
+    "oracle": oracle_score,
+}
+
+
+def check_scorable(settings: Settings, train: Samples) -> None:
+    """Raises UserError where the training samples have not what the settings' method looks at."""
+    if settings.method == "oracle" and (train.is_noisy is None or train.is_noisy.all()):
+        raise UserError("method=oracle needs the field is_noisy in the training records, and some that are clean")
+    if settings.method == "ifd" and all(IGNORE not in labels[1:] for labels in train.tokens[:1000]["labels"]):
+        raise UserError("method=ifd compares responses with and without their prompts, and the training data have none")
+
+
+def kept(scores: torch.Tensor, keep: float, seed: int) -> torch.Tensor:
+    """(N,) bool: the best `keep` of the samples; which of equal ones is left to the seed, not to their order."""
+    n = len(scores)
+    order = np.lexsort((Permutation(n, f"ties of seed {seed}")(np.arange(n)), -scores.numpy()))
+    found = torch.zeros(n, dtype=torch.bool)
+    found[order[: max(1, round(keep * n))]] = True
+    return found
+
+
+def weights_of(scores: torch.Tensor, settings: Settings, train: Samples) -> FixedSourceWeights | FixedSampleWeights:
+    """The weights that the method's scores (N,) stand for."""
+    s = settings
+    chosen = scores > 0 if s.method in ("uniform", "oracle") else kept(scores, s.keep, s.seed)
+    if s.weights == "sample":
+        return FixedSampleWeights(len(train), chosen.double() * (len(train) / int(chosen.sum())))
+    counts = torch.bincount(train.source_ids[chosen].long(), minlength=len(train.sources))
+    return FixedSourceWeights(train.source_ids, counts.double() / counts.sum())
+
+
+def score(run: Run, tick: Callable[[], object]) -> None:
+    """Give the run the scores of its method, the weights they stand for, and the operations that took."""
+    s = run.settings
+
+    def new_copy() -> tuple[ModelCopy, Lisa | None]:
+        copies, lisa = make_copies(dataclasses.replace(s, method="fixed"), run.world, model_shape(s), run.tokenizer)
+        return copies["w"], lisa
+
+    scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
+    run.scores = SCORES[s.method](scoring)
+    run.x, run.operations = weights_of(run.scores, s, run.train), run.world.size * scoring.operations
+
+
+def _all_supervised(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    return {"input_ids": rows["input_ids"], "labels": rows["input_ids"]}
+
+
+def _without_prompts(rows: dict[str, list[list[int]]], start: int) -> dict[str, list[list[int]]]:
+    """The supervised tokens of each row alone, behind a token that they can be predicted from."""
+    responses = [[label for label in labels if label != IGNORE] for labels in rows["labels"]]
+    return {
+        "input_ids": [[start, *response] for response in responses],
+        "labels": [[IGNORE, *response] for response in responses],
+    }

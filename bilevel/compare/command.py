@@ -1,0 +1,274 @@
+"""Methods side by side: learn or compute weights, retrain on them, and judge the retrained models, for several seeds.
+
+    python -m bilevel.compare CONFIG --methods f2sa,uniform,loss,rho,influence,oracle --seeds 3 [--setting value ...]
+
+Each seed and method is a run that ends in weights (scoring) and a run of method=fixed on those weights (training), with
+the same initial model, number of steps and validation data for all methods (f2sa_kept: the `keep` best of the same
+seed's f2sa count alike, as what a baseline keeps does); bilevel.evaluate.command then judges its model on the test
+data. What is finished is not made again: the same command goes on, and more seeds or methods can be asked for. The
+folder then holds results.csv, a row per seed and method; compare.csv and compare.md, the means; compare.png.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+from bilevel.compare.table import RESULTS, draw, markdown, summed_up
+from bilevel.errors import ConfigError, UserError
+from bilevel.files import whole_file
+from bilevel.run.preflight import check_files, hold
+from bilevel.settings.command_line import load_settings, read_yaml
+from bilevel.settings.fields import FIELDS, Settings, differing, dump
+
+if TYPE_CHECKING:  # imported where it is used, so that --help and mistakes are answered at once
+    import pandas as pd
+
+KEPT = "f2sa_kept"  # what a baseline does with its scores, with the weights of the f2sa of the same seed as scores
+METHODS = [*(name for name in get_args(FIELDS["method"].annotation) if name != "fixed"), KEPT]
+OURS = ("method", "x_init", "seed", "output_dir", "run_name", "save_model", "dry_run")
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 done, 2 the user's mistake, else that of a run that was stopped."""
+    try:
+        options, shared = parse(argv)
+        check(options, shared)
+        return compare(options, shared)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the command line of the settings that all runs share. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bilevel.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of settings; --setting value wins over it")
+    parser.add_argument("--methods", default="f2sa,uniform,loss,rho,influence,oracle", help="of " + ",".join(METHODS))
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer, in tokens (default: 64)")
+    parser.add_argument(
+        "--scoring_steps",
+        type=int,
+        help="steps of the runs in which f2sa and align find their weights (default: as many as the retraining); "
+        "fewer where a run as long would learn the noise by heart; the other methods have score_epochs",
+    )
+    parser.add_argument("--out", type=Path, help="folder of the runs and results; default: outputs/compare-<config>")
+    options, rest = parser.parse_known_args(argv)
+    options.methods = list(dict.fromkeys(options.methods.split(",")))
+    options.out = options.out or Path("outputs") / f"compare-{Path(options.config).stem}"
+    unknown = [name for name in options.methods if name not in METHODS]
+    problems = [f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}"] if unknown else []
+    numbers = {name: getattr(options, name) for name in ("seeds", "max_new_tokens", "scoring_steps")}
+    problems += [
+        f"--{name} {number}: at least 1" for name, number in numbers.items() if number is not None and number < 1
+    ]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("several processes were launched; a comparison runs in one")
+    given = {word.split("=")[0].removeprefix("--") for word in rest if word.startswith("--")}
+    problems += [f"--{name}: every run has its own, which compare decides" for name in OURS if name in given]
+    if problems:
+        raise ConfigError(problems)
+    return options, ["--config", options.config, "--tracker", "none", *rest]
+
+
+class Row(NamedTuple):
+    """One method with one seed: a run that ends in weights, and one that trains on them."""
+
+    out: Path
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"{self.method}-seed{self.seed}"
+
+    @property
+    def scorer(self) -> str:
+        return "f2sa" if self.method == KEPT else self.method
+
+    @property
+    def scoring(self) -> Path:
+        return self._replace(method=self.scorer).folder / "scoring"
+
+    @property
+    def training(self) -> Path:
+        return self.folder / "training"
+
+    @property
+    def weights(self) -> Path:
+        """What the training starts from, and keeps."""
+        return self.folder / "weights.csv" if self.method == KEPT else self.scoring
+
+    def command_lines(self, shared: list[str], scoring_steps: int | None) -> tuple[list[str], list[str]]:
+        """Of the two runs."""
+        ours = ["--seed", str(self.seed), "--output_dir"]
+        blind = ["--test_data", "[]", "--val_in_training", "false", "--save_model", "none"]
+        shorter = ["--max_steps", str(scoring_steps)] if scoring_steps else []
+        scoring = ["--method", self.scorer, "--x_init", "uniform", *blind, *shorter, *ours, str(self.scoring)]
+        training = ["--method", "fixed", "--x_init", str(self.weights), "--save_model", "w", *ours, str(self.training)]
+        return [*shared, *scoring], [*shared, *training]
+
+
+def check(options: argparse.Namespace, shared: list[str]) -> None:
+    """Raises UserError for what would end a run later, or mix two comparisons in one folder."""
+    settings = common_settings(shared)
+    if not (settings.val_data and settings.test_data):
+        raise UserError("a comparison needs val_data, which it gives to all methods, and test_data to judge them on")
+    for method in options.methods:
+        scoring, _ = Row(options.out / "none", method, 0).command_lines(shared, options.scoring_steps)
+        files = check_files(load_settings(scoring)[0])
+    if KEPT in options.methods and settings.weights == "source":
+        raise UserError(f"--methods {KEPT} keeps single records: it needs weights=sample")
+    there = options.out / "compare.yaml"
+    if there.exists():
+        now = dataclasses.asdict(settings) | own_options(options)
+        if found := differing(read_yaml(str(there)), now):
+            raise UserError(f"{options.out} holds a comparison of other settings, {found}: give another --out")
+    elif options.out.exists() and {path.name for path in options.out.iterdir()} - {"lock"}:
+        raise UserError(f"{options.out} is there already and holds no comparison: give another --out")
+    if "oracle" in options.methods:
+        from bilevel.data.records import read_rows
+
+        if not any(any(read_rows(file, settings.format)["is_noisy"]) for file in files["train"]):
+            raise UserError("--methods oracle: no training record has is_noisy: true; compare without it")
+
+
+def common_settings(shared: list[str]) -> Settings:
+    """The settings of all retrainings but for what compare decides."""
+    return load_settings([*shared, "--method", "fixed", "--x_init", "size", "--save_model", "w", "--seed", "0"])[0]
+
+
+def own_options(options: argparse.Namespace) -> dict[str, int | None]:
+    """Those that decide what the rows of a folder are."""
+    return {"max_new_tokens": options.max_new_tokens, "scoring_steps": options.scoring_steps}
+
+
+def compare(options: argparse.Namespace, shared: list[str]) -> int:
+    """Run what is missing, row by row, and sum up; the exit code."""
+    import pandas as pd
+    import yaml
+    from tqdm import tqdm
+
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    lock = hold(out)
+    if lock is None:
+        raise UserError(f"another comparison is at work in {out}: wait for it, or give another --out")
+    with whole_file(out / "compare.yaml") as file:
+        file.write_text(dump(common_settings(shared)) + yaml.safe_dump(own_options(options)), encoding="utf-8")
+    path = out / "results.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    done = {(row["method"], row["seed"]) for row in rows}
+    wanted = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    for method, seed in tqdm(wanted, unit="method", disable=not sys.stderr.isatty()):
+        if (method, seed) in done:
+            continue
+        row = Row(out, method, seed)
+        if code := run_both(row, *row.command_lines(shared, options.scoring_steps)):
+            return code
+        rows.append({"method": method, "seed": seed} | measured(row, options.max_new_tokens))
+        with whole_file(path) as file:
+            pd.DataFrame(rows).to_csv(file, index=False)
+        print(f"{method} seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if k in RESULTS))
+    table = summed_up(pd.DataFrame(rows).query("method in @options.methods and seed < @options.seeds"), options.methods)
+    table.to_csv(out / "compare.csv")
+    text = markdown(table, options.seeds)
+    (out / "compare.md").write_text(text, encoding="utf-8")
+    draw(pd.DataFrame(rows), table, out / "compare.png")
+    lock.close()
+    (out / "lock").unlink()
+    print(f"{text}\nin {out}: results.csv, compare.csv, compare.md, compare.png")
+    return 0
+
+
+def run_both(row: Row, scoring: list[str], training: list[str]) -> int:
+    """Make the runs that are not finished; the exit code of the one that was stopped, or 0."""
+    if code := run(scoring):
+        return code
+    if row.method == KEPT:
+        keep_best(row.scoring, row.weights, load_settings(training)[0])
+    return run(training)
+
+
+def run(line: list[str]) -> int:
+    """The exit code; 0 at once where the run is finished."""
+    import train_bilevel
+
+    finished = (load_settings(line)[0].run_folder / "weights.csv").exists()
+    code = 0 if finished else train_bilevel.main(line)
+    gc.collect()  # a run's parts hold each other
+    return code
+
+
+def keep_best(scoring: Path, file: Path, settings: Settings) -> None:
+    """Write weights by which the best `keep` of the records count alike and the others not at all, as a baseline's."""
+    import pandas as pd
+    import torch
+
+    from bilevel.baselines.scores import kept
+
+    table = pd.read_csv(scoring / "weights.csv")
+    table["weight"] = kept(torch.tensor(table["weight"]), settings.keep, settings.seed).double()
+    file.parent.mkdir(exist_ok=True)
+    with whole_file(file) as new:
+        table.to_csv(new, index=False)
+
+
+def measured(row: Row, max_new_tokens: int) -> dict[str, float]:
+    """Its results, after judging the retrained model."""
+    import pandas as pd
+
+    from bilevel.evaluate import command as evaluate
+
+    file = row.folder / "evaluation.json"
+    if not file.exists():
+        with whole_file(file) as new, contextlib.redirect_stdout(io.StringIO()):
+            new.unlink(missing_ok=True)  # of a comparison that was killed; evaluate replaces nothing
+            if evaluate.main([str(row.training), "--max_new_tokens", str(max_new_tokens), "--out", str(new)]):
+                raise UserError(f"{row.folder}: its model could not be judged")
+    judged = json.loads(file.read_text(encoding="utf-8"))["overall"]
+    result = {"test_loss": judged["loss"], "exact_match": judged.get("exact_match", math.nan)}
+    result |= against_is_noisy(row)
+    times = {name: pd.read_csv(getattr(row, name) / "timing.csv") for name in ("scoring", "training")}
+    result |= {f"{name}_gflop": time["gflop"].iloc[-1] for name, time in times.items()}
+    return result | {f"{name}_seconds": elapsed(time["seconds"]) for name, time in times.items()}
+
+
+def against_is_noisy(row: Row) -> dict[str, float]:
+    """How well clean records are ranked before noisy ones, and what share of the weight they have; nan if unknown.
+
+    The rank of a record is its score where the method gives one: the weights of what is kept are all alike. Per source
+    the area is that of the weights.
+    """
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score
+
+    last = pd.read_csv(row.scoring / "metrics.csv").iloc[-1]
+    found = {"roc_auc": last.get("roc_auc", math.nan), "clean_share": math.nan}
+    table = pd.read_csv(row.scoring / "weights.csv")
+    if "is_noisy" not in table:
+        return found
+    noisy = table["is_noisy"].astype(bool)
+    weights = pd.read_csv(row.weights)["weight"] if row.weights.is_file() else table["weight"]
+    if noisy.nunique() == 2:
+        found["roc_auc"] = float(roc_auc_score(~noisy, table.get("score", table["weight"]).rank()))
+    return found | {"clean_share": float(weights[~noisy].sum() / weights.sum())}
+
+
+def elapsed(seconds: "pd.Series") -> float:
+    """Of a run whose clock starts again from 0 where it was resumed."""
+    since = seconds.diff().fillna(seconds)
+    return float(since.where(since >= 0, seconds).sum())

@@ -1,0 +1,225 @@
+"""Judge a trained model on held-out records: loss, perplexity, and whether its answers are right.
+
+    python -m bilevel.evaluate outputs/mine --data test.json
+
+MODEL is a run's folder, a model's folder or a hub id. Prompts are those of training without the response; answers are
+generated greedily. Loss and perplexity are per supervised token, all tokens alike. Results are printed as a table and
+as JSON, for all records, by file, and by kind of task where records have a field `task` or `category`.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bilevel.data.json_file import parse_records, read_bytes
+from bilevel.errors import UserError
+from bilevel.evaluate.answers import correct
+from bilevel.files import content_hash
+from bilevel.settings.command_line import read_yaml
+from bilevel.settings.fields import FIELDS, Settings
+from bilevel.settings.rules import validate
+
+if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
+    import pandas as pd
+
+KINDS = ("task", "category")  # fields of a record that tell its kind
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 done, 2 the user's mistake."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.out and args.out.exists():
+            raise UserError(f"--out {args.out}: is there already, and nothing is overwritten; give another name")
+        settings, files = find(args)
+        result = evaluate_model(settings, files, args.answer, args.max_new_tokens, args.batch_size)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    print(text)
+    print(table(result))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bilevel.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="a finished run's folder, a model's folder, or a hub id")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help="files or patterns; default: the run's test_data")
+    parser.add_argument("--answer", choices=("auto", "exact", "final_number", "none"), default="auto",
+                        help="what makes an answer right: the same text but for white space; the same final number "
+                        "(behind ####, in \\boxed{}, or the last); auto: the number where the reference marks one, "
+                        "else the text; none: only the loss")  # fmt: skip
+    parser.add_argument("--max_new_tokens", type=_count, default=64, help="longest answer, in tokens (default: 64)")
+    parser.add_argument("--batch_size", type=_count, default=32, help="answers at a time; memory only (default: 32)")
+    parser.add_argument("--format", help="as in training (default: the run's, or auto)")
+    parser.add_argument("--max_length", type=int, help="longest record for the loss, in tokens (default: the run's)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="default: bf16 on a GPU that has it, else fp32")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results here as JSON")
+    return parser
+
+
+def _count(word: str) -> int:
+    if (count := int(word)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
+    """What to load, as settings, and the files to judge on. Raises UserError."""
+    from bilevel.data.records import find_files
+
+    folder, values = Path(args.model), {"train_data": ["-"], "method": "fixed", "model_name_or_path": args.model}
+    if (folder / "config.yaml").is_file():
+        if not (folder / "model").is_dir():
+            raise UserError(f"{folder} holds no model/: the run has not finished, or save_model was none")
+        ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
+        config = read_yaml(str(folder / "config.yaml"))
+        values |= {name: config[name] for name in ours if name in config}
+        values["model_name_or_path"] = str(folder / "model")
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is neither a finished run nor a model: it holds no config.yaml and no config.json")
+    elif args.max_length is None:
+        values["max_length"] = _length(values)
+    given = {"test_data": args.data, "format": args.format, "max_length": args.max_length, "dtype": args.dtype}
+    values |= {name: value for name, value in given.items() if value is not None}
+    settings, problems = validate(values)
+    if problems:
+        raise UserError("; ".join(problems))
+    if not settings.test_data:
+        raise UserError("no data to judge on: give --data FILE, or a run that has test_data")
+    return settings, find_files(settings.test_data)
+
+
+def _length(values: dict[str, Any]) -> int:
+    """The default of max_length, or as many positions as the model has."""
+    from bilevel.model.loading import model_shape
+
+    shape = model_shape(Settings(**values | {"max_length": 2}))
+    return min(FIELDS["max_length"].default, getattr(shape, "max_position_embeddings", math.inf))
+
+
+def evaluate_model(
+    settings: Settings, files: list[Path], answer: str = "auto", max_new_tokens: int = 64, batch_size: int = 32
+) -> dict[str, Any]:
+    """Scores of the model of settings.model_name_or_path: {overall, by_file, by_task} and what they are of."""
+    import torch
+    import transformers
+
+    from bilevel.data.tokenise import Tokeniser
+    from bilevel.model.copies import chosen_dtype
+    from bilevel.model.loading import load_model, load_tokenizer, model_shape
+    from bilevel.model.torch_copy import TorchCopy
+
+    transformers.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = model_shape(settings)
+    tokenizer = load_tokenizer(settings, files)
+    tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
+    copy = TorchCopy(load_model(settings, shape, tokenizer).to(device), bf16=chosen_dtype(settings, device) == "bf16")
+    tables = [heldout(copy, settings, files, tokeniser)]
+    if answer != "none":
+        tables.append(right(copy, settings, files, tokeniser, answer, max_new_tokens, batch_size))
+    return {
+        "model": settings.model_name_or_path,
+        "data": [str(file) for file in files],
+        "answer": answer,
+        "max_new_tokens": max_new_tokens,
+    } | scores(tables)
+
+
+def heldout(copy: Any, settings: Settings, files: list[Path], tokeniser: Any) -> "pd.DataFrame":
+    """A row for each sample: file, task, loss (the sum over its supervised tokens, in nats), tokens."""
+    import pandas as pd
+    import torch
+    from tqdm import tqdm
+
+    from bilevel.data.samples import load_samples
+    from bilevel.model.heldout import heldout_loss
+
+    samples = load_samples(files, settings.format, tokeniser)
+    sums = torch.zeros(len(samples), 2, dtype=torch.float64)
+    with tqdm(desc="loss", unit="batch", disable=not sys.stderr.isatty()) as bar:
+        heldout_loss(copy, samples, settings.micro_batch_tokens, bar.update, sums)
+    kinds = [kinds_of(file) for file in files]
+    sources = samples.sources_of(samples.all_ids).tolist()
+    places = samples.records(slice(None)).tolist()
+    return pd.DataFrame({
+        "file": [files[source].name for source in sources],
+        "task": [kinds[source][place] for source, place in zip(sources, places, strict=True)],
+        "loss": sums[:, 0],
+        "tokens": sums[:, 1],
+    })  # fmt: skip
+
+
+def right(
+    copy: Any, settings: Settings, files: list[Path], tokeniser: Any, answer: str, max_new_tokens: int, batch_size: int
+) -> "pd.DataFrame":
+    """A row for each record that has a prompt: file, task, right (whether the model's answer is the reference's)."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from bilevel.data.records import read_rows
+    from bilevel.evaluate.generation import generate
+
+    found, prompts = [], []
+    for file in files:
+        rows, kinds = read_rows(file, settings.format)[:], kinds_of(file)
+        if rows["roles"][0][0] != "text":
+            prompts += tokeniser.prompts(rows)
+            found += [{"file": file.name, "task": kinds[place]} for place in rows["index"]]
+    with (
+        copy.precision(),
+        tqdm(desc="answers", total=len(prompts), unit="record", disable=not sys.stderr.isatty()) as bar,
+    ):
+        answers = generate(copy.model, prompts, max_new_tokens, batch_size, bar.update)
+    texts = [tokeniser.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+    marks = [correct(text, prompt.response, answer) for text, prompt in zip(texts, prompts, strict=True)]
+    return pd.DataFrame(found, columns=["file", "task"]).assign(right=marks)
+
+
+def kinds_of(file: Path) -> list[str | None]:
+    """The kind of task of each record of a file, None where it says nothing."""
+    records = parse_records(file, read_bytes(file, content_hash(file)))
+    return [next((str(record[kind]) for kind in KINDS if kind in record), None) for record in records]
+
+
+def scores(tables: "list[pd.DataFrame]") -> dict[str, Any]:
+    """Scores of all rows, by file, and by task where there is one."""
+    return {
+        "overall": _score(tables),
+        **{
+            f"by_{column}": {
+                group: _score([table[table[column] == group] for table in tables])
+                for group in sorted(set(tables[0][column].dropna()))
+            }
+            for column in ("file", "task")
+        },
+    }
+
+
+def _score(tables: "list[pd.DataFrame]") -> dict[str, float]:
+    losses, *answers = tables
+    loss = float(losses["loss"].sum() / losses["tokens"].sum())
+    row = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "tokens": int(losses["tokens"].sum())}
+    if answers and len(answers[0]):
+        row |= {"exact_match": float(answers[0]["right"].mean()), "records": len(answers[0])}
+    return row
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores as lines of a table."""
+    import pandas as pd
+
+    rows = {"all": result["overall"]} | result["by_task"]
+    if len(result["by_file"]) > 1:
+        rows |= result["by_file"]
+    return pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.4f}".format)

@@ -1,0 +1,61 @@
+"""What to look out for among chosen records: duplicates, and responses with next to nothing in them."""
+
+import dataclasses
+import hashlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from bilevel.data.records import cached_rows
+from bilevel.run.finished import FinishedRun
+
+LETTERS = 2  # letters and digits in a response, up to which it is near-empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """Numbers of records. repeated: equal to an earlier one but for white space and case; empty: whose response has no
+    letter or digit; near_empty: one or two of them."""
+
+    repeated: int
+    empty: int
+    near_empty: int
+
+
+def look(run: FinishedRun, chosen: np.ndarray) -> Quality:
+    """Of the chosen records (N,) bool. Texts are compared by 64 bits of their hash. Raises DataError."""
+    import pyarrow
+    from tqdm import tqdm
+
+    hashes, letters = np.empty(len(chosen), dtype=np.uint64), np.zeros(len(chosen), dtype=np.int8)
+    place = 0
+    with tqdm(total=len(chosen), unit="record", desc="looking for duplicates", disable=None, leave=False) as bar:
+        for file in run.train:
+            with pyarrow.memory_map(str(cached_rows(Path(file.path), run.settings.format))) as rows:
+                for batch in pyarrow.ipc.open_stream(rows):
+                    part = slice(place, place + len(batch))
+                    here = np.flatnonzero(chosen[part])
+                    for i, row in zip(here + place, batch.take(here).to_pylist(), strict=True):
+                        hashes[i] = _hash(row["contents"])
+                        letters[i] = _letters(row["roles"], row["contents"])
+                    place = part.stop
+                    bar.update(len(batch))
+    hashes, letters = hashes[chosen], letters[chosen]
+    return Quality(
+        repeated=len(hashes) - len(np.unique(hashes)),
+        empty=int((letters == 0).sum()),
+        near_empty=int(((letters > 0) & (letters <= LETTERS)).sum()),
+    )
+
+
+def _hash(contents: list[str]) -> int:
+    text = "\0".join(" ".join(content.casefold().split()) for content in contents)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _letters(roles: list[str], contents: list[str]) -> int:
+    """Letters and digits in the responses, counted as far as LETTERS + 1."""
+    responses = (c for role, c in zip(roles, contents, strict=True) if role in ("response", "assistant", "text"))
+    found = filter(str.isalnum, itertools.chain.from_iterable(responses))
+    return len(list(itertools.islice(found, LETTERS + 1)))

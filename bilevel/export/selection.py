@@ -1,0 +1,118 @@
+"""Which records of a finished run to keep, and how often: a count for each. Marks made by eye go before weights.
+
+Weights c are (N,) float64, NaN of a record that was dropped in training, which only a mark can bring in; marks (N,) are
+KEEP, DROP or 0. Where chance decides, it is numpy's default generator from a seed.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from bilevel.errors import UserError, plain
+from bilevel.run.finished import FinishedRun
+
+KEEP, DROP = 1, -1
+
+
+@dataclass(config=ConfigDict(strict=True), frozen=True)
+class Mark:
+    """One record's mark: always in, or never; index is its place in the file, from 0."""
+
+    file: str
+    index: Annotated[int, Field(ge=0)]
+    mark: Literal["keep", "drop"]
+
+
+@dataclass(config=ConfigDict(strict=True), frozen=True)
+class Marks:
+    """What report.html saves."""
+
+    run: str
+    marks: list[Mark]
+
+
+def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
+    """(N,) int8. Raises UserError where the file is not marks of this run's records."""
+    marked = [np.zeros(file.records, dtype=np.int8) for file in run.train]
+    if path is None:
+        return np.concatenate(marked)
+    try:
+        marks = TypeAdapter(Marks).validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"--marks {plain(path, 300)}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"--marks {path}: not what report.html saves: {' '.join(str(error).split())}") from None
+    if marks.run != run.name:
+        raise UserError(f"--marks {path} are of the run {plain(marks.run)}, not of {run.name}")
+    places = {file.file: part for file, part in zip(run.train, marked, strict=True)}
+    for mark in marks.marks:
+        if mark.file not in places or mark.index >= len(places[mark.file]):
+            raise UserError(f"--marks {path}: the run has no record {mark.index} of {plain(mark.file, 300)}")
+        value = KEEP if mark.mark == "keep" else DROP
+        if places[mark.file][mark.index] == -value:
+            raise UserError(f"--marks {path}: record {mark.index} of {mark.file} is marked keep and drop")
+        places[mark.file][mark.index] = value
+    return np.concatenate(marked)
+
+
+def heaviest(c: np.ndarray, marks: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Counts 0 and 1: this share of the records that have a weight, the largest weights first.
+
+    What has the same weight at the cut, as whole sources do, is drawn, each record with the same chance.
+    """
+    rank = np.where(marks == KEEP, np.inf, np.where(np.isnan(c) | (marks == DROP), -np.inf, c))
+    chance = np.random.default_rng(seed).permutation(len(c))
+    counts = np.zeros(len(c), dtype=np.int64)
+    counts[np.lexsort((chance, -rank))[: round(share * np.count_nonzero(~np.isnan(c)))]] = 1
+    return np.where(np.isinf(rank), rank > 0, counts).astype(np.int64)
+
+
+def at_least(c: np.ndarray, marks: np.ndarray, threshold: float) -> np.ndarray:
+    """Counts 0 and 1: c >= threshold."""
+    return ((marks == KEEP) | (c >= threshold) & (marks != DROP)).astype(np.int64)
+
+
+def draw(c: np.ndarray, marks: np.ndarray, n: int, replacement: bool, seed: int) -> np.ndarray:
+    """Counts with sum n, drawn in proportion to c; what is marked KEEP is in once before the draw. Raises UserError.
+
+    With replacement: independent draws, of which record i is each with probability c_i / sum c. Without: record i is in
+    with probability `inclusion`, by systematic sampling over the records in random order (Madow 1949, Hartley and Rao
+    1962).
+    """
+    generator, kept = np.random.default_rng(seed), marks == KEEP
+    pool, left = np.where(np.isnan(c) | (marks == DROP), 0.0, c), n - int(kept.sum())
+    if left < 0:
+        raise UserError(f"--sample {n}: {int(kept.sum())} records are marked keep; draw as many at least")
+    counts = kept.astype(np.int64)
+    if replacement:
+        ends = pool.cumsum()
+        if left and not ends[-1] > 0:
+            raise UserError(f"--sample {n}: no record has a weight above 0")
+        places = ends.searchsorted(generator.random(left) * ends[-1], side="right")
+        return counts + np.bincount(np.minimum(places, ends.argmax()), minlength=len(c))
+    pool[kept] = 0
+    if np.count_nonzero(pool) < left:
+        most = np.count_nonzero(pool) + n - left
+        raise UserError(f"--sample {n}: {most} records have a weight above 0; draw as many at most, or --replacement")
+    chances = inclusion(pool, left)
+    counts[chances == 1] += 1
+    order = generator.permutation(np.flatnonzero((chances > 0) & (chances < 1)))
+    ends = np.floor(chances[order].cumsum() + generator.random())
+    ends[-1:] = left - np.count_nonzero(chances == 1)  # what it is but for rounding
+    counts[order] += np.diff(ends, prepend=0).astype(np.int64)
+    return counts
+
+
+def inclusion(c: np.ndarray, n: int) -> np.ndarray:
+    """(N,) probabilities with sum n, n c_i / sum c; those above 1 are 1 and the others share what is left of n."""
+    chances, rest = np.zeros(len(c)), c > 0
+    while left := n - np.count_nonzero(chances == 1):
+        scaled = left * c / c[rest].sum()
+        over = rest & (scaled >= 1 - 1e-12)
+        if not over.any():
+            return np.where(rest, scaled, chances)
+        chances[over], rest = 1, rest & ~over
+    return chances

@@ -1,0 +1,162 @@
+"""What a forward and backward pass holds at once, found by a pass on the meta device, where tensors have no data."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bilevel.model.adapters import add_adapters
+from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
+from bilevel.model.cpu_kernels import speed_up
+from bilevel.model.lisa import Layers
+from bilevel.model.loading import trained_shape
+from bilevel.model.losses import returns_logits_as_they_are
+from bilevel.settings.fields import Settings
+
+KERNEL = "without_scores"  # sdpa and flash attention: neither keeps (T, T) scores
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Bytes of one micro-batch beyond weights and kept gradients.
+
+    kept: alive when the last block's output is there. logits: beyond that, while the head and the loss run forward and
+    backward. block: beyond kept, while the blocks run backward. Logits and block come one after the other.
+    """
+
+    kept: int
+    logits: int
+    block: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak, self.known = 0, 0, {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def ignore(self, model: torch.nn.Module) -> None:
+        """The weights are counted elsewhere."""
+        for tensor in (*model.parameters(), *model.buffers()):
+            storage = tensor.untyped_storage()
+            self.known[id(storage)] = weakref.ref(storage)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self.known:
+            return
+
+        def freed(_: Any) -> None:
+            del self.known[key]
+            self.live -= size
+
+        self.known[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: str) -> torch.nn.Module:
+    """The model without weights, in the dtype of its forward pass and in training mode."""
+    wanted = settings.attn_implementation
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            trained_shape(settings, shape), dtype=TYPES[dtype], attn_implementation=wanted
+        )
+    if model.config._attn_implementation != "eager":
+        transformers.AttentionInterface.register(KERNEL, attention)
+        model.set_attn_implementation(KERNEL)
+    if settings.lora_rank is not None:
+        with torch.device("meta"):
+            add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return speed_up(model).train()
+
+
+def micro_batch(settings: Settings) -> tuple[int, int]:
+    """(B, T) of the largest micro-batch: as many of the longest rows as the budget holds; a last token is no input."""
+    length = settings.max_length - 1
+    return max(1, settings.micro_batch_tokens // length), length
+
+
+def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
+    """One micro-batch, every position supervised; a gradient goes as soon as it is whole."""
+    rows, length = micro_batch(settings)
+    tokens = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    with LiveBytes() as bytes_, dropped_gradients(model):
+        bytes_.ignore(model)
+        hidden = model.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)[0]
+        kept = bytes_.live
+        cut = hidden.detach().requires_grad_()
+        loss = head_loss(model, cut, tokens)
+        loss.backward()
+        del loss
+        after_head, bytes_.peak = bytes_.peak, bytes_.live
+        if hidden.requires_grad:
+            gradient, cut = cut.grad, None
+            hidden.backward(gradient)
+        block = bytes_.peak
+    return Pass(kept, max(0, after_head - kept), max(0, block - kept))
+
+
+def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The head as in bilevel.model.losses: on a copy of the supervised positions, in chunks if it can be, in fp32."""
+    head, cut, targets = model.get_output_embeddings(), hidden.flatten(0, 1).clone().unsqueeze(0), targets.flatten()
+    one = targets[None, :1]
+    if is_linear(head) and returns_logits_as_they_are(model, head, input_ids=one, attention_mask=torch.ones_like(one)):
+        return head_losses(head, cut, targets, torch.ones_like(targets, dtype=torch.float32)).sum()
+    logits = wide_linear(head, cut)[0]
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none").sum()
+
+
+def draw_worst(settings: Settings, layers: Layers) -> tuple[int, ...]:
+    """The drawn blocks that need most memory: the largest, of equal ones the first, as gradients reach down to them."""
+    sizes = [sum(p.numel() for p in block) for block in layers.blocks]
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    return tuple(sorted(order[: settings.lisa_layers]))
+
+
+@contextmanager
+def dropped_gradients(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, a parameter's gradient goes as soon as it is whole, as it does into ZeRO's buffers."""
+
+    def drop(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(drop) for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """What a kernel without scores keeps: query, key and value (B, heads, T, D), its output, a sum per row."""
+    out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)[0]
+    return out.transpose(1, 2).contiguous(), None

@@ -1,0 +1,270 @@
+"""What a run will need per GPU, per host and on the disk, before it loads anything: memory_report(settings, processes).
+
+Tensors (parameters, masters, moments, gradients, residual bits) are counted as bilevel.model.torch_copy and
+bilevel.model.zero_copy lay them out, padding included, and agree with measured bytes (tests/memory/test_plan.py).
+Activations and logits come from a pass on the meta device (bilevel.memory.activations). Buckets and gathered parameters
+are upper bounds. GB = 1e9 bytes.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from bilevel.memory.activations import draw_worst, measure_pass, meta_model, micro_batch
+from bilevel.memory.zero_layout import Layout, Parameters
+from bilevel.model.lisa import Layers
+from bilevel.model.loading import model_shape
+from bilevel.settings.deepspeed import zero_config
+from bilevel.settings.fields import Settings
+
+GB = 1e9
+SHAPES = Path(__file__).parents[2] / "configs" / "models"
+SIZE = {"fp32": 4, "bf16": 2}
+CPU = {"device": "cpu"}
+RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5, NCCL and cuBLAS workspaces 0.6, the allocator's gaps
+HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA and the tokenised data
+SHARD = 10 * GB  # the largest file of a checkpoint; the hub's default is 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes by line. gpu: of one process; lines of `or_else` take turns, so that only the largest of them counts."""
+
+    title: str
+    gpu: dict[str, float]
+    or_else: dict[str, float]
+    host: dict[str, float]
+    at_load: dict[str, float]
+    disk: dict[str, float]  # of the run's folder
+    residual: float  # bytes per GPU, if its bits are kept
+    residual_place: str  # device, host, off, or none where there are none to keep
+    limit: float | None
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def without_residual(self) -> float:
+        return sum(self.gpu.values()) + max(self.or_else.values())
+
+    @property
+    def with_residual(self) -> float:
+        """Residual bits on the device, wherever the settings put them."""
+        return self.without_residual + self.residual
+
+    @property
+    def total(self) -> float:
+        return self.with_residual if self.residual_place == "device" else self.without_residual
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.limit is None else self.total <= self.limit
+
+
+def memory_report(settings: Settings, processes: int, hosts: int = 1) -> str:
+    """The plan of a run as a table; `processes` in all, one per GPU. Reads no weights and needs no network."""
+    dtype = settings.dtype or ("bf16" if torch.cuda.is_available() or settings.gpu_memory_gib else "fp32")
+    shape = run_shape(settings)
+    try:
+        return render(plan(settings, shape, processes, dtype, hosts))
+    except RuntimeError as error:  # an operation that torch cannot do without numbers, such as experts in fp32
+        return f"no memory plan for a model of type {shape.model_type} in {dtype}: {error}"
+
+
+def run_shape(settings: Settings) -> transformers.PretrainedConfig:
+    """The model's numbers: from configs/models when they ship with us, else as the run will find them."""
+    shipped = SHAPES / f"{(settings.model_name_or_path or '').replace('/', '--')}.json"
+    if settings.model_name_or_path is not None and shipped.is_file():
+        settings = dataclasses.replace(settings, model_name_or_path=str(shipped))
+    return model_shape(settings)
+
+
+def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: int, dtype: str, hosts: int = 1) -> Plan:
+    """What the run needs, and when that is too much what would help."""
+    config = zero_config(settings, dtype) if settings.backend == "deepspeed" else {}
+    model = meta_model(settings, shape, dtype)
+    found = _estimate(settings, model, processes, dtype, hosts, config)
+    if found.fits is not False:
+        return found
+    remedies = []
+    for words, changed, changed_config in _changes(settings, model, config):
+        if changed.gradient_checkpointing != settings.gradient_checkpointing:
+            model = meta_model(changed, shape, dtype)
+        other = _estimate(changed, model, processes, dtype, hosts, changed_config)
+        saved = (found.total - other.total) / GB
+        if saved > 0.05:
+            verdict = "fits" if other.fits else "still too much"
+            remedies.append(f"{words}: saves {saved:.1f} GB, {other.total / GB:.1f} GB in all, {verdict}")
+    return dataclasses.replace(found, remedies=tuple(remedies))
+
+
+def _estimate(
+    settings: Settings, model: torch.nn.Module, processes: int, dtype: str, hosts: int, config: dict[str, Any]
+) -> Plan:
+    """The plan of these settings with DeepSpeed's config (empty under plain torch); freezes what LISA lets rest."""
+    groups, resting = _groups(settings, model)
+    layout = _layout(settings, dtype, processes, config)
+    one_pass = measure_pass(settings, model)
+    size = sum(p.numel() for p in model.parameters())
+    gpu = layout.gpu(model, groups)
+    gpu |= {
+        "gathered and reduced in a pass": layout.passing(model, groups),
+        "activations": one_pass.kept,
+        "CUDA, NCCL, allocator": RUNTIME,
+    }
+    or_else = {
+        "logits and loss": one_pass.logits,
+        "backward pass of a block": one_pass.block,
+        "fp32 copy of gradients in the step": _step_copy(layout, groups) - one_pass.kept,
+    }
+    keeps_bits = layout.stage > 0 and dtype == "bf16" and settings.lisa_layers is not None
+    residual = layout.copies * 2 * sum(map(layout.partition, resting)) if keeps_bits else 0
+    host = {"processes": HOST_PROCESS * processes} | layout.host(model, groups)
+    if residual and settings.lisa_residual == "host":
+        host["residual bits"] = residual * processes
+    checkpoint = layout.checkpoint(model, groups)
+    if settings.lisa_residual != "off":
+        checkpoint += residual * processes
+    host["a checkpoint while it is written"] = checkpoint
+    disk = {
+        "checkpoints that are kept": settings.keep_checkpoints * checkpoint,
+        "the next while it is written": checkpoint,
+        "model": 0 if settings.save_model == "none" else size * layout.parameter_size,
+    }
+    host = {line: size / hosts for line, size in host.items()}
+    whole = size * layout.parameter_size * processes
+    at_load = {
+        "processes": host["processes"],
+        "the checkpoint, read once": min(SHARD, whole) if layout.stage == 3 else whole / hosts,
+    }
+    if layout.offloaded("param"):
+        at_load["offloaded parameters"] = host["offloaded parameters"]
+    limit = settings.gpu_memory_gib * 2**30 if settings.gpu_memory_gib else None
+    return Plan(
+        _title(settings, size, processes, dtype, layout),
+        gpu,
+        {line: max(0.0, need) for line, need in or_else.items()},
+        host,
+        at_load,
+        disk,
+        residual,
+        settings.lisa_residual if residual else "none",
+        limit,
+    )
+
+
+def _groups(settings: Settings, model: torch.nn.Module) -> tuple[list[Parameters], list[Parameters]]:
+    """The optimizer's parameter groups in the worst draw, and the blocks that rest; requires_grad is set to match."""
+    groups, resting = [[p for p in model.parameters() if settings.lora_rank is None or p.requires_grad]], []
+    if settings.lisa_layers is not None:
+        layers = Layers(model)
+        drawn = draw_worst(settings, layers)
+        always_on, blocks = layers.active(drawn, settings.lisa_train_embeddings)
+        groups = [group for group in (always_on, *blocks) if group]
+        resting = [block for i, block in enumerate(layers.blocks) if i not in drawn]
+    active = {id(p) for group in groups for p in group}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in active)
+    return groups, resting
+
+
+def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, Any]) -> Layout:
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if stage == 0:
+        return Layout(0, processes, zero, 4, 4, autocast=dtype == "bf16", copies=len(settings.copies) or 1)
+    kept = (config.get("data_types") or {}).get("grad_accum_dtype") or dtype
+    gradient = SIZE["bf16" if "b" in kept else "fp32"]
+    return Layout(stage, processes, zero, SIZE[dtype], gradient, copies=len(settings.copies) or 1)
+
+
+def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
+    """In ZeRO's step one copy's gradients exist once more, in fp32, group by group."""
+    if not layout.stage or layout.offloaded("optimizer"):
+        return 0
+    return 4 * max(layout.partition(group) for group in groups)
+
+
+def _changes(
+    settings: Settings, model: torch.nn.Module, config: dict[str, Any]
+) -> list[tuple[str, Settings, dict[str, Any]]]:
+    """What could be changed to need less, cheapest first, each by itself: words, settings, DeepSpeed's config."""
+    s, change, found = settings, dataclasses.replace, []
+    shorter = max(s.max_length - 1, s.micro_batch_tokens // 2)
+    if micro_batch(change(s, micro_batch_tokens=shorter)) != micro_batch(s):
+        found.append((f"micro_batch_tokens {shorter}", change(s, micro_batch_tokens=shorter), config))
+    if not s.gradient_checkpointing:
+        found.append(("gradient_checkpointing true", change(s, gradient_checkpointing=True), config))
+    if s.lisa_layers is None and s.lora_rank is None:
+        found.append(("lisa_layers 2", change(s, lisa_layers=min(2, len(Layers(model).blocks))), config))
+    elif s.lisa_layers is not None and s.lisa_layers > 1:
+        found.append((f"lisa_layers {s.lisa_layers // 2}", change(s, lisa_layers=s.lisa_layers // 2), config))
+    if s.lisa_layers is not None and s.lisa_train_embeddings:
+        found.append(("lisa_train_embeddings false", change(s, lisa_train_embeddings=False), config))
+    if s.backend == "torch":
+        return found
+    stage = config["zero_optimization"]["stage"]
+    for higher in range(stage + 1, 4):
+        found.append((f"zero_stage {higher}", s, _with(config, stage=higher)))
+    if s.lisa_residual == "device":
+        found.append(("lisa_residual host", change(s, lisa_residual="host"), config))
+    offloading = _with(config, stage=max(2, stage), offload_optimizer=CPU)
+    found.append(("offload_optimizer to cpu (deepspeed FILE)", s, offloading))
+    found.append(("offload_param to cpu as well (stage 3)", s, _with(offloading, stage=3, offload_param=CPU)))
+    return found
+
+
+def _with(config: dict[str, Any], **zero: Any) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    config["zero_optimization"] |= zero
+    return config
+
+
+def _title(settings: Settings, size: int, processes: int, dtype: str, layout: Layout) -> str:
+    rows, length = micro_batch(settings)
+    how = [f"{processes} GPU" + "s" * (processes > 1), dtype]
+    how.append("plain torch" if settings.backend == "torch" else f"ZeRO stage {layout.stage}")
+    if settings.lisa_layers is not None:
+        frozen = "" if settings.lisa_train_embeddings else ", embeddings frozen"
+        how.append(f"LISA with {settings.lisa_layers} blocks{frozen}")
+    if settings.lora_rank is not None:
+        how.append(f"LoRA of rank {settings.lora_rank}")
+    how.append(f"micro-batches up to {rows} x {length} tokens")
+    how.append(f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}")
+    name = settings.model_name_or_path or settings.model_config["model_type"]
+    copies = "two copies" if layout.copies == 2 else "one copy"
+    return f"{name}, {size / 1e9:.2f}B parameters, {copies}: {', '.join(how)}"
+
+
+def render(plan: Plan) -> str:
+    """The plan as a table; GB = 1e9 bytes."""
+    lines = [f"memory plan (GB = 1e9 bytes): {plan.title}", "", "per GPU"]
+    lines += [_row(line, size) for line, size in plan.gpu.items()]
+    largest = max(plan.or_else, key=plan.or_else.get)
+    for line, size in plan.or_else.items():
+        lines.append(_row(line, size, "" if line == largest else "in turn with the larger one, not counted"))
+    if plan.residual_place != "none":
+        place = {"device": "", "host": "on the host, not counted", "off": "off, not counted"}[plan.residual_place]
+        lines.append(_row("residual bits", plan.residual, place))
+    lines.append(_row("sum", plan.total, _verdict(plan)))
+    if plan.residual_place != "none":
+        lines.append(_row("without residual bits", plan.without_residual))
+        lines.append(_row("with them on the GPU", plan.with_residual))
+    tables = {"per host, training": plan.host, "per host, loading": plan.at_load, "on the disk": plan.disk}
+    for title, table in tables.items():
+        lines += ["", title, *(_row(line, size) for line, size in table.items()), _row("sum", sum(table.values()))]
+    if plan.remedies:
+        lines += ["", "what would help, each by itself:", *(f"  {remedy}" for remedy in plan.remedies)]
+    return "\n".join(lines)
+
+
+def _verdict(plan: Plan) -> str:
+    if plan.limit is None:
+        return "gpu_memory_gib says what a GPU has"
+    return f"{'fits' if plan.fits else 'does not fit'} {plan.limit / 2**30:g} GiB = {plan.limit / GB:.1f} GB"
+
+
+def _row(line: str, size: float, note: str = "") -> str:
+    return f"  {line:<36}{size / GB:9.2f}" + (f"  {note}" if note else "")

@@ -1,0 +1,98 @@
+"""Losses of a micro-batch, with logits only where there is a label, in fp32, and never all of them at once.
+
+fp64 of fp64 models.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn import functional
+
+from bilevel.data.samples import MicroBatch
+from bilevel.data.tokenise import IGNORE
+from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
+
+_returned_as_they_are: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
+
+def token_losses(
+    model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy in nats of every supervised token, (M,), and the row each belongs to, (M,).
+
+    The head runs on supervised positions only: its input (B, T, H) is cut to (1, M, H), so logits are (1, M, V),
+    whatever the architecture does to them afterwards. Where it does nothing, a linear head gives the losses at once,
+    in chunks of M, and logits never exist whole. For that it must know the gradients before the backward pass:
+    factors (B,) are what the rows' mean losses will be multiplied by there; in_place as in bilevel.model.chunked_head.
+    Right padding needs no mask under causal attention.
+    """
+    supervised = batch.targets != IGNORE
+    targets, rows = batch.targets[supervised], supervised.nonzero()[:, 0]
+    head = model.get_output_embeddings()
+    in_chunks = factors is not None or not torch.is_grad_enabled()
+    if in_chunks and is_linear(head) and returns_logits_as_they_are(model, head, input_ids=batch.input_ids[:1, :1]):
+        scales = None
+        if factors is not None:
+            scales = (factors / supervised.sum(1).clamp_min(1))[rows]
+        with _head_on(head, supervised, lambda hidden: head_losses(head, hidden, targets, scales, in_place)):
+            return model(input_ids=batch.input_ids, use_cache=False).logits[0, :, 0], rows
+    with _head_on(head, supervised, (lambda hidden: wide_linear(head, hidden)) if is_linear(head) else None):
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(wide, targets, reduction="none"), rows
+
+
+def sample_losses(
+    model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
+) -> torch.Tensor:
+    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,); 0 without one.
+
+    factors, in_place: as for token_losses.
+    """
+    losses, rows = token_losses(model, batch, factors, in_place)
+    sums = losses.new_zeros(len(batch.input_ids)).index_add_(0, rows, losses)
+    return sums / rows.bincount(minlength=len(batch.input_ids)).clamp_min(1)
+
+
+@torch.no_grad()
+def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **token: torch.Tensor) -> bool:
+    """Whether the model passes on what its head returns, as most do; some scale, squash or cut it.
+
+    Seen once for each head, on one token, (1, 1) input_ids, with telltale values in place of logits.
+    """
+    if head not in _returned_as_they_are:
+        values = torch.linspace(-1e5, 1e5, head.out_features, device=token["input_ids"].device)
+        values = values.view(1, 1, -1) / 3
+        was_training = model.training
+        model.eval()  # draws no random numbers
+        with _head_on(head, torch.ones(1, 1, dtype=torch.bool), lambda _: values):
+            found = model(**token, use_cache=False).logits
+        model.train(was_training)
+        # The same tensor, or under ZeRO-3, which wraps what modules return, an equal one.
+        _returned_as_they_are[head] = found is values or (not found.is_meta and torch.equal(found, values))
+    return _returned_as_they_are[head]
+
+
+@contextmanager
+def _head_on(
+    head: torch.nn.Module, positions: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None
+) -> Iterator[None]:
+    """Inside, the head sees these positions (B, T) alone and, if one is given, has this forward function.
+
+    The hooks on the head run as ever: under ZeRO-3 they gather its weights.
+    """
+
+    def cut(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][positions].unsqueeze(0), *inputs[1:])
+
+    hook = head.register_forward_pre_hook(cut)
+    if forward is not None:
+        head.forward = forward
+    try:
+        yield
+    finally:
+        hook.remove()
+        if forward is not None:
+            del head.forward

@@ -1,0 +1,90 @@
+"""One copy of the model with its optimizer: the interface, and plain torch in one process.
+
+bilevel.model.zero_copy has the same under DeepSpeed; nobody else knows which it is.
+"""
+
+from contextlib import AbstractContextManager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from bilevel.model.adapters import merge_adapters
+from bilevel.model.base_copy import Active, ModelCopy, Parameters
+from bilevel.model.flops import Passes
+from bilevel.model.loading import save_model
+from bilevel.processes import World
+
+
+class TorchCopy(ModelCopy):
+    """A copy in one process under plain torch. Its weights are fp32; with bf16 they are cast in each forward pass."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        weight_decay: float = 0.0,
+        clip_grad_norm: float | None = None,
+        active: Active | None = None,
+        bf16: bool = False,
+    ):
+        # Another order of sums than autograd's, which bf16 would make more of than rounding.
+        self.bf16, self.in_place = bf16, not bf16
+        self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
+        self.world, self.passed = World(device=next(model.parameters()).device), Passes()
+        self.optimizer = self._adamw(list(model.parameters()))
+        if active is not None:
+            self.activate(*active)
+
+    def precision(self) -> AbstractContextManager:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        loss.backward()
+
+    def gradient_norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+
+    def step(self, lr: float, norm: float) -> None:
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.clip_grad_norm, torch.tensor(norm, device=self.world.device)
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad()
+
+    def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
+        trained = [*always_on, *chain.from_iterable(drawn)]
+        active = {id(p) for p in trained}
+        for p in self.model.parameters():
+            p.requires_grad_(id(p) in active)
+            p.grad = None
+        kept = {p: self.optimizer.state[p] for p in always_on if p in self.optimizer.state}
+        self.optimizer = self._adamw(trained)
+        self.optimizer.state.update(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        moments = {
+            name: self.optimizer.state[p] for name, p in self.model.named_parameters() if p in self.optimizer.state
+        }
+        return {"parameters": dict(self.model.named_parameters()), "moments": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                p.copy_(state["parameters"][name])
+                if name in state["moments"]:
+                    self.optimizer.state[p] = {k: v.to(p.device) for k, v in state["moments"][name].items()}
+
+    def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        merge_adapters(self.model)
+        save_model(self.model, folder, tokenizer)
+
+    def _adamw(self, parameters: Parameters) -> torch.optim.AdamW:
+        return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)

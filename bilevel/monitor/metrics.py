@@ -1,0 +1,176 @@
+"""What a run writes down: metrics.csv and timing.csv always, wandb when asked; the one list of metric names.
+
+Every column of metrics.csv is a function of the computation alone; what the clock and the machine say is in timing.csv.
+"""
+
+import csv
+import io
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bilevel.files import whole_file
+from bilevel.monitor.tracker import NoTracker, WandbTracker
+from bilevel.weights.learned import SampleWeights
+from bilevel.weights.statistics import QUANTILES
+
+log = logging.getLogger("bilevel")
+
+# Name -> what it is. Losses are cross-entropies in nats; the first group is of the step's batch, before the step.
+METRICS = {
+    "step": "model steps done",
+    "epoch": "passes over the training samples",
+    "loss_w": "mean training loss of w over the batch's samples, each a mean over its supervised tokens",
+    "loss_u": "the same of u; this and all else about u, validation and x only where weights are learned",
+    "gap": "loss_w - loss_u; per sample it says whether a sample helps (below 0: validation wants it learned)",
+    "gap_signal": "estimated correlation of the batch's gaps with unrounded ones; bf16 runs at steps 16, 32, 64, ...",
+    "computed": "share of the drawn training samples that were computed; runs with sampling=weighted",
+    "val_loss_w": "mean validation loss of w over the batch's samples",
+    "val_loss_u": "the same of u, which ascends it; runs with order=2",
+    "grad_norm_w": "norm of w's gradient, before clipping",
+    "grad_norm_u": "norm of u's gradient, before clipping",
+    "lr_y": "step size of w and u",
+    "lr_x": "step size x has or would have at this step",
+    "weight/<source>": "share of the source: p_s, or the sum of its samples' weights c_i over N; sums to 1",
+    "test_loss_w": "held-out loss of w per supervised token, all tokens alike",
+    "test_loss_u": "the same of u",
+    "weight_q/<q>": "quantile of the weights c_i of all records (mean 1); per-sample runs",
+    "roc_auc": "area under the ROC of 1 - weight against is_noisy, where corrupted records are known",
+    "threshold": "weight below which a record is called noisy: two-means on the weights alone",
+    "precision": "share of the records called noisy that are",
+    "recall": "share of the noisy records called so",
+}
+
+
+class Columns:
+    """The columns of this run's metrics.csv, known before it starts."""
+
+    def __init__(
+        self,
+        sources: list[str],
+        per_sample: bool,
+        tested: bool,
+        noise_known: bool,
+        bf16: bool,
+        weighted: bool = False,
+        central: bool = False,
+        learned: bool = True,
+        copies: tuple[str, ...] = ("u", "w"),
+    ):
+        absent = [] if learned else ["val_loss_w", "lr_x"]
+        absent += [] if "u" in copies else ["loss_u", "gap", "grad_norm_u", "test_loss_u"]
+        absent += [] if copies else ["loss_w", "grad_norm_w", "lr_y", "test_loss_w"]
+        absent += [] if tested else ["test_loss_w", "test_loss_u"]
+        absent += [] if noise_known else ["roc_auc", "threshold", "precision", "recall"]
+        absent += [] if bf16 else ["gap_signal"]
+        absent += [] if weighted else ["computed"]
+        absent += [] if central else ["val_loss_u"]
+        self.names: list[str] = []
+        for name in METRICS:
+            if name == "weight/<source>":
+                self.names += [f"weight/{source}" for source in sources]
+            elif name == "weight_q/<q>":
+                self.names += [f"weight_q/{q}" for q in QUANTILES] if per_sample else []
+            elif name not in absent:
+                self.names.append(name)
+
+
+class MetricsLog:
+    """Rows of metrics.csv and timing.csv in a run's folder, mirrored to a tracker; without a folder, of nothing."""
+
+    def __init__(self, folder: Path | None, columns: Columns, tracker: WandbTracker | NoTracker, steps_done: int = 0):
+        self.tracker, self.started = tracker, time.perf_counter()
+        self.files: list[_CsvFile] = []
+        if folder:
+            timing = ["step", "seconds", "tokens_per_second", "memory_mib", "gflop"]
+            self.files = [
+                _CsvFile(folder / "metrics.csv", columns.names, steps_done),
+                _CsvFile(folder / "timing.csv", timing, steps_done),
+            ]
+        self.tokens, self.last = 0, self.started
+
+    def count(self, tokens: int) -> None:
+        """Note the tokens that a step's passes have read."""
+        self.tokens += tokens
+
+    def write(self, row: dict[str, Any], x: SampleWeights | None = None, operations: float = 0.0) -> None:
+        """One row; of x, given at evaluations of per-sample runs, a tracker shows the weights' histogram.
+
+        operations: of all passes so far, but for evaluations; nan, where they are not known, leaves its column empty.
+        """
+        now = time.perf_counter()
+        timing = {
+            "step": row["step"],
+            "seconds": round(now - self.started, 3),
+            "tokens_per_second": round(self.tokens / (now - self.last)),
+            "memory_mib": _peak_memory() >> 20,
+        }
+        if not math.isnan(operations):
+            timing["gflop"] = round(operations / 1e9, 3)
+        self.tokens, self.last = 0, now
+        for file, values in zip(self.files, (row, timing), strict=False):
+            file.write(values)
+        self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, x)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.flush()
+        self.tracker.close()
+
+
+class _CsvFile:
+    """A CSV with a header, a row at a time; floats are written so that reading gives the same float.
+
+    A file that is there keeps its rows of steps below steps_done, and loses the others, which the run makes again. What
+    a full disk does not take is kept and written with the next row.
+    """
+
+    def __init__(self, path: Path, columns: list[str], steps_done: int):
+        self.columns = columns
+        rows = []
+        if steps_done and path.exists():
+            with path.open(newline="", encoding="utf-8") as before:
+                read = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
+                rows = [row for row in read if int(row["step"]) < steps_done]
+        content = self._lines([dict(zip(columns, columns, strict=True)), *rows])
+        with whole_file(path) as new:
+            new.write_bytes(content)
+        self.path, self.size, self.waiting, self.failing = path, len(content), b"", False
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.waiting += self._lines([row])
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        try:
+            with self.path.open("r+b", buffering=0) as file:
+                file.seek(self.size)  # over half a row that found no room
+                while self.waiting:
+                    written = file.write(self.waiting)
+                    self.size, self.waiting = self.size + written, self.waiting[written:]
+            self.failing = False
+        except OSError as error:
+            if not self.failing:
+                log.warning(
+                    f"{self.path} CANNOT BE WRITTEN: {error}. The run goes on; the rows are kept and tried again"
+                )
+            self.failing = True
+
+    def _lines(self, rows: list[dict[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerows(rows)
+        return text.getvalue().encode()
+
+
+def _peak_memory() -> int:
+    """Peak bytes of this process: of the GPU when there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

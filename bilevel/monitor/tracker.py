@@ -1,0 +1,121 @@
+"""Where metrics go besides metrics.csv: wandb, or nowhere."""
+
+import logging
+import netrc
+import os
+import queue
+import secrets
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from bilevel.weights.learned import SampleWeights
+from bilevel.weights.statistics import histogram
+
+if TYPE_CHECKING:  # imported where it is used: it takes a second
+    import wandb
+
+log = logging.getLogger("bilevel")
+
+
+class NoTracker:
+    """Takes metrics and does nothing with them."""
+
+    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class WandbTracker:
+    """Metrics to wandb: to the account when logged in, else to a folder that can be sent later. Never asks.
+
+    All of it is done by a thread, so that a server that does not answer neither stops nor slows training: after
+    PATIENCE seconds the run is kept in the folder only.
+    """
+
+    PATIENCE = 30
+
+    def __init__(self, folder: Path, name: str, config: dict[str, Any]):
+        self.folder, self.name, self.config = folder, name, config
+        self.queue: queue.SimpleQueue = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self.thread.start()
+
+    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
+        self.queue.put((row, histogram(x, x.n, 64) if x else None))
+
+    def close(self) -> None:
+        """Wait until everything is sent or kept, a few minutes at most."""
+        self.queue.put(None)
+        self.thread.join(3 * self.PATIENCE)
+
+    def _work(self) -> None:
+        try:
+            run = self._start()
+            sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
+            log.info(sync if run.offline else f"wandb: {run.url}")
+            while (item := self.queue.get()) is not None:
+                row, weights = item
+                extra = {} if weights is None else {"weights": self.wandb.Histogram(np_histogram=weights)}
+                run.log(row | extra, step=row["step"])
+            run.finish()
+        except Exception as error:  # of many kinds, none of them worth a run
+            log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
+
+    def _start(self) -> "wandb.Run":
+        """A run online where that can be had, else offline."""
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self.wandb = wandb
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
+        try:
+            return self._init(mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            log.warning(f"wandb cannot be reached ({_short(error)}): the run is kept offline")
+        wandb.teardown()  # else it takes the run's id for one in use
+        return self._init("offline")
+
+    def _init(self, mode: str) -> "wandb.Run":
+        folder = self.folder / "wandb"
+        folder.mkdir(exist_ok=True)
+        known = folder / "run_id"  # a resumed run is the same run there
+        if not known.exists():
+            known.write_text(secrets.token_hex(4), encoding="utf-8")
+        return self.wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "bilevel-reweighting"),
+            id=known.read_text(encoding="utf-8"),
+            resume="allow",
+            name=self.name,
+            dir=str(self.folder),
+            config=self.config,
+            mode=mode,
+            settings=self.wandb.Settings(
+                silent=True,
+                console="off",
+                save_code=False,
+                disable_git=True,
+                init_timeout=self.PATIENCE,
+                finish_timeout=self.PATIENCE,
+            ),
+        )
+
+
+def wandb_logged_in() -> bool:
+    """Whether wandb would find a key without asking: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,250 @@
+// The upper half of bilevel/report/page.html's page: facts, curves, histogram, the table of sources.
+// Whatever comes from a run reaches the document as text nodes and attributes' values, never as markup.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+const draw = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+const whole = (n) => n.toLocaleString("en");
+const many = (n, what) => `${whole(n)} ${what}${n === 1 ? "" : "s"}`;
+function number(v) {
+  if (v === null) return "–";
+  if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6)) return v.toExponential(1);
+  return Math.abs(v) >= 1000 ? whole(Math.round(v)) : String(Number(v.toPrecision(3)));
+}
+const percent = (p) => `${Number((100 * p).toPrecision(3))}%`;
+const colour = (k) => `var(--c${k % 8})`;
+
+function swatch(paint) {
+  const square = make("span", { class: "swatch" });
+  square.style.background = paint;
+  return square;
+}
+
+function track(share, mark) {
+  const [bar, line] = [make("i"), make("u")];
+  bar.style.width = `${100 * share}%`;
+  line.style.left = `${100 * mark}%`;
+  return make("span", { class: "track", "aria-hidden": "true" }, bar, line);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Charts: each is drawn at its real width, and shows the values at one place, which pointer or arrow keys choose.
+
+function ticks(low, high, most) {
+  const raw = (high - low) / most, power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * [1, 2, 5, 10].find((m) => m * power >= raw * 0.999);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) found.push(k * step);
+  return found;
+}
+
+function axes(svg, width, x, y) {
+  const [left, right, top, bottom] = [46, width - 12, 10, 204];
+  const X = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (right - left);
+  const Y = (v) => bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (bottom - top);
+  for (const v of ticks(...y, 5)) {
+    svg.append(draw("line", { class: "grid", x1: left, x2: right, y1: Y(v), y2: Y(v) }));
+    svg.append(draw("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, number(v)));
+  }
+  for (const v of ticks(...x, Math.max(2, width / 75))) {
+    svg.append(draw("text", { x: X(v), y: bottom + 17, "text-anchor": "middle" }, number(v)));
+  }
+  return { X, Y, left, right, top, bottom };
+}
+
+// chart: { title, note, count, start, paint(svg, width) -> scale, place(scale, k) -> x, legend(k) -> nodes,
+// show(scale, k) }, and pick(k) where a click or Enter does something
+function figure(chart) {
+  const svg = draw("svg", { role: "img", tabindex: 0, "aria-label": `${chart.title}; arrow keys move along it` });
+  const legend = make("div", { class: "legend" });
+  legend.append(...chart.legend(chart.start));
+  const caption = make("figcaption", {}, chart.title, make("small", {}, chart.note ? ` ${chart.note}` : ""));
+  let scale = null, here = chart.start;
+  const show = (k) => {
+    here = Math.max(0, Math.min(chart.count - 1, k));
+    legend.replaceChildren(...chart.legend(here));
+    chart.show(scale, here);
+  };
+  svg.addEventListener("pointermove", (event) => {
+    const at = event.clientX - svg.getBoundingClientRect().left;
+    let nearest = 0; // places stand in order of x
+    for (let k = 1; k < chart.count; k++) {
+      if (Math.abs(chart.place(scale, k) - at) < Math.abs(chart.place(scale, nearest) - at)) nearest = k;
+    }
+    show(nearest);
+  });
+  svg.addEventListener("pointerleave", () => show(chart.start));
+  svg.addEventListener("blur", () => show(chart.start));
+  svg.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: chart.count - 1 };
+    if (event.key === "Enter") chart.pick?.(here);
+    if (!(event.key in moves)) return;
+    show(moves[event.key]);
+    legend.setAttribute("aria-live", "polite");
+    event.preventDefault();
+  });
+  if (chart.pick) {
+    svg.classList.add("pickable");
+    svg.addEventListener("click", () => chart.pick(here));
+  }
+  new ResizeObserver(() => {
+    svg.replaceChildren();
+    scale = chart.paint(svg, svg.clientWidth);
+    show(here);
+  }).observe(svg);
+  return make("figure", {}, caption, svg, legend);
+}
+
+function path(points) {
+  let line = "", move = "M";
+  for (const [x, y] of points) {
+    if (y !== null) line += `${move}${x.toFixed(1)} ${y.toFixed(1)}`;
+    move = y === null ? "M" : "L";
+  }
+  return line;
+}
+
+function curves({ title, note, x, low, high, series, bands }) {
+  const values = series.flatMap((one) => one.y).filter((v) => v !== null);
+  let [least, most] = [low ?? Math.min(...values), high ?? Math.max(...values)];
+  if (high === null) most += 0.05 * (most - least || Math.abs(most) || 1);
+  const paint = (k) => (bands ? colour(0) : colour(k));
+  let cursor, dots;
+  return figure({
+    title, note, count: x.length, start: x.length - 1,
+    place: (scale, k) => scale.X(x[k]),
+    paint(svg, width) {
+      const scale = axes(svg, width, [x[0], x.at(-1)], [least, most]);
+      const points = (one) => one.y.map((v, k) => [scale.X(x[k]), v === null ? null : scale.Y(v)]);
+      for (const [a, b] of bands ?? []) {
+        const around = path([...points(series[a]), ...points(series[b]).reverse()]);
+        svg.append(draw("path", { d: around, fill: colour(0), opacity: 0.2 }));
+      }
+      series.forEach((one, k) => {
+        const thin = bands && one.name !== "median" ? { opacity: 0.45 } : {};
+        svg.append(draw("path", { class: "curve", d: path(points(one)), stroke: paint(k), ...thin }));
+      });
+      cursor = draw("line", { class: "cursor", y1: scale.top, y2: scale.bottom });
+      dots = series.map((_, k) => draw("circle", { r: 3.5, fill: paint(k) }));
+      svg.append(cursor, ...dots);
+      return scale;
+    },
+    show(scale, k) {
+      for (const side of ["x1", "x2"]) cursor.setAttribute(side, scale.X(x[k]));
+      series.forEach((one, s) => {
+        dots[s].setAttribute("cx", scale.X(x[k]));
+        dots[s].setAttribute("cy", one.y[k] === null ? -9 : scale.Y(one.y[k]));
+      });
+    },
+    legend: (k) => [
+      make("span", {}, "step ", make("b", {}, whole(x[k]))),
+      ...series.map((one, s) =>
+        make("span", {}, ...(bands ? [] : [swatch(paint(s))]), make("bdi", { title: one.name }, one.name), " ",
+          make("b", {}, number(one.y[k])))),
+    ],
+  });
+}
+
+function histogram({ edges, groups, threshold }) {
+  const totals = edges.slice(1).map((_, k) => groups.reduce((sum, group) => sum + group.counts[k], 0));
+  const sum = (counts) => counts.reduce((a, b) => a + b);
+  const upto = totals.map((_, k) => sum(totals.slice(0, k + 1)) / sum(totals));
+  let bars;
+  const parted = threshold === null ? "" : `; dashed: ${number(threshold)}, where two-means parts them`;
+  return figure({
+    title: "Weights of all records", note: `click or Enter: the records of a bar${parted}`,
+    count: totals.length, start: totals.indexOf(Math.max(...totals)),
+    pick: (k) => findWeights(edges[k], edges[k + 1]),
+    place: (scale, k) => scale.X((edges[k] + edges[k + 1]) / 2),
+    paint(svg, width) {
+      const scale = axes(svg, width, [edges[0], edges.at(-1)], [0, 1.05 * Math.max(...totals)]);
+      bars = totals.map((_, k) => {
+        const bar = draw("g", { class: "bar" });
+        let below = 0;
+        groups.forEach((group, g) => {
+          const [x, y, next] = [scale.X(edges[k]), scale.Y(below + group.counts[k]), scale.X(edges[k + 1])];
+          const size = { width: Math.max(0.5, next - x - 1), height: scale.Y(below) - y };
+          bar.append(draw("rect", { x, y, ...size, fill: colour(g) }));
+          below += group.counts[k];
+        });
+        return bar;
+      });
+      svg.append(...bars);
+      if (threshold !== null) {
+        const x = scale.X(threshold);
+        svg.append(draw("line", { class: "cursor", x1: x, x2: x, y1: scale.top, y2: scale.bottom }));
+      }
+      return scale;
+    },
+    show: (_, here) => bars.forEach((bar, k) => bar.classList.toggle("here", k === here)),
+    legend: (k) => [
+      make("span", {}, "weight ", make("b", {}, `${number(edges[k])} to ${number(edges[k + 1])}`)),
+      ...groups.map((group, g) =>
+        make("span", {}, swatch(colour(g)), `${group.name} `, make("b", {}, whole(group.counts[k])))),
+      make("span", {}, "up to here ", make("b", {}, percent(upto[k]))),
+    ],
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Facts, and the table of sources.
+
+function sources() {
+  const rows = data.sources.map((one, k) => ({ ...one, k }));
+  const largest = Math.max(...rows.flatMap((row) => [row.share, row.before]));
+  const columns = [
+    ["Source", "name", (row) => [swatch(row.curve === null ? "var(--line)" : colour(row.curve)),
+      make("bdi", {}, row.name)]],
+    ["Learned share", "share", (row) => [track(row.share / largest, row.before / largest), ` ${percent(row.share)}`]],
+    ["Share before", "before", (row) => [percent(row.before)]],
+    ["Records", "records", (row) => [whole(row.records)]],
+    ["A record's weight", "weight", (row) => [number(row.weight)]],
+  ];
+  const body = make("tbody");
+  const order = (key, down) => {
+    rows.sort((a, b) => (a[key] < b[key] ? -1 : a[key] > b[key] ? 1 : a.k - b.k) * (down ? -1 : 1));
+    const cells = (row) => columns.map(([, , show]) => make("td", {}, ...show(row)));
+    body.replaceChildren(...rows.map((row) => make("tr", {}, ...cells(row))));
+  };
+  const heads = columns.map(([title, key]) => {
+    const head = make("th", { scope: "col" }, make("button", { type: "button" }, title));
+    head.firstChild.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") ? head.getAttribute("aria-sort") === "ascending" : key !== "name";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      order(key, down);
+    });
+    return head;
+  });
+  heads[1].setAttribute("aria-sort", "descending");
+  order("share", true);
+  return make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
+}
+
+function overview() {
+  document.title = `${data.run} – learned weights`;
+  $("run").textContent = data.run;
+  $("subtitle").textContent = data.subtitle;
+  $("facts").append(...data.facts.map(([name, value, note]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, value, make("small", {}, note)))));
+  const figures = data.charts.map(curves), quantiles = data.charts.findIndex((chart) => chart.bands);
+  if (data.histogram) figures.splice(quantiles + 1, 0, histogram(data.histogram));
+  $("charts").append(...figures);
+  $("charts-section").hidden = !$("charts").hasChildNodes();
+  $("sources-section").hidden = data.sources.length < 2;
+  $("sources").append(sources());
+  $("selection").textContent = data.selection;
+  $("settings").textContent = data.settings;
+  $("files").textContent = data.files_read;
+}
+

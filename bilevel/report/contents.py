@@ -1,0 +1,249 @@
+"""What report.html shows of a finished run: facts, curves, sources, histogram, and the records to judge."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bilevel.data.records import read_rows
+from bilevel.files import content_hash
+from bilevel.run.finished import FinishedRun, read_data
+from bilevel.settings.fields import dump
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+CHARACTERS = 40_000_000  # of all the records shown; a browser reads as many in a second or two
+LONGEST = 2_000_000  # characters of one text
+POINTS = 400  # of a curve
+CURVES = 24  # sources that have one
+BINS = 60
+_ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
+
+
+def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
+    """All that the page holds, as JSON has it; of the records about `most`."""
+    rows = [read_rows(Path(file.path), run.settings.format) for file in run.train]
+    noisy = known_noise(rows)
+    sources = source_table(run)
+    metrics = read_metrics(run, sources)
+    chosen, selection = choose(run, most)
+    kind, several = "sample" if run.per_sample else "source", "s" if len(rows) > 1 else ""
+    files = read_data(run.folder)
+    return {
+        "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
+        "run": run.name,
+        "subtitle": f"Weights per {kind}, {len(rows)} source{several}, seed {run.settings.seed}",
+        "facts": facts(run, metrics),
+        "charts": charts(metrics, sources),
+        "histogram": histogram(run, noisy, metrics) if run.per_sample else None,
+        "sources": sources,
+        "selection": selection,
+        "files": [file.file for file in run.train],
+        "records": records(run, rows, noisy, chosen),
+        "settings": dump(run.settings),
+        "files_read": "\n\n".join(
+            f"{part}  {file.path}\n{file.records:,} records, sha256 {file.sha256}"
+            for part in ("train", "val", "test")
+            for file in getattr(files, part)
+        ),
+    }
+
+
+def known_noise(rows: "list[datasets.Dataset]") -> list[np.ndarray] | None:
+    """is_noisy of each file's records, (records,) bool each, where any record says so; silence then means clean."""
+    columns = [table.data.column("is_noisy") for table in rows]
+    if all(column.null_count == len(column) for column in columns):
+        return None
+    return [column.fill_null(False).to_numpy() for column in columns]
+
+
+def source_table(run: FinishedRun) -> list[dict[str, Any]]:
+    """Of each source: records, share of the samples before and of the weights now, mean weight, number of its curve.
+
+    Where texts were cut into pieces, a source's share is that of its records' mean weights times its samples.
+    """
+    before = np.array([file.samples for file in run.train], dtype=float)
+    before /= before.sum()
+    means = np.array([np.nanmean(c) if np.isfinite(c).any() else 0.0 for c in run.weights])
+    shares = before * means / (before * means).sum()
+    curved = np.argsort(-np.abs(shares - before), kind="stable")[:CURVES]
+    numbers = {k: number for number, k in enumerate(sorted(curved.tolist()))}
+    return [
+        {
+            "name": Path(file.file).stem,
+            "records": file.records,
+            "before": before[k],
+            "share": shares[k],
+            "weight": means[k],
+            "curve": numbers.get(k),
+        }
+        for k, file in enumerate(run.train)
+    ]
+
+
+def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str]]:
+    """Name, value and a note of what a reader wants to know first."""
+    c = np.concatenate([weights[np.isfinite(weights)] for weights in run.weights])
+    dropped = sum(file.records for file in run.train) - len(c)
+    found = [("records", f"{len(c):,}", f"{dropped:,} more dropped: too long" if dropped else "")]
+    if run.per_sample:
+        found.append(
+            ("count as much as", f"{c.sum() ** 2 / (c**2).sum():,.0f}", "records of equal weight: (Σc)² / Σc²")
+        )
+    if len(metrics):
+        found.append(("steps", f"{metrics.index[-1]:,}", ""))
+    if len(test := evaluated(metrics, "test_loss_w")):
+        found.append(("test loss", f"{test.iloc[-1]:.3f}", f"{test.iloc[0]:.3f} at the start; nats per token"))
+    if len(area := evaluated(metrics, "roc_auc")):
+        last = metrics.loc[area.index[-1]]
+        note = f"precision {last['precision']:.3f}, recall {last['recall']:.3f}" if run.per_sample else "of 1 - weight"
+        found.append(("ROC area", f"{last['roc_auc']:.3f}", note))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Curves and histogram
+
+
+def read_metrics(run: FinishedRun, sources: list[dict[str, Any]]) -> "pd.DataFrame":
+    """The columns of metrics.csv that are shown, by step; no column where there is no such file."""
+    import pandas as pd
+
+    path = run.folder / "metrics.csv"
+    if not path.exists():
+        return pd.DataFrame()
+    weights = {f"weight/{source['name']}" for source in sources if source["curve"] is not None}
+    wanted = {"step", "test_loss_w", "test_loss_u", "roc_auc", "threshold", "precision", "recall"} | weights
+    return pd.read_csv(path, usecols=lambda name: name in wanted or name.startswith("weight_q/")).set_index("step")
+
+
+def evaluated(metrics: "pd.DataFrame", name: str) -> "pd.Series":
+    """The values of a column that not every step has, nor every run."""
+    return metrics[name].dropna() if name in metrics else metrics.index.to_series()[:0]
+
+
+def charts(metrics: "pd.DataFrame", sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each a title, the steps x, and series of values or None; bands are pairs of series with colour between them."""
+    shown = {f"weight/{s['name']}": s["name"] for s in sources if s["curve"] is not None}
+    left_out = len(sources) - len(shown)
+    note = f"the {len(shown)} of {len(sources)} sources that moved most" if left_out else ""
+    levels = [name for name in metrics if name.startswith("weight_q/")][::-1]
+    quantiles = {name: _quantile_name(float(name.split("/")[1])) for name in levels}
+    bands = [[k, len(levels) - 1 - k] for k in range(len(levels) // 2)]
+    losses = {"test_loss_w": "w", "test_loss_u": "u"}
+    found = [
+        _chart(metrics, shown if len(sources) > 1 else {}, "Shares of the sources", note, low=0, high=1),
+        _chart(metrics, quantiles, "Weights of the records", "quantiles; 1 is the mean", low=0, bands=bands),
+        _chart(metrics, losses, "Test loss", "nats per token; u has seen training data only"),
+        _chart(metrics, {"roc_auc": "area"}, "ROC area", "how well low weights point at noisy records", high=1),
+    ]
+    return [chart for chart in found if chart]
+
+
+def _quantile_name(q: float) -> str:
+    return "median" if q == 0.5 else f"{q:.0%} below"
+
+
+def _chart(metrics: "pd.DataFrame", names: dict[str, str], title: str, note: str, **more) -> dict[str, Any] | None:
+    """A chart of these columns under these names at no more than POINTS of their steps; None where there are none."""
+    table = metrics[[name for name in names if name in metrics]].dropna(how="all")
+    if table.empty:
+        return None
+    table = table.iloc[np.unique(np.linspace(0, len(table) - 1, POINTS).round().astype(int))]
+    series = [
+        {"name": names[name], "y": [float(f"{v:.5g}") if np.isfinite(v) else None for v in table[name]]}
+        for name in table
+    ]
+    defaults = {"low": None, "high": None, "bands": None}
+    return {"title": title, "note": note, "x": table.index.tolist(), "series": series} | defaults | more
+
+
+def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.DataFrame") -> dict[str, Any]:
+    """Counts of all records' weights between the edges, of clean and noisy ones apart where that is known."""
+    c = np.concatenate(run.weights)
+    seen = np.isfinite(c)
+    groups = {"records": seen}
+    if noisy is not None:
+        known = np.concatenate(noisy)
+        groups = {"clean": seen & ~known, "noisy": seen & known}
+    edges = np.histogram_bin_edges(c[seen], BINS)
+    counted = [{"name": name, "counts": np.histogram(c[of], edges)[0].tolist()} for name, of in groups.items()]
+    threshold = evaluated(metrics, "threshold").tolist()
+    return {"edges": edges.tolist(), "groups": counted, "threshold": threshold[-1] if threshold else None}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Records
+
+
+def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
+    """Of each training file the places (k,) of the records to show, rising, and what was chosen in words.
+
+    Per sample those of the lowest and of the highest weights, half of `most` each; per source, where all of a source's
+    records weigh the same, as many of each source, drawn at random.
+    """
+    known = [np.flatnonzero(np.isfinite(c)) for c in run.weights]
+    total = sum(map(len, known))
+    if total <= most:
+        return known, f"All {total:,} records."
+    if not run.per_sample:
+        each, rng = max(1, most // len(known)), np.random.default_rng(0)
+        drawn = [np.sort(rng.choice(places, min(len(places), each), replace=False)) for places in known]
+        return drawn, f"{each:,} records of each source, drawn at random, or all that it has; they share its weight."
+    starts = np.cumsum([0, *map(len, run.weights)])
+    everywhere, half = np.concatenate([start + places for start, places in zip(starts, known, strict=False)]), most // 2
+    order = np.argpartition(np.concatenate(run.weights)[everywhere], [half, total - half])
+    ends = np.sort(everywhere[np.concatenate([order[:half], order[-half:]])])
+    parts = [ends[(start <= ends) & (ends < end)] - start for start, end in itertools.pairwise(starts)]
+    return parts, f"The {half:,} records of the lowest and the {half:,} of the highest weights, of {total:,}."
+
+
+def records(
+    run: FinishedRun, rows: "list[datasets.Dataset]", noisy: list[np.ndarray] | None, chosen: list[np.ndarray]
+) -> dict[str, list | None]:
+    """A list per field, in order of file and place. A turn is role, text and the text's length before it was cut.
+
+    Texts longer than one length, the same for all, are cut to it, so that they have at most CHARACTERS together.
+    """
+    lengths = [len(text) for _, texts in texts_of(rows, chosen) for text in texts]
+    most = cut_length(np.array(lengths), CHARACTERS)
+    turns = [
+        [(role, text[:most], len(text)) for role, text in zip(roles, texts, strict=True)]
+        for roles, texts in texts_of(rows, chosen)
+    ]
+
+    def of(values: list[np.ndarray]) -> list:
+        return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)]).tolist()
+
+    return {
+        "file": np.repeat(np.arange(len(chosen)), [len(places) for places in chosen]).tolist(),
+        "index": np.concatenate(chosen).tolist(),
+        "weight": of(run.weights),
+        "noisy": of([each.astype(int) for each in noisy]) if noisy else None,
+        "turns": turns,
+    }
+
+
+def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:
+    """Roles and texts of each record; few at a time are in memory. An Alpaca prompt is without the outer headings."""
+    for table, places in zip(rows, chosen, strict=True):
+        for start in range(0, len(places), 100):
+            part = table[places[start : start + 100]]
+            for roles, texts in zip(part["roles"], part["contents"], strict=True):
+                if roles[0] == "prompt" and (prompt := _ALPACA.fullmatch(texts[0])):
+                    texts = [prompt[1], *texts[1:]]
+                yield roles, texts
+
+
+def cut_length(lengths: np.ndarray, most: int) -> int:
+    """The length at which to cut texts of these lengths (K,) so that they have at most `most` characters together."""
+    lengths = np.sort(lengths)
+    left = most - (np.cumsum(lengths) - lengths)  # where all the shorter ones stay whole
+    shares = left // np.arange(len(lengths), 0, -1)
+    longer = lengths > shares
+    return min(LONGEST, int(shares[longer.argmax()]) if longer.any() else most)

@@ -1,0 +1,273 @@
+// The lower half of bilevel/report/page.html's page: records in pages, searched, sorted and marked. Follows charts.js.
+
+const PAGE = 50; // records shown at a time
+const CLIP = 900; // characters of a text shown until it is opened
+const PIECE = 4000; // characters of an open text in one block: those out of sight are not laid out
+const HITS = 1000; // places marked in one block
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Marks: by file and place in it, kept by the browser where it lets a page do so.
+
+const STORE = `bilevel.report ${data.id}`;
+const marks = new Map(); // "index file" -> keep or drop
+const keyOf = (file, index) => `${index} ${file}`;
+
+function marksAsJson() {
+  const all = [...marks].map(([key, mark]) => {
+    const space = key.indexOf(" ");
+    return { file: key.slice(space + 1), index: Number(key.slice(0, space)), mark };
+  });
+  all.sort((a, b) => (a.file < b.file ? -1 : a.file > b.file ? 1 : a.index - b.index));
+  return JSON.stringify({ run: data.run, marks: all }, null, 1) + "\n";
+}
+
+function takeMarks(text) {
+  const given = JSON.parse(text).marks;
+  for (const { file, index, mark } of given) {
+    if (!data.files.includes(file) || !Number.isInteger(index) || !["keep", "drop"].includes(mark)) {
+      throw new Error(`it holds no marks of this run: ${JSON.stringify({ file, index, mark })}`);
+    }
+  }
+  for (const { file, index, mark } of given) marks.set(keyOf(file, index), mark);
+}
+
+function remember() {
+  let kept = true;
+  try {
+    localStorage.setItem(STORE, marksAsJson());
+  } catch {
+    kept = false;
+  }
+  $("storage").textContent = kept ? "" : "This browser keeps no marks: save them before you leave.";
+  let [keep, drop] = [0, 0];
+  for (const mark of marks.values()) mark === "keep" ? keep++ : drop++;
+  $("tally").textContent = `${whole(keep)} keep, ${whole(drop)} drop`;
+  $("save").disabled = !marks.size;
+}
+
+function saveMarks() {
+  const link = make("a", { download: `${data.run}-marks.json` });
+  link.href = URL.createObjectURL(new Blob([marksAsJson()], { type: "application/json" }));
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+async function openMarks() {
+  const [file] = $("file").files;
+  if (!file) return;
+  try {
+    takeMarks(await file.text());
+    remember();
+  } catch (error) {
+    $("tally").textContent = `${file.name} cannot be used: ${error.message}`;
+  }
+  $("file").value = "";
+  find();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The records: data.records holds a list per field, in order of file and place.
+
+const { file: FILE, index: INDEX, weight: WEIGHT, noisy: NOISY, turns: TURNS } = data.records;
+const N = INDEX.length;
+const RESPONSES = new Set(["response", "assistant", "text"]);
+const size = (k, counts) => TURNS[k].reduce((sum, [role, , length]) => sum + (counts(role) ? length : 0), 0);
+const LENGTH = INDEX.map((_, k) => size(k, () => true));
+const RESPONSE = INDEX.map((_, k) => size(k, (role) => RESPONSES.has(role)));
+const HEAVIEST = WEIGHT.reduce((a, b) => Math.max(a, b), 1);
+const ORDERS = { weight: WEIGHT, response: RESPONSE, length: LENGTH };
+const markOf = (k) => marks.get(keyOf(data.files[FILE[k]], INDEX[k]));
+const placeOf = (k) => `${data.files[FILE[k]]} #${INDEX[k]}`;
+
+let found = []; // records that the filters let through, in order
+let page = 0;
+let pattern = null; // of the search, or null
+
+function matches(k) {
+  return TURNS[k].some(([, text]) => pattern.test(text)) || pattern.test(placeOf(k));
+}
+
+function find() {
+  const words = $("search").value;
+  pattern = words ? new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "iu") : null;
+  const [source, noisy, marked] = [$("source").value, $("noisy").value, $("marked").value];
+  const [least, most] = [$("least"), $("most")].map((input) => (input.value === "" ? NaN : Number(input.value)));
+  found = [];
+  for (let k = 0; k < N; k++) {
+    if (source !== "" && FILE[k] !== Number(source)) continue;
+    if (noisy !== "" && NOISY[k] !== Number(noisy)) continue;
+    if (WEIGHT[k] < least || WEIGHT[k] > most) continue;
+    if (marked && (markOf(k) ?? "none") !== marked) continue;
+    if (pattern && !matches(k)) continue;
+    found.push(k);
+  }
+  const sort = $("sort").value, sign = sort.startsWith("-") ? -1 : 1, values = ORDERS[sort.replace("-", "")];
+  if (sort === "source") found.sort((a, b) => FILE[a] - FILE[b] || WEIGHT[a] - WEIGHT[b] || a - b);
+  else if (values) found.sort((a, b) => sign * (values[a] - values[b]) || a - b);
+  $("count").textContent = found.length === N ? many(N, "record") : `${whole(found.length)} of ${many(N, "record")}`;
+  turn(0, false);
+}
+
+function findWeights(least, most) {
+  $("filters").reset();
+  [$("least").value, $("most").value] = [least, most];
+  find();
+  $("filters").scrollIntoView({ block: "start" });
+}
+
+function turn(to, scroll = true) {
+  const pages = Math.max(1, Math.ceil(found.length / PAGE));
+  page = Math.max(0, Math.min(pages - 1, to));
+  $("number").value = page + 1;
+  $("number").max = pages;
+  $("pages").textContent = whole(pages);
+  for (const id of ["previous", "previous-below"]) $(id).disabled = page === 0;
+  for (const id of ["next", "next-below"]) $(id).disabled = page === pages - 1;
+  const shown = found.slice(page * PAGE, (page + 1) * PAGE).map(record);
+  $("records").replaceChildren(...(shown.length ? shown : [make("li", { class: "note" }, "No record is like that.")]));
+  if (scroll) $("records").scrollIntoView({ block: "start" });
+}
+
+function lit(text) {
+  if (!pattern) return [text];
+  const parts = [];
+  let end = 0;
+  for (const hit of text.matchAll(new RegExp(pattern.source, "giu"))) {
+    parts.push(text.slice(end, hit.index), make("mark", {}, hit[0]));
+    end = hit.index + hit[0].length;
+    if (parts.length > 2 * HITS) break;
+  }
+  return [...parts, text.slice(end)];
+}
+
+// The place `at`, or the next one where it would part a pair of surrogates.
+const between = (text, at) => (/[\ud800-\udbff]/.test(text[at - 1]) ? at + 1 : at);
+
+function pieces(text) {
+  const found = [];
+  for (let start = 0, end; start < text.length; start = end) {
+    end = between(text, start + PIECE);
+    if (end < text.length) {
+      const [line, word] = ["\n", " "].map((mark) => text.lastIndexOf(mark, end - 1));
+      if (line > start || word > start) end = 1 + (line > start ? line : word);
+    }
+    found.push(make("div", { dir: "auto" }, ...lit(text.slice(start, end))));
+  }
+  return found;
+}
+
+function textNodes([role, text, length]) {
+  const body = make("div", { class: RESPONSES.has(role) ? "text response" : "text", dir: "auto" });
+  const nodes = [make("h3", {}, role), body];
+  if (!text.trim()) {
+    body.classList.add("nothing");
+    body.textContent = text ? `only white space, ${many(length, "character")}` : "empty";
+    return nodes;
+  }
+  const part = () => {
+    const hit = pattern ? text.search(pattern) : -1;
+    const start = hit > CLIP - 100 ? between(text, hit - 200) : 0, end = between(text, start + CLIP);
+    return [start ? "… " : "", ...lit(text.slice(start, end)), text.length > end ? " …" : ""];
+  };
+  if (text.length > CLIP) {
+    const button = make("button", { type: "button", "aria-expanded": "false" });
+    const open = (yes) => {
+      body.replaceChildren(...(yes ? pieces(text) : part()));
+      body.classList.toggle("whole", yes);
+      yes ? body.setAttribute("tabindex", 0) : body.removeAttribute("tabindex");
+      button.setAttribute("aria-expanded", yes);
+      button.textContent = yes ? "Show less" : `Show all ${many(text.length, "character")}`;
+    };
+    button.addEventListener("click", () => open(button.getAttribute("aria-expanded") === "false"));
+    open(false);
+    nodes.push(button);
+  } else body.append(...lit(text));
+  if (length > text.length) {
+    nodes.push(make("span", { class: "cut" }, `${many(length - text.length, "more character")} in the file only`));
+  }
+  return nodes;
+}
+
+function record(k) {
+  const place = placeOf(k);
+  const buttons = ["Keep", "Drop"].map((word) => {
+    const mark = word.toLowerCase();
+    return make("button", { type: "button", value: mark, "aria-label": `${mark} ${place}` }, word);
+  });
+  const item = make("li", { class: "record", tabindex: -1, "aria-label": place },
+    make("div", { class: "meta" },
+      make("strong", {}, number(WEIGHT[k]), make("small", {}, " weight")),
+      track(WEIGHT[k] / HEAVIEST, 1 / HEAVIEST),
+      make("div", {}, make("bdi", {}, ...lit(place))),
+      make("div", {}, `${many(LENGTH[k], "character")}, response ${whole(RESPONSE[k])}`),
+      ...(NOISY && NOISY[k] === 1 ? [make("div", { class: "noisy" }, "known as noisy")] : [])),
+    make("div", { class: "turns" }, ...TURNS[k].flatMap(textNodes)),
+    make("div", { class: "choice" }, ...buttons));
+  const show = () => {
+    const now = markOf(k);
+    for (const button of buttons) button.setAttribute("aria-pressed", button.value === now);
+    for (const mark of ["keep", "drop"]) item.classList.toggle(mark, now === mark);
+  };
+  const set = (mark) => {
+    const key = keyOf(data.files[FILE[k]], INDEX[k]);
+    marks.get(key) === mark ? marks.delete(key) : marks.set(key, mark);
+    remember();
+    show();
+  };
+  for (const button of buttons) button.addEventListener("click", () => set(button.value));
+  item.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "y") set("keep");
+    else if (event.key === "n") set("drop");
+    else if (event.key === "j") step(item, 1);
+    else if (event.key === "k") step(item, -1);
+  });
+  show();
+  return item;
+}
+
+function step(item, by) {
+  const next = by > 0 ? item.nextElementSibling : item.previousElementSibling;
+  const before = page;
+  if (!next) turn(page + by);
+  if (!next && page === before) return;
+  (next ?? $("records")[by > 0 ? "firstElementChild" : "lastElementChild"]).focus();
+}
+
+function begin() {
+  overview();
+  const present = [...new Set(FILE)];
+  $("source").append(...present.map((k) => make("option", { value: k }, data.sources[k].name)));
+  $("source").parentElement.hidden = present.length < 2;
+  $("noisy-label").hidden = !NOISY;
+  if (!data.histogram) $("filters").querySelector("fieldset").hidden = true;
+  try {
+    const stored = localStorage.getItem(STORE);
+    if (stored) takeMarks(stored);
+  } catch {
+    // What the browser does not give, or another page has written, is no mark.
+  }
+  let waiting;
+  const soon = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(find, 120);
+  };
+  $("filters").addEventListener("input", soon);
+  $("filters").addEventListener("change", (event) => {
+    if (event.target.tagName === "SELECT") soon();
+  });
+  $("filters").addEventListener("reset", soon); // the fields are empty only afterwards
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  $("number").addEventListener("change", () => turn(Number($("number").value) - 1));
+  for (const id of ["previous", "previous-below"]) $(id).addEventListener("click", () => turn(page - 1));
+  for (const id of ["next", "next-below"]) $(id).addEventListener("click", () => turn(page + 1));
+  $("save").addEventListener("click", saveMarks);
+  $("open").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", openMarks);
+  remember();
+  find();
+  $("loading").remove();
+  $("page").hidden = false;
+}
+
+begin();

@@ -1,0 +1,217 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped; complete or absent.
+
+    checkpoints/step_000100/rank0.safetensors   tensors of process 0, by their path in its state
+                            rank0.json          everything else of its state
+                            manifest.json       the run's settings and data, size and sha256 of every file
+
+A state is a nested mapping of tensors and JSON values. It is copied to host memory between two steps and written by a
+thread into `step_000100.partial`, which is renamed when all processes have written theirs. Reading needs no pickle.
+"""
+
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from bilevel.errors import UserError
+from bilevel.processes import World
+from bilevel.run.checkpoint_file import (
+    DamagedCheckpoint,
+    State,
+    name_of,
+    read_state,
+    split,
+    sync,
+    verify,
+    write_manifest,
+    write_state,
+)
+from bilevel.settings.fields import differing
+
+log = logging.getLogger("bilevel")
+
+ASIDE = ".aside"  # ends the name of a checkpoint that no run goes on from
+
+
+class Checkpoints:
+    """The checkpoints of a run, written by all its processes together: every method is called on all of them."""
+
+    def __init__(self, folder: Path, world: World, settings: dict[str, Any], data: dict[str, str], keep: int):
+        """settings, data: what a checkpoint is of; data has a fingerprint of each file's samples."""
+        self.folder, self.world, self.keep = folder, world, keep
+        self.settings, self.data = settings, data
+        self.writing: _Writing | None = None
+        self.step: int | None = None  # of the newest, complete or in the making
+        self.last: Path | None = None  # the newest that is whole, or the one that the run goes on from
+        self.seen = self.all()  # at the start
+
+    def begin(self, step: int, state: State) -> None:
+        """Copy the state to host memory and start to write it."""
+        self.finish()
+        self.step = step
+        self.writing = _Writing(self.folder / f"{name_of(step)}.partial", step, state, self.world)
+
+    def poll(self) -> None:
+        """Complete the checkpoint in the making if all processes have written their part. Cheap; once per step."""
+        if self.writing is not None:
+            self._complete(wait=False)
+
+    def finish(self) -> bool:
+        """Wait for the checkpoint in the making, if any; whether it is complete now."""
+        return self.writing is None or self._complete(wait=True)
+
+    def _complete(self, wait: bool) -> bool:
+        writing = self.writing
+        if wait:
+            writing.thread.join()
+        if self.world.sum(torch.tensor(int(not writing.thread.is_alive()))) < self.world.size:
+            return False
+        self.writing = None
+        errors = self.world.gather(writing.error)
+        if self.world.main:
+            if not any(errors):
+                errors[0] = self._publish(writing)
+            if found := [(rank, error) for rank, error in enumerate(errors) if error]:
+                shutil.rmtree(writing.folder, ignore_errors=True)
+                rank, error = found[0]
+                log.warning(
+                    f"step {writing.step}: NO CHECKPOINT WRITTEN to {self.folder}: {error}"
+                    + (f" (process {rank})" if rank else "")
+                    + ". The run goes on and will try again; the checkpoints before are as they were"
+                )
+        complete = self.world.gather(not any(errors))[0]
+        self.step = writing.step if complete else None
+        self.last = self.folder / name_of(writing.step) if complete else self.last
+        return complete
+
+    def _publish(self, writing: "_Writing") -> str | None:
+        """On the main process: seal what all have written, and remove checkpoints beyond `keep`; what went wrong."""
+        try:
+            facts = {"processes": self.world.size, "settings": self.settings, "data": self.data}
+            write_manifest(writing.folder, {"step": writing.step} | facts)
+            final = self.folder / name_of(writing.step)
+            if final.exists():  # of the same step: damaged, or the run goes on from its like in another place
+                shutil.rmtree(final)
+            writing.folder.rename(final)
+            sync(self.folder)
+        except OSError as error:
+            return str(error)
+        before = [path for path in [*self.all(ASIDE), *self.all()] if path != final]
+        for old in before[: max(0, len(before) + 1 - self.keep)]:
+            shutil.rmtree(old, ignore_errors=True)
+        return None
+
+    def all(self, ending: str = "") -> list[Path]:
+        """The checkpoints that have been completed, in order of steps; with ASIDE those that were set aside."""
+        found = [path for path in self.folder.glob("step_*") if path.suffix == ending and _digits(path).isdigit()]
+        return sorted(found, key=lambda path: int(_digits(path)))
+
+    def set_aside(self, step: int) -> None:
+        """On the main process: what lies beyond the step gone on from, damaged or left behind, comes to be the oldest.
+
+        It is out of the way of the checkpoints that follow, and goes as they fill its place.
+        """
+        for path in self.all():
+            if int(_digits(path)) > step:
+                aside = path.with_name(path.name + ASIDE)
+                shutil.rmtree(aside, ignore_errors=True)  # of the same step, from an earlier time
+                path.rename(aside)
+                sync(self.folder)
+                log.warning(f"{path} is beyond step {step}, after which the run goes on: set aside as {aside.name}")
+
+    def read(self, resume: str) -> State | None:
+        """This process's state in the checkpoint to go on from, None without one. Raises UserError.
+
+        resume: auto takes the newest of this folder that is whole, never takes none, and a path that one.
+        """
+        if resume == "never":
+            return None
+        path = self._newest() if resume == "auto" else Path(resume)
+        if path is None:
+            return None
+        if resume != "auto" and (problem := self._problem(path)):
+            raise UserError(f"resume {path}: {problem}; give another checkpoint or resume=auto")
+        state = self._read(path)
+        self.last, own = path, self.folder / name_of(state["step"])
+        self.step = state["step"] if path.resolve() == own.resolve() else None
+        return state
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint that is whole on all processes; damaged ones are warned about and passed over."""
+        for path in reversed(self.all()):
+            problem = self._problem(path)
+            if problem is None:
+                return path
+            if self.world.main:
+                log.warning(f"{path} is damaged and passed over: {problem}")
+        return None
+
+    def _problem(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint on any process; the main one tells."""
+        try:
+            verify(path, self.world.rank)
+            problem = None
+        except DamagedCheckpoint as error:
+            problem = str(error)
+        bad = int(self.world.sum(torch.tensor(int(problem is not None))))
+        return problem or ("on another process" if bad else None)
+
+    def _read(self, path: Path) -> State:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["processes"] != self.world.size:
+            raise UserError(
+                f"{path} was written by {manifest['processes']} processes and this run has {self.world.size}: each "
+                "holds a share of its own; start as many, or give another output_dir"
+            )
+        if found := differing(manifest["settings"], self.settings):
+            raise UserError(f"{path} is of another configuration: {found}; change it back, or give another output_dir")
+        then = manifest["data"]
+        if changed := sorted(name for name in then.keys() | self.data.keys() if then.get(name) != self.data.get(name)):
+            raise UserError(
+                f"{path} was made from other data ({', '.join(changed)}): a file, or what turns it into tokens, has "
+                "changed; put it back, or give another output_dir"
+            )
+        return read_state(path, self.world.rank)
+
+
+class _Writing:
+    """A checkpoint in the making: one thread per process writes its part."""
+
+    def __init__(self, folder: Path, step: int, state: State, world: World):
+        self.folder, self.step, self.rank = folder, step, world.rank
+        self.error: str | None = None
+        if world.main:
+            for left in folder.parent.glob("step_*.partial"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                self.error = str(error)
+        world.wait()
+        tensors, self.facts = split(state)
+        self.size = int(world.sum(torch.tensor(sum(tensor.nbytes for tensor in tensors.values()))))  # of all processes
+        self.tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+        self.thread = threading.Thread(target=self._write, name="checkpoint")
+        self.thread.start()
+
+    def _write(self) -> None:
+        try:
+            free = shutil.disk_usage(self.folder).free
+            if free < 1.05 * self.size:
+                raise OSError(f"{free / 1e9:.2f} GB are free on the disk, {self.size / 1e9:.2f} GB are needed")
+            write_state(self.folder, self.rank, self.tensors, self.facts)
+        except (OSError, safetensors.SafetensorError) as error:
+            self.error = self.error or str(error)
+        finally:
+            self.tensors = {}
+
+
+def _digits(path: Path) -> str:
+    """Of the step, in a checkpoint's name."""
+    return path.stem.removeprefix("step_")

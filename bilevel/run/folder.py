@@ -1,0 +1,86 @@
+"""A run's folder: taken by one process, with the files that a run begins with."""
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+from bilevel.errors import ConfigError, UserError
+from bilevel.files import whole_file
+from bilevel.monitor.metrics import Columns, MetricsLog
+from bilevel.monitor.tracker import NoTracker, WandbTracker
+from bilevel.run.finished import write_data
+from bilevel.run.messages import open_log
+from bilevel.run.preflight import AT_WORK, folder_taken, hold
+from bilevel.settings.fields import dump
+
+if TYPE_CHECKING:
+    from bilevel.run.checkpoint import Checkpoints
+    from bilevel.run.state import Run
+
+log = logging.getLogger("bilevel")
+
+
+def open_folder(run: "Run", checkpoints: "Checkpoints") -> MetricsLog:
+    """Take the run's folder and open what the run writes there: run.log, checkpoints, and the metrics returned.
+
+    Raises UserError, on all processes, where another process has the folder or it cannot be written.
+    """
+    folder, problem, metrics = run.settings.run_folder, None, None
+    try:
+        if run.world.main:
+            _take(run, checkpoints)
+        open_log(run)
+        if run.world.main:
+            checkpoints.set_aside(run.step)
+        metrics = open_metrics(run)
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{folder} cannot be written: {error}; make room there, or give another output_dir"
+    if found := [problem for problem in run.world.gather(problem) if problem]:
+        raise UserError(found[0])
+    if unseen := [rank for rank, seen in enumerate(run.world.gather(folder.is_dir())) if not seen]:
+        log.warning(
+            f"NO CHECKPOINTS: processes {unseen} do not see {folder}, where each has to write its share. Give an "
+            "output_dir that all machines see, or this run cannot be resumed"
+        )
+    return metrics
+
+
+def _take(run: "Run", checkpoints: "Checkpoints") -> None:
+    """Lock the folder and write its resolved settings and what its data are; raises UserError before it is touched.
+
+    While this run was loading, another may have begun there, and even ended.
+    """
+    folder = run.settings.run_folder
+    if problems := folder_taken(run.settings):
+        raise ConfigError(problems)
+    if checkpoints.all() != checkpoints.seen:
+        raise UserError(f"another process has been at work in {folder} since this one began: start it again")
+    folder.mkdir(parents=True, exist_ok=True)
+    run.lock = hold(folder)
+    if run.lock is None:
+        raise UserError(AT_WORK.format(folder))
+    with whole_file(folder / "config.yaml") as file:
+        file.write_text(dump(run.settings), encoding="utf-8")
+    write_data(folder, run.train, run.val, run.test)
+
+
+def open_metrics(run: "Run") -> MetricsLog:
+    """metrics.csv, timing.csv and the tracker of a run."""
+    s, learned = run.settings, run.settings.learned
+    columns = Columns(
+        run.train.sources,
+        run.per_sample,
+        tested=run.test is not None,
+        noise_known=run.train.is_noisy is not None,
+        bf16="u" in run.copies and run.copies["u"].bf16,
+        weighted=learned and s.sampling == "weighted",
+        central="u" in run.copies and s.order == 2,
+        learned=learned,
+        copies=s.copies,
+    )
+    metrics = MetricsLog(s.run_folder if run.world.main else None, columns, NoTracker(), run.step)
+    if s.tracker == "wandb" and run.world.main:  # when there are files: a run that cannot write them is none
+        metrics.tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
+    return metrics

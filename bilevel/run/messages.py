@@ -1,0 +1,89 @@
+"""What a run says: on the screen and in run.log."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from bilevel.model.loading import drops
+from bilevel.run.state import Run
+from bilevel.settings.fields import Settings
+
+log = logging.getLogger("bilevel")
+
+# Said of every model that trains with dropout.
+MASKS = (
+    "dropout is on: other micro_batch_tokens or processes draw other masks, and give equal results in distribution only"
+)
+
+
+def open_log(run: Run) -> None:
+    """What is said goes to the screen and to run.log, by the main process."""
+    log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    if run.world.main:
+        log.addHandler(logging.FileHandler(run.settings.run_folder / "run.log", encoding="utf-8"))
+
+
+def describe(run: Run) -> str:
+    """What is about to happen, in a few lines."""
+    s = run.settings
+    processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
+    copies = "two copies" if len(run.copies) == 2 else "one copy"
+    trusted = f" and {s.val_batch_size} validation" if s.learned else ""
+    how = f"lr_y {s.lr_y:g}, weights {s.x_init}, which stay"
+    if s.learned:
+        how = f"lr_y {s.lr_y:g}, lr_x {s.lr_x:g} every {s.upper_every} steps, alpha {s.alpha:g}"
+    lines = [f"scores by method={s.method} on {run.world.device.type}{processes}"]
+    if run.copies:
+        lines = [
+            f"{run.copies['w'].size / 1e6:.1f}M parameters, {copies} on {run.world.device.type}{processes}; "
+            f"{run.steps} steps of {s.global_batch_size} training{trusted} samples",
+            how,
+        ]
+    if run.copies and drops(run.copies["w"].shape):
+        lines.append(MASKS)
+    if run.lisa:
+        lines.append(
+            f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks at a time, redrawn every {s.lisa_interval} steps"
+        )
+    if s.lora_rank is not None:
+        trained = sum(p.numel() for p in run.copies["w"].model.parameters() if p.requires_grad)
+        lines.append(f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M parameters of adapters train, all else rests")
+    sizes = run.train.sizes.tolist()
+    for source, size, dropped in zip(run.train.sources, sizes, run.train.dropped, strict=True):
+        lines.append(f"  {source}: {size} samples" + _dropped(dropped))
+    trained = "validation, trained on with weight 1" if s.val_in_training else "validation"
+    for name, part in ((trained, run.val), ("test", run.test)):
+        if part is not None:
+            lines.append(f"  {name}: {len(part)} samples" + _dropped(sum(part.dropped)))
+    if run.step:
+        lines.append(f"going on after step {run.step}, from its checkpoint")
+    return "\n".join(lines)
+
+
+def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
+    """Loss and the noisy (or lowest) source's weight on the bar; a plain line at evaluations without a terminal."""
+    facts = {"loss": row.get("loss_w"), "test": row.get("test_loss_w"), "ROC": row.get("roc_auc")}
+    shares = {name.removeprefix("weight/"): value for name, value in row.items() if name.startswith("weight/")}
+    if len(shares) > 1:
+        noisy = [name for name in shares if "noisy" in name]
+        name = noisy[0] if len(noisy) == 1 else min(shares, key=shares.get)
+        facts["w_noisy" if noisy == [name] else f"w({name})"] = shares[name]
+    words = ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)
+    bar.set_postfix_str(words)
+    if bar.disable and evaluating:
+        log.info(f"step {row['step']}/{steps}: {words}")
+
+
+def what_next(settings: Settings, last: Path | None) -> str:
+    """What goes on with a run that ends before its time, and from where; last: its newest checkpoint."""
+    begins_there = settings.resume == "auto" or last == Path(settings.resume)
+    command = "the same command" if begins_there else "the same command with resume=auto"
+    if last is None:
+        return f"there is no checkpoint yet, {command} begins anew"
+    return f"the last checkpoint is {last}, {command} goes on from it"
+
+
+def _dropped(dropped: int) -> str:
+    return f" ({dropped} records dropped: no response within max_length)" if dropped else ""

@@ -1,0 +1,148 @@
+"""What is wrong between the settings and the files, found before anything is loaded."""
+
+import dataclasses
+import fcntl
+import math
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from bilevel.errors import ConfigError, UserError, plain, short
+from bilevel.settings.command_line import read_yaml
+from bilevel.settings.deepspeed import zero_config
+from bilevel.settings.fields import Settings, differing
+from bilevel.settings.rules import validate
+
+if TYPE_CHECKING:
+    import transformers
+
+AT_WORK = "a process is still at work in {}: wait for it, end it, or give another run_name or output_dir"
+
+
+def check_files(settings: Settings) -> dict[str, list[Path]]:
+    """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
+    from bilevel.data.records import count_rows, find_files
+    from bilevel.errors import DataError
+
+    problems: list[str] = []
+    files: dict[str, list[Path]] = {}
+    records: dict[str, int] = {}
+    for part in ("train", "val", "test"):
+        try:
+            unread = part == "val" and not settings.reads_validation
+            files[part] = [] if unread else find_files(getattr(settings, f"{part}_data"))
+            found = [count_rows(file, settings.format) for file in files[part]]
+        except DataError as error:
+            problems.append(f"{part}_data: {error}")
+            continue
+        if all(roles != ["text"] for _, roles in found):  # a text record makes any number of samples
+            records[part] = sum(count for count, _ in found)
+    if settings.weights == "source" and settings.method != "fixed" and len(files.get("train", [])) == 1:
+        problems.append(
+            f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
+            "give more files or use weights=sample"
+        )
+    problems += too_large(settings, records)
+    if settings.backend == "deepspeed":
+        try:
+            zero_config(settings, settings.dtype or "fp32")
+        except UserError as error:
+            problems.append(str(error))
+    problems += _wrong_start(settings, files.get("train", []))
+    if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
+        problems += folder_taken(settings)
+    if problems:
+        raise ConfigError(problems)
+    return files
+
+
+def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
+    """A problem where x_init is no weights.csv, or a run on other training files."""
+    name = f"x_init: {short(settings.x_init, 300)}"
+    if settings.x_init_file is None:
+        return []
+    if not os.path.isdir(settings.x_init):
+        return (
+            [] if os.path.isfile(settings.x_init) else [f"{name} is neither uniform, size, a file nor a run's folder"]
+        )
+    if not os.path.isfile(settings.x_init_file):
+        return [f"{name} is a folder without weights.csv, which a run leaves when it is finished"]
+    from bilevel.files import content_hash
+    from bilevel.run.finished import read_data
+
+    try:
+        then = {file.file: file.sha256 for file in read_data(Path(settings.x_init)).train}
+    except UserError as error:
+        return [f"x_init: {error}"]
+    now = {file.name: content_hash(file) for file in train}
+    if changed := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
+        return [f"{name} was made on other training files: {', '.join(map(short, changed))} differ"]
+    return []
+
+
+def folder_taken(settings: Settings) -> list[str]:
+    """A problem where a process is at work in the run's folder, or it holds anything but this run, unfinished."""
+    folder = settings.run_folder
+    remedy = "give another run_name or output_dir, or move that folder away"
+    try:
+        names = os.listdir(folder)
+        if "lock" in names and hold(folder) is None:
+            return [AT_WORK.format(folder)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:  # a file of that name, one too long or with a NUL, no permission
+        return [f"output_dir {plain(str(folder), 300)}: {getattr(error, 'strerror', error)}; {remedy}"]
+    if not set(names) - {"config.yaml.new", "lock"}:  # left by a start that failed before its settings were written
+        return []
+    if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
+        return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
+    if settings.resume == "never":
+        return [f"{folder} already holds an unfinished run and resume is never: {remedy}"]
+    then, problems = validate(read_yaml(str(folder / "config.yaml")))
+    if then is None:
+        return [f"{folder} already holds an unfinished run of another version ({problems[0]}): {remedy}"]
+    if found := differing(dataclasses.asdict(then), dataclasses.asdict(settings)):
+        return [f"{folder} already holds an unfinished run of other settings, {found}: change them back, or {remedy}"]
+    return []
+
+
+def hold(folder: Path) -> IO | None:
+    """A lock on a run's folder while the file that is returned is open; None when another process has it."""
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
+    """A problem for each batch larger than the data it is drawn from."""
+    return [
+        f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"
+        for part, name in (("train", "global_batch_size"), ("val", "val_batch_size"))
+        if (part == "train" or settings.learned) and getattr(settings, name) > sizes.get(part, math.inf)
+    ]
+
+
+def check_steps(settings: Settings, steps: int) -> None:
+    """Raises UserError where the weights are to be learned and no step of x falls into the run's steps."""
+    s = settings
+    if s.learned and steps // s.upper_every == s.x_warmup_steps // s.upper_every:
+        raise UserError(
+            f"x_warmup_steps {s.x_warmup_steps} and upper_every {s.upper_every} leave x no step to learn in the run's "
+            f"{steps} steps: make them smaller, or the run longer (epochs, max_steps, a smaller global_batch_size)"
+        )
+
+
+def check_shape(settings: Settings, shape: "transformers.PretrainedConfig") -> None:
+    """Raises UserError where a model of this shape cannot be trained as the settings say; no weights are needed."""
+    layers, blocks = settings.lisa_layers, getattr(shape.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and blocks is not None and layers > blocks:
+        raise UserError(f"lisa_layers {layers}: the model has {blocks} decoder blocks; use at most that many")
+    if getattr(shape, "quantization_config", None) is not None:
+        raise UserError(
+            f"model_name_or_path {settings.model_name_or_path!r} is quantized and cannot be trained; take the model "
+            "that it was made from"
+        )

@@ -1,0 +1,126 @@
+"""A run: its parts, loaded and checked, and the state in which it goes on."""
+
+import dataclasses
+import logging
+from typing import IO, Any
+
+import torch
+import transformers
+
+from bilevel.data.samples import Batch, Samples
+from bilevel.data.stream import BatchStream
+from bilevel.model.base_copy import ModelCopy
+from bilevel.model.lisa import Lisa
+from bilevel.monitor.alarms import Watch
+from bilevel.monitor.rounding_guard import RoundingGuard
+from bilevel.processes import World
+from bilevel.run.results import read_start
+from bilevel.settings.fields import Settings
+from bilevel.step.f2sa import leave_out
+from bilevel.step.result import NonFiniteLoss
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights, WeightedStream
+from bilevel.weights.learned import SampleWeights, SourceWeights
+from bilevel.weights.sampling import choose
+
+log = logging.getLogger("bilevel")
+
+
+@dataclasses.dataclass
+class Run:
+    """All that training needs. Every random number comes from a seed and a step, so there is no generator to keep."""
+
+    settings: Settings
+    world: World
+    tokenizer: transformers.PreTrainedTokenizerBase
+    train: Samples
+    val: Samples | None  # where the settings read it
+    test: Samples | None
+    pool: Samples  # of which training batches are drawn: train, and behind it, with val_in_training, val
+    copies: dict[str, ModelCopy]  # by the settings' names: u and w, or w
+    lisa: Lisa | None
+    x: SourceWeights | SampleWeights
+    steps: int
+    step: int = 0  # steps done
+    skipped: int = 0  # of them, left out as a loss or gradient was not finite
+    operations: float = 0.0  # of the passes before a checkpoint, and of scoring
+    scores: torch.Tensor | None = None  # (N,) that a baseline has given the samples
+    row: dict[str, Any] = dataclasses.field(default_factory=dict)  # of metrics.csv, of the last step
+    lock: IO | None = None  # on the run's folder, while it is open
+
+    def __post_init__(self):
+        s = self.settings
+        self.streams: dict[str, BatchStream] = {}
+        if s.method == "fixed":
+            c = torch.ones(len(self.pool), dtype=torch.float64)
+            c[: len(self.train)] = self.x.coefficients(slice(None))
+            self.streams = {"train": WeightedStream(c, s.global_batch_size, s.seed)}
+        elif s.learned:
+            self.streams = {
+                "train": BatchStream(len(self.train), s.global_batch_size, s.seed),
+                "val": BatchStream(len(self.val), s.val_batch_size, s.seed + 1),
+            }
+        self.guard = RoundingGuard(s, self.copies)
+        self.watch = Watch(s, self.x, self.train.sources, self.steps)
+
+    @property
+    def per_sample(self) -> bool:
+        return self.settings.weights == "sample"
+
+    @property
+    def all_operations(self) -> float:
+        """Floating-point operations of all passes so far, but for evaluations; nan where they cannot be counted."""
+        return self.operations + self.world.size * sum(c.passed.operations(c.shape) for c in self.copies.values())
+
+    def draw(self) -> tuple[Batch, Batch | None]:
+        """The step's batches, of training samples and, where the weights are learned, of validation samples."""
+        s = self.settings
+        drawn = next(self.streams["train"])
+        if s.method == "fixed":
+            return self.pool.batch(drawn, s.micro_batch_tokens, self.world), None
+        sample_ids, counts = choose(drawn, self.x, s, self.step)
+        train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world)
+        validation = self.val.batch(next(self.streams["val"]), s.micro_batch_tokens, self.world)
+        return dataclasses.replace(train, counts=counts, drawn=len(drawn)), validation
+
+    def skip(self, error: NonFiniteLoss) -> None:
+        """Leave the step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""
+        parts = {"train": self.pool, "val": self.val}
+        records = "; ".join(parts[part].places(ids) for part, ids in error.suspects.items() if len(ids))
+        words = leave_out(error, records, self.copies.values(), self.skipped, self.settings.skip_nonfinite)
+        self.skipped += 1
+        log.warning(f"step {self.step + 1}: {words}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of this process, between two steps."""
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "operations": self.all_operations,
+            "row": self.row,
+            "watch": self.watch.state_dict(),
+            "lost": self.guard.lost,
+            "x": self.x.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "copies": {name: copy.state_dict() for name, copy in self.copies.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; the copies have the parameters active that LISA had drawn for the last step."""
+        self.step, self.skipped, self.row = state["step"], state["skipped"], state["row"]
+        self.guard.lost, self.operations = state["lost"], state["operations"]
+        self.watch.load_state_dict(state["watch"])
+        self.x.load_state_dict(state["x"])
+        for part in ("streams", "copies"):
+            for name, thing in getattr(self, part).items():
+                thing.load_state_dict(state[part][name])
+
+
+def make_weights(settings: Settings, train: Samples) -> SourceWeights | SampleWeights:
+    """x at its start, of training samples. Raises UserError where x_init is a file that does not fit them."""
+    s, per_sample = settings, settings.weights == "sample"
+    start = read_start(s.x_init_file or s.x_init, per_sample, train)
+    if s.method == "fixed":
+        return FixedSampleWeights(len(train), start) if per_sample else FixedSourceWeights(train.source_ids, start)
+    if per_sample:
+        return SampleWeights(len(train), start, s.x_map, s.x_factor, s.x_optimizer, s.sigmoid_start)
+    return SourceWeights(train.source_ids, start, s.x_factor, s.x_optimizer)

@@ -1,0 +1,3 @@
+from bilevel.settings.fields import FIELDS
+
+print("\n".join(FIELDS))

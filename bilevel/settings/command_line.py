@@ -1,0 +1,146 @@
+"""Settings from a command line: `--config FILE` first, then `--setting value`."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bilevel.errors import ConfigError, UserError, first, plain, short
+from bilevel.settings.fields import FIELDS, FREE, LISTS, Settings, meaning
+from bilevel.settings.rules import unknown_setting, validate
+
+LONGEST = 200_000  # characters of a file of settings: YAML is read slowly, and a data file given by mistake is larger
+
+
+def load_settings(argv: list[str]) -> tuple[Settings, bool]:
+    """Settings from a command line, and whether --dry_run was given. Raises ConfigError with every problem found."""
+    options, unknown = _parser().parse_known_args(argv)
+    flags = [word.split("=")[0] for word in unknown if word.startswith("--")]
+    problems = first(flags, 10, lambda flag: unknown_setting(flag, "--"))
+    if unknown and not problems:
+        problems = first(unknown, 10, lambda word: f"{plain(word)}: not a setting; settings are typed as --name value")
+    given = {key: _from_text(value) for key, value in vars(options).items() if key in FIELDS and value is not None}
+
+    in_file: dict[str, Any] = {}
+    if options.config:
+        try:
+            in_file = read_yaml(options.config)
+        except UserError as error:
+            problems.append(str(error))
+    values = _listed({**in_file, **given})
+    values.setdefault("run_name", _default_run_name(options.config, given))
+    settings, more = validate(values)
+    if problems or more:
+        raise ConfigError(problems + more)
+    return settings, options.dry_run
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError."""
+    name = f"--config {plain(path, 300)}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise UserError(f"{name}: more than {LONGEST} characters, which is no file of settings")
+        content = _yaml(text)
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or error}. configs/ holds examples") from None
+    except ValueError as error:
+        raise UserError(f"{name} is not YAML: {plain(' '.join(str(error).split()), 300)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: expected lines of `setting: value`")
+    return {key if isinstance(key, str) else short(key): value for key, value in content.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, with which a few lines can stand for more than fits in memory, and endless numbers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            problem = (
+                "a word that begins with * is an alias in YAML, which is not taken here; quote it, or write it out"
+            )
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.Node) -> int:
+        value = super().construct_yaml_int(node)
+        str(value)  # raises ValueError where Python cannot write it, as it can be read in hexadecimal digits
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _yaml(text: str) -> Any:
+    """Raises ValueError."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # PyYAML raises what Python does for a month 13, a tag without a value, deep nesting
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_bilevel.py",
+        description="Fine-tune a causal language model and learn, in the same run, how much its data should count.",
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; the command line wins over it")
+    parser.add_argument("--dry_run", action="store_true", help="check the configuration, print it and stop")
+    groups: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        title = field.json_schema_extra["group"]
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        default = "required" if field.is_required() else f"default: {_to_text(field.default)}"
+        group.add_argument(
+            f"--{name}",
+            nargs="+" if name in LISTS else None,
+            metavar="VALUE",
+            help=f"{meaning(name)} [{default}]".replace("%", "%%"),
+        )
+    return parser
+
+
+def _from_text(value: Any) -> Any:
+    """A command-line word: null, a {mapping} or a [list] in YAML, anything else as typed."""
+    if isinstance(value, list):
+        value = [_from_text(word) for word in value]
+        return value[0] if len(value) == 1 else value
+    if value == "null":
+        return None
+    if value.startswith(("{", "[")):
+        try:
+            return _yaml(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _to_text(value: Any) -> str:
+    return "null" if value is None else value if isinstance(value, str) else short(value, 1000)
+
+
+def _words(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _listed(values: dict[str, Any]) -> dict[str, Any]:
+    """A single word stands for a list of one."""
+    return {key: _words(value) if key in LISTS else value for key, value in values.items()}
+
+
+def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
+    """The config's stem and what the command line changed, such as tiny-lr_y=1e-5: other settings, another folder."""
+    parts = [Path(config).stem if config else "run"]
+    for key, value in given.items():
+        if key == "train_data":
+            parts.append("data=" + "+".join(dict.fromkeys(Path(_to_text(word)).parent.name for word in _words(value))))
+        elif key not in FREE | {"val_data", "test_data"}:
+            parts.append(f"{key}=" + "+".join(Path(_to_text(word)).name for word in _words(value)))
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+    return name.encode()[:120].decode(errors="ignore")  # the system counts a name's bytes

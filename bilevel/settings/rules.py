@@ -1,0 +1,140 @@
+"""All that is wrong with settings, at once: unknown names, types, ranges, contradictions."""
+
+import difflib
+import os
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from bilevel.errors import first, plain, short
+from bilevel.settings.fields import FIELDS, Settings
+
+Rule = tuple[set[str], bool, str]  # the settings that it is about, whether they break it, what to say then
+
+
+def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
+    """Settings from a mapping, or None, and all problems: unknown keys, types, ranges, contradictions."""
+    adapter = TypeAdapter(Settings)
+    problems = first([key for key in values if key not in FIELDS], 10, unknown_setting)
+    known = {key: value for key, value in values.items() if key in FIELDS}
+    try:
+        settings = adapter.validate_python(known)
+        found = problems + _contradictions(settings, set())
+        return (None if problems else settings), found
+    except ValidationError as error:
+        items = error.errors()
+        bad = {str(item["loc"][0]) for item in items}
+        problems += first(items, 10, _problem)
+    # Check the rest as well, so that the user sees everything in one go.
+    rest = {key: value for key, value in known.items() if key not in bad}
+    rest.setdefault("train_data", ["?"])
+    return None, problems + _contradictions(adapter.validate_python(rest), bad)
+
+
+def unknown_setting(key: str, dashes: str = "") -> str:
+    """What to say of a name that is no setting, with the nearest that is one; dashes as they were typed before it."""
+    near = difflib.get_close_matches(key.lstrip("-")[:60], FIELDS, n=1, cutoff=0.5)
+    return f"{plain(key)}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
+
+
+def _contradictions(s: Settings, bad: set[str]) -> list[str]:
+    """Problems between settings; `bad` are those already reported, about which nothing more can be said."""
+    rules = [*_of_model_and_data(s), *_of_method(s), *_of_machine(s), *_of_what_trains(s)]
+    return [message for fields, broken, message in rules if broken and not fields & bad]
+
+
+def _of_model_and_data(s: Settings) -> list[Rule]:
+    """What is to be trained, and on what."""
+    return [
+        (
+            {"model_name_or_path", "model_config"},
+            (s.model_name_or_path is None) == (s.model_config is None),
+            "give exactly one of model_name_or_path (a hub id or a folder) and model_config (numbers of a new model)",
+        ),
+        (
+            {"model_config"},
+            s.model_config is not None and not {"model_type", "vocab_size"} <= set(s.model_config),
+            "model_config needs at least model_type (such as gpt2 or llama) and vocab_size",
+        ),
+        (
+            {"val_data", "method", "val_in_training"},
+            s.reads_validation and not s.val_data,
+            f"val_data: missing ({FIELDS['val_data'].description})",
+        ),
+        (
+            {"val_in_training", "method"},
+            s.val_in_training and s.method != "fixed",
+            f"val_in_training=true needs method=fixed; with {s.method} the validation records judge the weights",
+        ),
+    ]
+
+
+def _of_method(s: Settings) -> list[Rule]:
+    """What a method needs of the other settings."""
+    return [
+        (
+            {"save_model", "method"},
+            s.save_model == "u" and "u" not in s.copies,
+            f"save_model=u: method={s.method} trains {'one copy, w' if s.copies else 'no copy'}",
+        ),
+        (
+            {"warmup_ratio", "x_warmup_steps", "max_steps", "method"},
+            s.learned and s.max_steps is not None and s.x_warmup_steps >= s.max_steps,
+            f"x_warmup_steps {s.x_warmup_steps} leaves x no step to learn in max_steps {s.max_steps}",
+        ),
+        (
+            {"method", "backend"},
+            s.method in ("influence", "align") and s.backend != "torch",
+            f"method={s.method} needs backend=torch: it reads gradients of single samples, or moves all parameters",
+        ),
+        (
+            {"method", "lisa_layers", "gradient_checkpointing"},
+            s.method == "influence" and (s.lisa_layers is not None or s.gradient_checkpointing),
+            "method=influence reads gradients of the last decoder block; not with lisa_layers, gradient_checkpointing",
+        ),
+    ]
+
+
+def _of_machine(s: Settings) -> list[Rule]:
+    """The backend, and what belongs to one of the two."""
+    return [
+        (
+            {"zero_stage", "deepspeed"},
+            s.zero_stage is not None and s.deepspeed is not None,
+            "give zero_stage or deepspeed (a file), not both",
+        ),
+        (
+            {"backend", "zero_stage", "deepspeed"},
+            s.backend == "torch" and (s.zero_stage is not None or s.deepspeed is not None),
+            "zero_stage and deepspeed need backend=deepspeed",
+        ),
+        (
+            {"backend"},
+            s.backend == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1,
+            "several processes were launched, which needs backend=deepspeed",
+        ),
+    ]
+
+
+def _of_what_trains(s: Settings) -> list[Rule]:
+    """LISA and LoRA, which train a part of the model."""
+    return [
+        (
+            {"lisa_layers", "lisa_train_embeddings"},
+            s.lisa_layers is None and not s.lisa_train_embeddings,
+            "lisa_train_embeddings=false needs lisa_layers; without LISA everything trains",
+        ),
+        (
+            {"lora_rank", "method", "lisa_layers", "backend"},
+            s.lora_rank is not None and (s.method != "fixed" or s.lisa_layers is not None or s.backend != "torch"),
+            "lora_rank needs method=fixed, backend=torch and no lisa_layers",
+        ),
+    ]
+
+
+def _problem(item: dict[str, Any]) -> str:
+    key = str(item["loc"][0])
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing ({FIELDS[key].description})"
+    where = ".".join(plain(str(part)) for part in item["loc"])
+    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}"

@@ -1,0 +1,213 @@
+"""`python -m bilevel.evaluate`: prompts are training's, generation is greedy whatever the batch, scores are right."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from run_helpers import ROOT, TINY, dump, train
+from tokenizer_kinds import CHATML, gpt2_tokenizer, tokenizer_of
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from bilevel.data.tokenise import IGNORE, Prompt, Tokeniser
+from bilevel.evaluate import command as evaluate
+from bilevel.evaluate.generation import generate
+
+pytestmark = pytest.mark.usefixtures("no_old_log")
+
+TALK = [
+    {"role": "user", "content": "Hello there!\nHow are you?"},
+    {"role": "assistant", "content": "Fine."},
+    {"role": "user", "content": "Add 12 and 30."},
+    {"role": "assistant", "content": "Forty two."},
+]
+ROWS = {
+    "roles": [["prompt", "response"], [message["role"] for message in TALK]],
+    "contents": [["### Instruction:\nName it.\n\n### Response:\n", "Paris."], [m["content"] for m in TALK]],
+    "index": [0, 1],
+    "is_noisy": [None, None],
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# prompts
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "chatml", "llama", "llama2", "llama3"])
+def test_a_prompt_is_what_training_has_before_the_last_response(kind: str):
+    tokeniser = Tokeniser(tokenizer_of(kind), 10_000, "response")
+    trained = tokeniser(ROWS)
+    for prompt, ids, labels in zip(tokeniser.prompts(ROWS), trained["input_ids"], trained["labels"], strict=True):
+        unseen = max(
+            place for place, label in enumerate(labels[:-1]) if label == IGNORE and labels[place + 1] != IGNORE
+        )
+        assert prompt.ids == ids[: unseen + 1]
+        last = next((n for n, label in enumerate(labels[unseen + 1 :], unseen + 1) if label == IGNORE), len(ids))
+        assert ids[last - 1] == prompt.stop and prompt.stop not in ids[unseen + 1 : last - 1]
+        assert tokeniser.tokenizer.decode(ids[unseen + 1 : last - 1]).strip() == prompt.response.strip()
+
+
+def test_a_chats_answer_ends_where_its_template_ends_it():
+    tokenizer = gpt2_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    alpaca, chat = Tokeniser(tokenizer, 10_000, "response").prompts(ROWS)
+    assert alpaca.stop == tokenizer.eos_token_id and chat.stop == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("kind", ["chatml", "llama3"])
+def test_a_chats_prompt_is_that_of_its_template(kind: str):
+    tokenizer = tokenizer_of(kind)
+    native = tokenizer.apply_chat_template(TALK[:-1], add_generation_prompt=True)["input_ids"]
+    assert Tokeniser(tokenizer, 10_000, "response").prompts(ROWS)[1].ids == native
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# generation
+
+LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPES = {
+    "gpt2": {"n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    "llama": LLAMA | {"max_position_embeddings": 24, "num_key_value_heads": 2},
+}
+
+
+def make_model(family: str) -> torch.nn.Module:
+    """With large weights, so that what it generates goes on changing."""
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(family, vocab_size=60, initializer_range=0.5, use_cache=False, **SHAPES[family])
+    return AutoModelForCausalLM.from_config(config)
+
+
+def one_by_one(model: torch.nn.Module, ids: list[int], stop: int, most: int) -> list[int]:
+    """Greedy generation without padding, cache or library."""
+    new: list[int] = []
+    while len(new) < most and len(ids) + len(new) < 24:
+        token = int(model.eval()(torch.tensor([ids + new])).logits[0, -1].argmax())
+        if token == stop:
+            break
+        new.append(token)
+    return new
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_batched_generation_is_that_of_one_prompt_after_the_other(family: str, batch_size: int):
+    model, generator = make_model(family), torch.Generator().manual_seed(0)
+    lengths = [1, 2, 3, 5, 8, 13, 20, 22, 23, 24, 30]
+    texts = [torch.randint(60, (length,), generator=generator).tolist() for length in lengths]
+    free = [one_by_one(model, ids, -1, 6) for ids in texts]
+    assert len({token for new in free for token in new}) > 5, "the test would see nothing"
+    stops = [new[2] if number % 2 and len(new) > 2 else 59 for number, new in enumerate(free)]
+    prompts = [Prompt(ids, stop, "") for ids, stop in zip(texts, stops, strict=True)]
+    told: list[int] = []
+    found = generate(model, prompts, 6, batch_size, told.append)
+    assert found == [one_by_one(model, ids, stop, 6) for ids, stop in zip(texts, stops, strict=True)]
+    assert any(0 < len(new) < 6 for new in found) and found[-1] == [] and sum(told) == sum(map(bool, free))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the command
+
+FACTS = [
+    ("Name a colour.", "", "red"),
+    ("Add.", "2 and 2", "So:\n#### 4"),
+    ("Say yes.", "", "yes"),
+    ("Spell no.", "", "n o"),
+]
+RECORDS = [
+    {"instruction": question, "input": more, "output": answer, "task": "sum" if more else "word"}
+    for question, more, answer in FACTS
+]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned four records by heart."""
+    folder = tmp_path_factory.mktemp("learned")
+    data = dump(folder / "facts.json", RECORDS)
+    given = {"train_data": [str(data)], "val_data": [], "test_data": [str(data)], "method": "fixed", "lr_y": 1e-2}
+    given |= {"max_length": 60, "global_batch_size": 4, "max_steps": 60, "eval_every": 60, "save_every": 0}
+    train(folder, folder / "run", **given, model_config=TINY | {"n_positions": 64})
+    return folder
+
+
+def run(*arguments: str | Path) -> int:
+    return evaluate.main([str(argument) for argument in arguments])
+
+
+def reference_loss(folder: Path, record: dict) -> tuple[float, int]:
+    """Sum of losses and number of supervised tokens, by transformers alone."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    more = f"### Input:\n{record['input']}\n\n" if record["input"] else ""
+    prompt = tokenizer(f"### Instruction:\n{record['instruction']}\n\n{more}### Response:\n")["input_ids"]
+    response = tokenizer(record["output"])["input_ids"] + [tokenizer.eos_token_id]
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].detach()
+    return float(functional.cross_entropy(logits, torch.tensor(response), reduction="sum")), len(response)
+
+
+def test_scores_of_a_run(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    wrong = [RECORDS[0] | {"output": "blue"}, RECORDS[1] | {"output": "It is\n#### 4.0"}, RECORDS[2], RECORDS[3]]
+    known, other = dump(tmp_path / "known.json", RECORDS), dump(tmp_path / "other.json", wrong)
+    assert run(learned / "run", "--data", known, other, "--max_new_tokens", 12, "--out", tmp_path / "o" / "r.json") == 0
+    result = json.loads((tmp_path / "o" / "r.json").read_text())
+    said = capsys.readouterr().out
+    assert json.loads(said[: said.rindex("}") + 1]) == result and "exact_match" in said[said.rindex("}") :]
+    by_file = {name: scores["exact_match"] for name, scores in result["by_file"].items()}
+    assert by_file == {"known.json": 1, "other.json": 0.75}
+    assert result["overall"]["exact_match"] == 7 / 8 and result["overall"]["records"] == 8
+    assert result["by_task"]["sum"]["exact_match"] == 1 and result["by_task"]["word"]["exact_match"] == 5 / 6
+    pairs = [reference_loss(learned / "run" / "model", record) for record in RECORDS + wrong]
+    total, tokens = map(sum, zip(*pairs, strict=True))
+    assert result["overall"]["tokens"] == tokens
+    assert result["overall"]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert result["overall"]["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
+    total, tokens = map(sum, zip(pairs[1], pairs[5], strict=True))
+    assert result["by_task"]["sum"]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_a_runs_own_test_data_and_a_models_folder_say_the_same(learned: Path, capsys: pytest.CaptureFixture[str]):
+    scores = []
+    for arguments in (
+        ["run", "--answer", "exact"],
+        ["run/model", "--data", learned / "facts.json", "--answer", "exact", "--batch_size", "1"],
+    ):
+        assert run(learned / arguments[0], *arguments[1:]) == 0
+        said = capsys.readouterr().out
+        scores.append(json.loads(said[: said.rindex("}") + 1]))
+    assert scores[0]["overall"] == pytest.approx(scores[1]["overall"], rel=1e-5)  # other micro-batches
+    assert scores[0]["overall"]["exact_match"] == 1
+
+
+def test_text_has_a_loss_and_no_answers(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = dump(tmp_path / "text.json", [{"text": "Name a colour. red"}])
+    assert run(learned / "run", "--data", text) == 0
+    assert '"loss"' in (said := capsys.readouterr().out) and "exact_match" not in said
+
+
+def test_mistakes(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text("train_data: [a]\n")
+    there = dump(tmp_path / "there.json", RECORDS)
+    for arguments, message in (
+        ([tmp_path / "unfinished", "--data", there], "the run has not finished"),
+        ([tmp_path / "empty", "--data", there], "neither a finished run nor a model"),
+        ([learned / "run" / "model"], "no data to judge on"),
+        ([learned / "run", "--data", tmp_path / "no.json"], "no file matches"),
+        ([learned / "run", "--data", there, "--out", there], "nothing is overwritten"),
+        ([learned / "run", "--data", there, "--max_length", "100"], "the model has 64 positions"),
+        ([tmp_path / "nowhere", "--data", there], "nowhere"),
+    ):
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_help_is_there_before_torch():
+    code = "import sys; from bilevel import evaluate; evaluate._parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

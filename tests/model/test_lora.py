@@ -1,0 +1,125 @@
+"""LoRA: adapters train, all else rests, and what is saved is a plain model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from run_helpers import settings, train, train_until
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from bilevel.data.samples import Batch, MicroBatch
+from bilevel.memory.plan import plan
+from bilevel.model.loading import load_model, model_shape
+from bilevel.model.torch_copy import TorchCopy
+from bilevel.settings.fields import Settings
+from bilevel.settings.rules import validate
+from bilevel.step.plain import plain_step
+
+pytestmark = pytest.mark.usefixtures("no_old_log")
+
+RANK, ALPHA = 3, 12.0
+LLAMA = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+GPT2 = {"vocab_size": 60, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+SHAPES = {"gpt2": GPT2, "llama": LLAMA | {"max_position_embeddings": 32, "num_key_value_heads": 2}}
+IDS = torch.randint(60, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+class Tokens:
+    """As much of a tokenizer as a new model asks for."""
+
+    bos_token_id = eos_token_id = 0
+
+    def __len__(self) -> int:
+        return 60
+
+
+def given(family: str, **changes) -> Settings:
+    values = {"train_data": ["a"], "method": "fixed", "model_config": {"model_type": family} | SHAPES[family]}
+    return Settings(**values | {"max_length": 32, "lora_rank": RANK, "lora_alpha": ALPHA} | changes)
+
+
+def trained(family: str) -> tuple[TorchCopy, dict[str, torch.Tensor]]:
+    """A copy after three steps, and what it was before."""
+    chosen = given(family)
+    model = load_model(chosen, model_shape(chosen), Tokens())
+    copy = TorchCopy(model, weight_decay=0.1, active=([p for p in model.parameters() if p.requires_grad], []))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    micro = MicroBatch(IDS[:, :-1], IDS[:, 1:], torch.arange(4), torch.arange(4))
+    for step in range(3):
+        plain_step(copy, Batch(torch.arange(4), [micro]), 1e-2, step)
+    return copy, before
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_adapters_of_all_layers_but_the_head_move_and_nothing_else(family: str):
+    copy, before = trained(family)
+    moved = {name for name, p in copy.model.named_parameters() if not torch.equal(p, before[name])}
+    adapters = {name for name in before if ".lora_" in name}
+    assert moved == adapters and len(adapters) == 2 * 2 * {"gpt2": 4, "llama": 7}[family]
+    assert not any("lm_head" in name or "embed" in name for name in adapters)
+    assert {id(p) for p in copy.optimizer.state} == {id(dict(copy.model.named_parameters())[name]) for name in adapters}
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_the_model_begins_as_it_would_without(family: str):
+    both = given(family, lora_rank=None), given(family)
+    plain, adapted = (load_model(chosen, model_shape(chosen), Tokens()) for chosen in both)
+    assert torch.equal(plain(input_ids=IDS).logits, adapted(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_the_saved_model_is_plain_and_says_the_same(family: str, tmp_path: Path):
+    copy, before = trained(family)
+    expected = copy.model(input_ids=IDS).logits.detach()
+    state = {name: p.detach().clone() for name, p in copy.model.named_parameters()}
+
+    class Tokenizer:
+        save_pretrained = staticmethod(lambda folder: None)
+
+    copy.save(tmp_path / "model", Tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
+    at_start = AutoModelForCausalLM.from_config(model.config)
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in at_start.named_parameters()}
+    for name, p in model.named_parameters():
+        layer = name.removesuffix(".weight")
+        if f"{layer}.lora_A.trained.weight" in state:
+            a, b = (state[f"{layer}.lora_{side}.trained.weight"] for side in "AB")
+            change = ALPHA / RANK * b @ a
+            torch.testing.assert_close(
+                p, state[f"{layer}.base_layer.weight"] + (change.t() if family == "gpt2" else change)
+            )
+        elif name in before:
+            assert torch.equal(p, before[name])
+
+
+def test_a_run_with_adapters_is_saved_merged_and_goes_on_bit_for_bit(data: Path, tmp_path: Path):
+    chosen = {"method": "fixed", "x_init": "size", "lora_rank": 2, "save_every": 2, "lr_y": 1e-2}
+    metrics = train(data, tmp_path / "whole", **chosen)
+    assert train_until(3, settings(data, tmp_path / "stopped", **chosen)) == 143
+    train(data, tmp_path / "stopped", **chosen)
+    for name in ("metrics.csv", "model/model.safetensors"):
+        whole, stopped = ((tmp_path / run / name).read_bytes() for run in ("whole", "stopped"))
+        assert whole == stopped, name
+    assert not any(
+        "lora" in name or "base_layer" in name for name in load_file(tmp_path / "whole/model/model.safetensors")
+    )
+    assert metrics["test_loss_w"].iloc[-1] < metrics["test_loss_w"].iloc[0]
+
+
+def test_the_plan_counts_one_copy_and_optimizer_state_of_adapters_alone():
+    shape = model_shape(given("llama"))
+    lora, full = (plan(given("llama", lora_rank=rank), shape, 1, "fp32") for rank in (RANK, None))
+    model = load_model(given("llama"), shape, Tokens())
+    size, adapters = (sum(p.numel() for p in model.parameters() if p.requires_grad >= least) for least in (False, True))
+    assert lora.gpu["parameters"] == 4 * size and lora.gpu["Adam moments"] == 8 * adapters
+    assert full.gpu["parameters"] == 4 * (size - adapters) and full.gpu["Adam moments"] == 8 * (size - adapters)
+    assert "one copy" in lora.title and "LoRA of rank 3" in lora.title
+
+
+@pytest.mark.parametrize("changes", [{"method": "f2sa"}, {"lisa_layers": 1}, {"backend": "deepspeed"}])
+def test_what_does_not_go_together(changes: dict):
+    common = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "m", "method": "fixed", "lora_rank": 4}
+    _, found = validate(common | changes)
+    assert found == ["lora_rank needs method=fixed, backend=torch and no lisa_layers"]

@@ -1,0 +1,442 @@
+"""bilevel/report/command.py: the page of a finished run, used in a browser as its reader uses it."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import run_helpers
+from browser_helpers import chromium, console, installed, requests
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+from bilevel.data.records import read_rows
+from bilevel.export.selection import read_marks
+from bilevel.report import command as report
+from bilevel.report import contents as report_data
+from bilevel.run.finished import FinishedRun, read_finished
+
+browsing = pytest.mark.skipif(
+    not installed(), reason="no Chromium here: apt-get install chromium chromium-driver (CI has them)"
+)
+N = 10_000
+A, B = "a.json", "b <i> &amp;.json"
+HOSTILE = {  # by place: (instruction, output) of records that try to be more than text
+    10: ("<script>owned = 1</script>", '</script><script>owned = 2</script><img src="x" onerror="owned = 3">'),
+    11: ("<!-- <script> \\u003c {{script}} {{data}} &lt; &amp;", "\" ' ` $& $1 \\ \\n ]]> \u2028 \u2029 \ufeff end"),
+    12: ("\u202e right to left, שלום עולם", "\x00 NUL \x1b[31m \x7f end"),
+    13: ("a megabyte", "long words " * 95_000 + "needle"),
+    14: ("white space", " \n\t "),
+    15: ("pairs of surrogates, at odd places", "x" + "\N{GRINNING FACE}" * 6000),
+}  # fmt: skip
+
+
+def test_ci_has_the_browser():
+    assert installed() or os.environ.get("CI") != "true"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the page holds
+
+
+def make_run(folder: Path, sizes: dict[str, int], weights: np.ndarray | None = None, noisy: bool = True) -> Path:
+    """A finished run of files of these sizes, per sample where weights are given, with a metrics.csv of 2,000 steps."""
+    files, rows = [], []
+    for name, size in sizes.items():
+        texts = [(f"question {i} of {name}", f"word{i % 7} " * (i % 40 + 1)) for i in range(size)]
+        if len(files) == 0:
+            texts = [HOSTILE.get(i, text) for i, text in enumerate(texts)]
+        records = [{"instruction": a, "input": "", "output": b} for a, b in texts]
+        if noisy:
+            records = [record | {"is_noisy": i % 3 == 0} for i, record in enumerate(records)]
+        files.append(run_helpers.dump(folder / "data" / name, records))
+        rows += [(name, i) for i in range(size)]
+    if weights is None:
+        p = np.arange(1, len(sizes) + 1) / sum(range(len(sizes) + 1))
+        table = pd.DataFrame({"source": [file.stem for file in files], "weight": p, "samples": list(sizes.values())})
+    else:
+        table = pd.DataFrame(rows, columns=["file", "index"]).assign(weight=weights)
+    run = run_helpers.finished_run(folder / "a run", files, table)
+    step = np.arange(2001)
+    evaluated = {"test_loss_w": 4 - step / 1000, "test_loss_u": 4 - step / 2000, "roc_auc": 0.5 + step / 5000}
+    evaluated |= {f"weight_q/{q}": 1 + (q - 0.5) * step / 1000 for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+    evaluated |= {"threshold": 0.8 + 0 * step, "precision": 0.9 + 0 * step, "recall": 0.7 + 0 * step}
+    metrics = {name: np.where(step % 200, np.nan, values) for name, values in evaluated.items()}
+    metrics |= {f"weight/{file.stem}": 0.5 + 0 * step for file in files}
+    pd.DataFrame({"step": step} | metrics).to_csv(run / "metrics.csv", index=False)
+    return run
+
+
+def test_the_lowest_and_the_highest_weights_are_chosen(tmp_path: Path):
+    weights = np.random.default_rng(0).permutation(300) / 149.5
+    run = read_finished(make_run(tmp_path, {"b.json": 100, "a.json": 200}, weights))
+    chosen, words = report_data.choose(run, 40)
+    found = np.concatenate([c[places] for c, places in zip(run.weights, chosen, strict=True)])
+    assert sorted(found) == sorted(weights)[:20] + sorted(weights)[-20:]
+    assert all((np.diff(places) > 0).all() for places in chosen)
+    assert words == "The 20 records of the lowest and the 20 of the highest weights, of 300."
+    run.weights[0][:] = np.nan  # dropped: they have no weight
+    assert [len(places) for places in report_data.choose(run, 300)[0]] == [0, 200]
+    assert [len(places) for places in report_data.choose(run, 100)[0]] == [0, 100]
+
+
+def test_a_run_per_source_shows_records_of_each(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 30, "b.json": 300, "c.json": 3}))
+    chosen, _ = report_data.choose(run, 60)
+    assert [len(places) for places in chosen] == [20, 20, 3]
+    data = report_data.page_data(run, 60)
+    assert data["histogram"] is None and [chart["title"] for chart in data["charts"]][0] == "Shares of the sources"
+    shares = {row["name"]: (row["before"], row["share"], row["weight"]) for row in data["sources"]}
+    assert shares["b"] == pytest.approx((300 / 333, 2 / 6, 333 * (2 / 6) / 300))
+    assert data["records"]["weight"][:20] == [pytest.approx(333 / 6 / 30)] * 20
+
+
+def test_a_curve_keeps_its_ends_and_what_an_evaluation_found(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 20, "b.json": 20}, np.ones(40)))
+    charts = {chart["title"]: chart for chart in report_data.page_data(run, 40)["charts"]}
+    share, loss = charts["Shares of the sources"], charts["Test loss"]
+    assert len(share["x"]) == report_data.POINTS and (share["x"][0], share["x"][-1]) == (0, 2000)
+    assert loss["x"] == list(range(0, 2001, 200)) and loss["series"][0]["y"][-1] == 2.0
+    assert [one["name"] for one in charts["Weights of the records"]["series"]][2] == "median"
+    metrics = pd.read_csv(run.folder / "metrics.csv").assign(roc_auc=np.nan, threshold=np.nan)  # all are noisy
+    metrics.to_csv(run.folder / "metrics.csv", index=False)
+    data = report_data.page_data(run, 40)
+    assert "ROC area" not in [chart["title"] for chart in data["charts"]] + [fact[0] for fact in data["facts"]]
+    assert data["histogram"]["threshold"] is None
+    (run.folder / "metrics.csv").unlink()
+    assert report_data.page_data(run, 40)["charts"] == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "cut"),
+    [([5, 5], 10, 10), ([90, 5], 10, 5), ([90, 2, 50], 10, 4), ([9], 4, 4), ([3, 3, 3], 8, 2)],
+)
+def test_long_texts_are_cut_to_one_length(lengths: list[int], most: int, cut: int):
+    assert report_data.cut_length(np.array(lengths), most) == cut
+    assert sum(min(length, cut) for length in lengths) <= most
+
+
+def test_a_chat_is_shown_turn_by_turn_and_an_alpaca_prompt_without_its_outer_headings(write: Callable[..., Path]):
+    chat = [
+        {"role": "system", "content": "s" * 9},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+    ]
+    files = [
+        write("a.json", [{"instruction": "Add.", "input": "1 2", "output": "3"}]),
+        write("b.jsonl", json.dumps({"messages": chat})),
+    ]
+    rows, chosen = [read_rows(file) for file in files], [np.array([0])] * 2
+    run = FinishedRun(Path(), None, [], [np.ones(1)] * 2, True)
+    assert report_data.records(run, rows, None, chosen)["turns"] == [
+        [("prompt", "Add.\n\n### Input:\n1 2", 20), ("response", "3", 1)],
+        [("system", "s" * 9, 9), ("user", "u", 1), ("assistant", "a", 1)],
+    ]
+
+
+def test_no_text_ends_the_data(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 16}, np.arange(16) / 7.5))
+    page = report.as_html(report_data.page_data(run, 16)).decode()
+    before, _, after = page.partition('<script type="application/json" id="data">')
+    text, end, rest = after.partition("</script>")
+    assert not set("<>&\u2028\u2029") & set(text) and rest.count("<script>") == 1 and "{{" not in before + rest
+    turns = json.loads(text)["records"]["turns"]
+    assert [tuple(text for _, text, _ in turns[i]) for i in (10, 11, 12)] == [HOSTILE[i] for i in (10, 11, 12)]
+
+
+def test_mistakes_are_told_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = make_run(tmp_path, {"a.json": 16}, np.ones(16))
+    other = tmp_path / "other.html"
+    other.write_text("mine")
+    for arguments, message in [
+        ([str(run), "--out", str(other)], "is not overwritten"),
+        ([str(run), "--out", str(tmp_path / "none" / "page.html")], "there is no folder"),
+        ([str(run), "--records", "1"], "give 2 or more"),
+        ([str(tmp_path / "none")], "no config.yaml"),
+    ]:
+        assert report.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert other.read_text() == "mine" and not (run / "report.html").exists()
+    for _ in range(2):  # its own page is made anew
+        assert report.main([str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n" * 2
+    assert not list(run.glob("*.new"))
+
+
+def test_a_run_is_well_without_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """tests/test_train.py has a run that ends with one."""
+
+    def fails(_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(report, "write_report", fails)
+    report.report_on(tmp_path)
+    assert f"no report.html: no such thing. `python -m bilevel.report {tmp_path}`" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10,000 records of two sources; the first hostile ones have the lowest weights."""
+    weights = np.random.default_rng(1).permutation(N) + 100.0
+    weights[list(HOSTILE)] = range(len(HOSTILE))
+    folder = make_run(tmp_path_factory.mktemp("report"), {A: 6000, B: 4000}, weights / weights.mean())
+    assert report.main([str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def started(downloads: Path) -> Iterator[webdriver.Chrome]:
+    with chromium(downloads) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(started: webdriver.Chrome, run: Path) -> webdriver.Chrome:
+    """The report, as it opens for the first time; it has said nothing on the console and asked for nothing else."""
+    address = (run / "report.html").as_uri()
+    console(started), requests(started)
+    started.get(address)
+    if started.execute_script("localStorage.clear(); return marks.size"):
+        started.refresh()
+    assert console(started) == []
+    assert set(requests(started)) <= {address, "data:,"}
+    return started
+
+
+def places(page: webdriver.Chrome) -> list[str]:
+    return page.execute_script(
+        "return [...document.querySelectorAll('.record')].map(r => r.getAttribute('aria-label'))"
+    )
+
+
+def settle(page: webdriver.Chrome) -> None:
+    """The page waits for 120 ms of silence before it looks for records."""
+    page.execute_async_script("setTimeout(arguments[0], 130)")
+
+
+def choose(page: webdriver.Chrome, field: str, value: str) -> None:
+    Select(page.find_element(By.ID, field)).select_by_value(value)
+    settle(page)
+
+
+def search(page: webdriver.Chrome, words: str) -> str:
+    """Type into the search field; what is said of the number of records then."""
+    field = page.find_element(By.ID, "search")
+    field.clear()
+    field.send_keys(words)
+    return count_after(page)
+
+
+def count_after(page: webdriver.Chrome) -> str:
+    settle(page)
+    return page.find_element(By.ID, "count").text
+
+
+def downloaded(folder: Path) -> dict:
+    deadline = time.monotonic() + 10
+    while not (found := list(folder.glob("*.json"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    content = json.loads(found[0].read_text(encoding="utf-8"))
+    found[0].unlink()
+    return content
+
+
+@browsing
+def test_it_loads_and_every_control_has_a_name(page: webdriver.Chrome, run: Path):
+    assert page.title == "a run – learned weights" and page.find_element(By.ID, "count").text == "10,000 records"
+    assert places(page)[: len(HOSTILE)] == [f"a.json #{i}" for i in HOSTILE] and len(places(page)) == 50
+    facts = page.find_element(By.ID, "facts").text
+    assert "10,000" in facts and "2.000" in facts and "0.900" in facts
+    controls = page.find_elements(By.CSS_SELECTOR, "button, input:not([hidden]), select, svg[tabindex]")
+    assert all(control.accessible_name for control in controls[:60])
+    heads = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#sources tr:nth-child(1) td:first-child")]
+    assert heads == ["a"]
+
+
+@browsing
+def test_text_stays_text(page: webdriver.Chrome):
+    rows = page.find_elements(By.CSS_SELECTOR, ".turns")[: len(HOSTILE)]
+    read = "return [...arguments[0].querySelectorAll('.text')].map(text => text.textContent)"
+    texts = [page.execute_script(read, row) for row in rows]
+    assert [tuple(texts[k]) for k in range(3)] == [HOSTILE[i] for i in (10, 11, 12)]
+    assert page.execute_script("return typeof owned") == "undefined"
+    assert texts[4][1] == "only white space, 4 characters"
+    assert search(page, '<img src="x"') == "1 of 10,000 records"
+    assert page.find_element(By.CSS_SELECTOR, "mark").text == '<img src="x"'
+    assert page.find_elements(By.CSS_SELECTOR, "#page img, #page i:not(.track i), #records script") == []
+    assert search(page, "NEEDLE") == "1 of 10,000 records"
+    text = page.find_element(By.CSS_SELECTOR, ".response")
+    assert len(text.text) < 1200 and text.text.endswith("needle")
+    page.find_element(By.CSS_SELECTOR, ".turns button").click()
+    assert text.get_property("textContent") == HOSTILE[13][1] and 100 < text.size["height"] < 1000
+    assert search(page, "surrogates") == "1 of 10,000 records"
+    page.find_element(By.CSS_SELECTOR, ".turns button").click()
+    parts = page.execute_script("return [...document.querySelectorAll('.response div')].map(part => part.textContent)")
+    assert len(parts) > 1 and "".join(parts) == HOSTILE[15][1]  # half a pair would have become U+FFFD on its way here
+    page.execute_script("document.body.append(Object.assign(document.createElement('script'), {text: 'owned = 4'}))")
+    assert page.execute_script("return typeof owned") == "undefined"
+    assert "Content Security Policy" in " ".join(console(page))
+
+
+@browsing
+def test_it_sorts(page: webdriver.Chrome, run: Path):
+    weights, texts = pd.read_csv(run / "weights.csv"), []
+    for file in (A, B):
+        records = json.loads((run.parent / "data" / file).read_text(encoding="utf-8"))
+        texts += [(len(record["instruction"]), len(record["output"])) for record in records]
+    table = weights.assign(place=range(N), response=[b for _, b in texts], length=[a + b for a, b in texts])
+    page.execute_script("arguments[0].scrollIntoView()", page.find_element(By.ID, "sort"))
+    for order in ("-weight", "source", "place", "response", "-response", "length", "-length", "weight"):
+        key = ["file", "weight"] if order == "source" else order.strip("-")
+        expected = table.sort_values(key, ascending=not order.startswith("-"), kind="stable")[:50]
+        choose(page, "sort", order)
+        assert places(page) == [
+            f"{file} #{index}" for file, index in zip(expected["file"], expected["index"], strict=True)
+        ]
+
+
+@browsing
+def test_it_searches_and_filters(page: webdriver.Chrome):
+    assert search(page, "QUESTION 77 of b") == "1 of 10,000 records" and places(page) == [f"{B} #77"]
+    assert page.find_element(By.CSS_SELECTOR, "mark").text == "question 77 of b"
+    assert search(page, f"{B} #77") == "11 of 10,000 records"  # 77 and 770 to 779
+    assert search(page, "no such (words") == "0 of 10,000 records"
+    assert page.find_element(By.ID, "records").text == "No record is like that."
+    page.find_element(By.CSS_SELECTOR, "[type=reset]").click()
+    assert count_after(page) == "10,000 records"
+    choose(page, "source", "1")
+    choose(page, "noisy", "1")
+    assert count_after(page) == "1,334 of 10,000 records"
+    for bound, value in (("least", "0.5"), ("most", "1.5")):
+        page.find_element(By.ID, bound).send_keys(value)
+    weights = page.execute_script(
+        "return WEIGHT.filter((w, k) => FILE[k] === 1 && NOISY[k] === 1 && w >= 0.5 && w <= 1.5)"
+    )
+    assert 100 < len(weights) < 1334 and count_after(page) == f"{len(weights)} of 10,000 records"
+
+
+@browsing
+def test_it_turns_pages(page: webdriver.Chrome):
+    first = places(page)
+    page.find_element(By.ID, "next").click()
+    second = places(page)
+    assert not set(first) & set(second)
+    number = page.find_element(By.ID, "number")
+    for typed, page_number in (("100", "100"), ("999", "200")):
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys(typed, Keys.ENTER)
+        assert number.get_property("value") == page_number
+    assert len(places(page)) == 50 and not page.find_element(By.ID, "next").is_enabled()
+    page.find_element(By.ID, "previous-below").click()
+    assert number.get_property("value") == "199"
+
+
+@browsing
+def test_marks_are_made_kept_and_saved(page: webdriver.Chrome, run: Path, downloads: Path, tmp_path: Path):
+    assert not page.find_element(By.ID, "save").is_enabled()
+    keep, drop = page.find_elements(By.CSS_SELECTOR, ".record:first-child .choice button")
+    keep.click()
+    drop.click()
+    assert (keep.get_attribute("aria-pressed"), drop.get_attribute("aria-pressed")) == ("false", "true")
+    drop.send_keys("j")
+    for key in ("y", "j", "y", "y", "k"):  # the second record is kept, the third is not any more
+        page.switch_to.active_element.send_keys(key)
+    assert page.switch_to.active_element.get_attribute("aria-label") == "a.json #11"
+    search(page, "question 5 of b")
+    page.find_element(By.CSS_SELECTOR, ".choice [value=keep]").click()
+    marks = [(A, 10, "drop"), (A, 11, "keep"), (B, 5, "keep")]
+    expected = {"run": "a run", "marks": [{"file": f, "index": i, "mark": m} for f, i, m in marks]}
+    page.find_element(By.ID, "save").click()
+    assert downloaded(downloads) == expected
+
+    page.refresh()  # the next visit
+    assert page.find_element(By.ID, "tally").text == "2 keep, 1 drop"
+    choose(page, "marked", "keep")
+    assert places(page) == ["a.json #11", f"{B} #5"]
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    assert page.find_element(By.ID, "tally").text == "0 keep, 0 drop"
+    (tmp_path / "marks.json").write_text(json.dumps(expected))
+    assert read_marks(str(tmp_path / "marks.json"), read_finished(run)).nonzero()[0].tolist() == [10, 11, 6005]
+    page.find_element(By.ID, "file").send_keys(str(tmp_path / "marks.json"))
+    assert (
+        page.execute_script("return new Promise(r => setTimeout(() => r(marksAsJson()), 300))")
+        == json.dumps(expected, indent=1) + "\n"
+    )
+    (tmp_path / "marks.json").write_text(json.dumps({"marks": [{"file": "c.json", "index": 0, "mark": "keep"}]}))
+    page.find_element(By.ID, "file").send_keys(str(tmp_path / "marks.json"))
+    time.sleep(0.3)
+    assert "holds no marks of this run" in page.find_element(By.ID, "tally").text
+
+
+@browsing
+def test_it_works_where_nothing_is_stored(page: webdriver.Chrome):
+    refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no', 'SecurityError') }})"
+    script = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
+    try:
+        page.refresh()
+        page.find_element(By.CSS_SELECTOR, ".choice [value=keep]").click()
+        assert page.find_element(By.ID, "tally").text == "1 keep, 0 drop"
+        assert "save them before you leave" in page.find_element(By.ID, "storage").text
+        assert console(page) == []
+    finally:
+        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
+@browsing
+def test_curves_tell_their_values_and_a_bar_its_records(page: webdriver.Chrome):
+    shares, quantiles, weights, loss, area = page.find_elements(By.CSS_SELECTOR, "figure")
+    legend = loss.find_element(By.CSS_SELECTOR, ".legend")
+    assert legend.text.split() == ["step", "2,000", "w", "2", "u", "3"]
+    svg = loss.find_element(By.CSS_SELECTOR, "svg")
+    page.execute_script("arguments[0].focus()", svg)
+    page.switch_to.active_element.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+    assert legend.text.split() == ["step", "200", "w", "3.8", "u", "3.9"]
+    page.execute_script("document.activeElement.blur()")
+    webdriver.ActionChains(page).move_to_element(svg).perform()  # its middle
+    assert legend.text.split()[:2] == ["step", "1,000"]
+    bar = weights.find_element(By.CSS_SELECTOR, "svg")
+    page.execute_script("arguments[0].focus()", bar)
+    page.switch_to.active_element.send_keys(Keys.HOME)
+    told = weights.find_element(By.CSS_SELECTOR, ".legend").text.split()
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    clean, noisy = int(told[told.index("clean") + 1]), int(told[told.index("noisy") + 1])
+    assert count_after(page) == f"{clean + noisy} of 10,000 records" and clean + noisy > 50
+
+
+@browsing
+def test_it_fits_a_phone_and_keeps_still(page: webdriver.Chrome):
+    watch = (
+        "new PerformanceObserver(l => { for (const e of l.getEntries()) window.moved = (window.moved ?? 0) + e.value })"
+    )
+    watch += ".observe({type: 'layout-shift', buffered: true})"
+    script = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": watch})
+    try:
+        for width in (320, 390, 1280):
+            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            page.refresh()
+            time.sleep(0.3)
+            wide, shift = page.execute_script("return [document.documentElement.scrollWidth, window.moved ?? 0]")
+            assert wide <= width and shift < 0.001, (width, wide, shift)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)

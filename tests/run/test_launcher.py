@@ -1,0 +1,230 @@
+"""run_F2SA.sh: environment, flags, data folders, and the choice of a configuration."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from run_helpers import ROOT, make_data, settings
+
+from bilevel.errors import ConfigError
+from bilevel.settings.command_line import load_settings
+
+ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "HF_DATASETS_CACHE")}
+
+
+def launch(*flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / "run_F2SA.sh") if cwd != ROOT else "run_F2SA.sh", *flags],
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def dry_run(*flags: str, cwd: Path = ROOT, **environment: str) -> dict:
+    """The settings that the launcher would run with, in a folder that does not exist yet."""
+    done = launch(*flags, cwd=cwd, DRY_RUN="1", output_dir="nowhere", **environment)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout[done.stdout.index("train_data:") :])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("my data"))
+
+
+def test_without_a_gpu_it_takes_tiny_and_says_so():
+    done = launch(DRY_RUN="1", output_dir="nowhere")
+    assert "run_F2SA.sh: ./configs/tiny.yaml (no GPU was found); CONFIG=FILE chooses another" in done.stdout
+    assert "run_name: tiny\n" in done.stdout
+
+
+def test_with_a_gpu_it_takes_gpt2(tmp_path: Path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: some'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    settings = dry_run(PATH=f"{tmp_path}:{ENVIRONMENT['PATH']}")
+    assert settings["run_name"] == "gpt2" and settings["model_name_or_path"] == "openai-community/gpt2"
+
+
+def test_settings_from_the_environment_and_flags_that_win():
+    settings = dry_run("--alpha", "7", lr_y="2e-5", lr_x="0.3", alpha="100", upper_every="4", tracker="none")
+    assert (settings["lr_y"], settings["lr_x"], settings["alpha"], settings["upper_every"]) == (2e-5, 0.3, 7.0, 4)
+    assert settings["run_name"] == "tiny-lr_x=0.3-alpha=7-lr_y=2e-5-upper_every=4"
+
+
+def test_config_from_the_environment():
+    assert dry_run(CONFIG="configs/gpt2.yaml")["run_name"] == "gpt2"
+
+
+def test_data_dir_from_another_working_directory(data: Path, tmp_path: Path):
+    settings = dry_run(cwd=tmp_path, data_dir=str(data))
+    assert settings["train_data"] == [f"{data}/train_*.json"]
+    assert settings["val_data"] == [f"{data}/val.json"] and settings["test_data"] == [f"{data}/test.json"]
+
+
+@pytest.mark.parametrize("how", ["environment", "flag", "flag="])
+def test_per_sample_runs_read_the_mixed_file(data: Path, how: str):
+    flags = {"environment": [], "flag": ["--weights", "sample"], "flag=": ["--weights=sample"]}[how]
+    environment = {"weights": "sample"} if how == "environment" else {}
+    settings = dry_run(*flags, data_dir=str(data), **environment)
+    assert settings["train_data"] == [f"{data}/mixed/train_mixed.json"] and settings["weights"] == "sample"
+    shipped = dry_run(*flags, **environment)
+    assert shipped["train_data"] == ["./data_alpaca_0.5/mixed/train_mixed.json"]
+
+
+def test_mistakes_end_with_exit_code_2_and_no_traceback():
+    done = launch("--lr_z", "3", DRY_RUN="1", alpha="-1")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--lr_z: no such setting; did you mean --lr_x?" in done.stderr or "--lr_y?" in done.stderr
+    assert "alpha: input should be greater than 0" in done.stderr
+
+
+def test_a_run_by_the_launcher(data: Path, tmp_path: Path):
+    model = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 2, n_head: 2}"
+    done = launch(
+        "--model_config", model, cwd=tmp_path, data_dir=str(data), max_steps="2", tracker="none", run_name="mine"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs" / "mine" / "weights.csv").is_file() and "w_noisy: 0." in done.stdout
+
+
+SMALL = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 3, n_head: 2}"
+
+
+def short_run(data: Path, name: str) -> tuple[list[str], dict[str, str]]:
+    """Flags and environment of eight steps with LISA, without dropout."""
+    environment = {"max_steps": "8", "lr_x": "0.1", "tracker": "none", "lisa_layers": "1", "lisa_interval": "3"}
+    return ["--model_config", SMALL], environment | {"run_name": name, "data_dir": str(data), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """metrics.csv of the short run in one process of plain torch."""
+    folder = tmp_path_factory.mktemp("one")
+    flags, environment = short_run(data, "one")
+    done = launch(*flags, cwd=folder, **environment)
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(folder / "outputs" / "one" / "metrics.csv")
+
+
+def check_same(one: pd.DataFrame, two: pd.DataFrame) -> None:
+    assert one["weight/train_noisy"].iloc[-1] < 0.45
+    np.testing.assert_allclose(one["weight/train_noisy"], two["weight/train_noisy"], rtol=1e-4)
+    np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
+
+
+@pytest.mark.slow  # half a minute
+def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
+    """At stage 0 the weights stay fp32 and are cast in each pass, as under plain torch."""
+    metrics = {}
+    for backend in ("torch", "deepspeed"):
+        flags, environment = short_run(data, backend)
+        stage = {"zero_stage": "0"} if backend == "deepspeed" else {}
+        done = launch(*flags, cwd=tmp_path, backend=backend, dtype="bf16", **stage, **environment)
+        assert done.returncode == 0, done.stderr
+        metrics[backend] = pd.read_csv(tmp_path / "outputs" / backend / "metrics.csv")
+    pd.testing.assert_frame_equal(metrics["torch"], metrics["deepspeed"], rtol=1e-5)
+
+
+def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, one_process: pd.DataFrame):
+    """NPROC=2 starts two gloo processes under DeepSpeed."""
+    flags, environment = short_run(data, "two")
+    done = launch(*flags, cwd=tmp_path, NPROC="2", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "in 2 processes" in done.stdout and "w_noisy: 0." in done.stdout
+    check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
+
+
+@pytest.fixture
+def two_machines() -> Iterator[list[str]]:
+    """Names of two network namespaces joined by a cable, at 10.77.0.1 and 10.77.0.2 on their interface `cable`."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and the ip command")
+    names = [f"machine{number}-{os.getpid()}" for number in (1, 2)]
+
+    def ip(words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["ip", *words.split()], capture_output=True, text=True)
+
+    try:
+        for name in names:
+            if ip(f"netns add {name}").returncode:
+                pytest.skip("this machine lets nobody make network namespaces")
+        assert not ip(f"link add cable netns {names[0]} type veth peer name cable netns {names[1]}").returncode
+        for number, name in enumerate(names, 1):
+            for words in (f"addr add 10.77.0.{number}/24 dev cable", "link set cable up", "link set lo up"):
+                assert not ip(f"-n {name} {words}").returncode
+        yield names
+    finally:
+        for name in names:
+            ip(f"netns del {name}")
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_process_learns(
+    data: Path, tmp_path: Path, one_process: pd.DataFrame, two_machines: list[str]
+):
+    """HOSTFILE, started on each machine without ssh: the processes share nothing but files and a cable."""
+    (tmp_path / "hosts").write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
+    flags, environment = short_run(data, "two")
+    environment |= {"HOSTFILE": "hosts", "MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": "cable"}
+    environment |= {"DS_ACCELERATOR": "cpu"}
+    running = []
+    for number, machine in enumerate(two_machines):
+        running.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", machine, "bash", ROOT / "run_F2SA.sh", *flags],
+                cwd=tmp_path,
+                env=ENVIRONMENT | environment | {"NODE_RANK": str(number)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended
+    assert "in 2 processes" in ended[0][0] and "in 2 processes" not in ended[1][0]
+    check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
+
+
+def test_a_machine_without_ssh_needs_an_address(tmp_path: Path):
+    (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
+    done = launch(HOSTFILE=str(tmp_path / "hosts"), NODE_RANK="1", DRY_RUN="1")
+    assert done.returncode != 0 and "MASTER_ADDR: is needed beside NODE_RANK" in done.stderr
+
+
+def test_the_memory_plan_knows_the_machines_of_a_hostfile(tmp_path: Path):
+    (tmp_path / "hosts").write_text("one slots=8\n# three slots=4\ntwo slots=8\n")
+    done = launch(HOSTFILE=str(tmp_path / "hosts"), DRY_RUN="1", output_dir="nowhere")
+    assert done.returncode == 0 and "16 GPUs" in done.stdout, done.stderr
+
+
+def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
+    """One of two ranks raises; the launcher returns soon, non-zero, and its last words are that rank's."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from bilevel import f2sa\n"
+        "    def step(*args, **kwargs): raise RuntimeError('rank 1 is gone')\n"
+        "    f2sa.penalty_step = step\n"
+    )
+    flags, environment = short_run(data, "dies")
+    begun = time.monotonic()
+    done = launch(*flags, cwd=tmp_path, NPROC="2", PYTHONPATH=str(tmp_path), **environment)
+    assert done.returncode != 0 and time.monotonic() - begun < 90
+    *_, last, end = (line.strip() for line in done.stderr.splitlines() if line.strip())
+    assert last == "RuntimeError: rank 1 is gone" and set(end) == {"="}, done.stderr[-3000:]
+
+
+def test_plain_torch_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="several processes were launched, which needs backend=deepspeed"):
+        load_settings(settings(tmp_path, tmp_path / "r"))

@@ -1,0 +1,155 @@
+"""Settings: precedence, and every problem in one error."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bilevel.errors import ConfigError
+from bilevel.settings.command_line import load_settings
+from bilevel.settings.fields import FIELDS, Settings, dump
+from bilevel.settings.rules import validate
+
+ROOT = Path(__file__).parents[2]
+GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "gpt2"}
+
+
+def write(path: Path, **values) -> str:
+    path.write_text(yaml.safe_dump(GIVEN | values))
+    return str(path)
+
+
+def problems(argv: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_settings(argv)
+    return error.value.problems
+
+
+def test_defaults_then_yaml_then_command_line(tmp_path: Path):
+    config = write(tmp_path / "c.yaml", lr_y=2e-5, alpha=3)
+    settings, dry_run = load_settings(["--config", config, "--alpha", "50"])
+    assert (settings.lr_x, settings.lr_y, settings.alpha, dry_run) == (0.1, 2e-5, 50.0, False)
+    assert settings.nu == 1 / 50
+
+
+def test_values_typed_by_hand(tmp_path: Path):
+    config = write(tmp_path / "c.yaml")
+    words = [
+        "--lr_y",
+        "1e-6",
+        "--dropout",
+        "null",
+        "--train_data",
+        "x",
+        "y",
+        "--max_steps",
+        "7",
+        "--tracker",
+        "none",
+        "--dry_run",
+    ]
+    model = ["--model_name_or_path", "null", "--model_config", "{model_type: gpt2, vocab_size: 300}"]
+    settings, dry_run = load_settings(["--config", config, *words, *model])
+    assert settings.lr_y == 1e-6 and settings.dropout is None and settings.train_data == ["x", "y"]
+    assert settings.max_steps == 7 and settings.tracker == "none" and dry_run
+    assert settings.model_config == {"model_type": "gpt2", "vocab_size": 300}
+
+
+def test_scientific_notation_in_yaml_is_a_number(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("train_data: a\nval_data: [b]\nmodel_name_or_path: m\nlr_y: 1e-5\n")
+    settings, _ = load_settings(["--config", str(tmp_path / "c.yaml")])
+    assert settings.lr_y == 1e-5 and settings.train_data == ["a"]
+
+
+def test_all_problems_in_one_error(tmp_path: Path):
+    config = write(tmp_path / "c.yaml", lr_y=-1, epoch=3, weights="both")
+    found = problems(["--config", config, "--alpa", "3", "--max_steps", "1.5", "--model_config", "{n_layer: 2}"])
+    text = "\n".join(found)
+    assert len(found) == 7, text
+    for part in (
+        "--alpa: no such setting; did you mean --alpha?",
+        "epoch: no such setting; did you mean epochs?",
+        "lr_y: input should be greater than or equal to 0, got -1",
+        "weights: input should be 'source' or 'sample', got 'both'",
+        "max_steps: input should be a valid integer",
+        "exactly one of model_name_or_path",
+        "model_config needs at least model_type",
+    ):
+        assert part in text, text
+
+
+def test_missing_settings_are_named_with_what_they_are():
+    text = "\n".join(problems([]))
+    assert "train_data: missing (training files" in text and "val_data: missing" in text
+    assert "exactly one of model_name_or_path" in text
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_numbers_are_finite(tmp_path: Path, value: str):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(GIVEN) + f"lr_x: {value}\n")
+    assert "lr_x" in problems(["--config", str(tmp_path / "c.yaml")])[0]
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00", "lr_y"])
+def test_a_config_that_is_no_mapping(tmp_path: Path, text: str):
+    (tmp_path / "c.yaml").write_text(text)
+    assert any("c.yaml" in problem for problem in problems(["--config", str(tmp_path / "c.yaml")]))
+
+
+def test_a_word_without_a_setting(tmp_path: Path):
+    assert any("lr_y=3" in problem for problem in problems(["--config", write(tmp_path / "c.yaml"), "lr_y=3"]))
+
+
+def test_run_name_says_what_the_command_line_changed(tmp_path: Path):
+    config = write(tmp_path / "tiny.yaml")
+    names = [
+        load_settings(["--config", config, *words.split()])[0].run_name
+        for words in (
+            "",
+            "--lr_y 1e-6",
+            "--train_data d/half/train_*.json",
+            "--run_name mine --lr_y 3",
+            "--tracker none",
+        )
+    ]
+    assert names == ["tiny", "tiny-lr_y=1e-6", "tiny-data=half", "mine", "tiny"]
+
+
+def test_the_resolved_configuration_runs_again():
+    settings, found = validate(GIVEN | {"lr_x": 0.3, "run_name": "r"})
+    assert not found
+    again, found = validate(yaml.safe_load(dump(settings)))
+    assert not found and dataclasses.asdict(again) == dataclasses.asdict(settings)
+
+
+def test_every_setting_explains_itself():
+    names = [field.name for field in dataclasses.fields(Settings)]
+    assert names == list(FIELDS)
+    assert all(FIELDS[name].description and FIELDS[name].json_schema_extra["group"] for name in names)
+    help_text = subprocess.run(
+        [sys.executable, "train_bilevel.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert all(f"--{name} " in help_text for name in names)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_are_right(config: Path):
+    settings, dry_run = load_settings(["--config", str(config)])
+    assert settings.run_name == config.stem and not dry_run
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_stage": 2}, "zero_stage and deepspeed need backend=deepspeed"),
+        ({"backend": "deepspeed", "zero_stage": 2, "deepspeed": "f.json"}, "not both"),
+        ({"lisa_train_embeddings": False}, "lisa_train_embeddings=false needs lisa_layers"),
+        ({"x_warmup_steps": 9, "max_steps": 9}, "x_warmup_steps 9 leaves x no step"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes: dict, message: str):
+    _, found = validate(GIVEN | changes)
+    assert len(found) == 1 and message in found[0]
