@@ -31,10 +31,10 @@ from bilevel.run.messages import MASKS
 from bilevel.run.state import Run
 from bilevel.seeding import Permutation, dropout_seed
 from bilevel.settings.fields import Settings
-from bilevel.step.f2sa import leave_out
+from bilevel.settings.methods import METHODS
 from bilevel.step.plain import plain_step
-from bilevel.step.result import NonFiniteLoss
-from bilevel.step.schedule import schedule
+from bilevel.step.result import NonFiniteLoss, leave_out
+from bilevel.step.schedule import Schedule
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
 log = logging.getLogger("bilevel")
@@ -74,7 +74,7 @@ class Scoring:
         return steps_per_run(len(self.train), s.global_batch_size, s.score_epochs, None)
 
     def lr_y(self, step: int) -> float:
-        return self.settings.lr_y * schedule(step, self.steps, self.settings.warmup_ratio, "cosine")
+        return Schedule(self.settings, self.steps).lr_y(step)
 
     def trained(self, samples: Samples, after: Callable[[ModelCopy, int], None] | None = None) -> ModelCopy:
         """A model trained on samples that all count alike; after(model, steps done) is called after each step.
@@ -211,17 +211,6 @@ def oracle_score(s: Scoring) -> torch.Tensor:
     return 1.0 - torch.from_numpy(s.train.is_noisy).double()
 
 
-SCORES = {
-    "uniform": uniform_score,
-    "loss": loss_score,
-    "perplexity": perplexity_score,
-    "rho": rho_score,
-    "influence": influence_score,
-    "ifd": ifd_score,
-    "oracle": oracle_score,
-}
-
-
 def check_scorable(settings: Settings, train: Samples) -> None:
     """Raises UserError where the training samples have not what the settings' method looks at."""
     if settings.method == "oracle" and (train.is_noisy is None or train.is_noisy.all()):
@@ -258,8 +247,8 @@ def score(run: Run, tick: Callable[[], object]) -> None:
         return copies["w"], lisa
 
     scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
-    run.scores = SCORES[s.method](scoring)
-    run.x, run.operations = weights_of(run.scores, s, run.train), run.world.size * scoring.operations
+    run.scores = METHODS[s.method].function()(scoring)
+    run.weights, run.operations = weights_of(run.scores, s, run.train), run.world.size * scoring.operations
 
 
 def _all_supervised(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

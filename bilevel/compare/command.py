@@ -19,20 +19,21 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 from bilevel.compare.table import RESULTS, draw, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
 from bilevel.files import whole_file
 from bilevel.run.preflight import check_files, hold
 from bilevel.settings.command_line import load_settings, read_yaml
-from bilevel.settings.fields import FIELDS, Settings, differing, dump
+from bilevel.settings.fields import Settings, differing, dump
+from bilevel.settings.methods import METHODS
 
 if TYPE_CHECKING:  # imported where it is used, so that --help and mistakes are answered at once
     import pandas as pd
 
 KEPT = "f2sa_kept"  # what a baseline does with its scores, with the weights of the f2sa of the same seed as scores
-METHODS = [*(name for name in get_args(FIELDS["method"].annotation) if name != "fixed"), KEPT]
+COMPARED = [*(name for name, method in METHODS.items() if not method.weights_stay), KEPT]
 OURS = ("method", "x_init", "seed", "output_dir", "run_name", "save_model", "dry_run")
 
 
@@ -56,7 +57,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file of settings; --setting value wins over it")
-    parser.add_argument("--methods", default="f2sa,uniform,loss,rho,influence,oracle", help="of " + ",".join(METHODS))
+    parser.add_argument("--methods", default="f2sa,uniform,loss,rho,influence,oracle", help="of " + ",".join(COMPARED))
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer, in tokens (default: 64)")
     parser.add_argument(
@@ -69,8 +70,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(argv)
     options.methods = list(dict.fromkeys(options.methods.split(",")))
     options.out = options.out or Path("outputs") / f"compare-{Path(options.config).stem}"
-    unknown = [name for name in options.methods if name not in METHODS]
-    problems = [f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}"] if unknown else []
+    unknown = [name for name in options.methods if name not in COMPARED]
+    problems = [f"--methods: {', '.join(unknown)} is none of {', '.join(COMPARED)}"] if unknown else []
     numbers = {name: getattr(options, name) for name in ("seeds", "max_new_tokens", "scoring_steps")}
     problems += [
         f"--{name} {number}: at least 1" for name, number in numbers.items() if number is not None and number < 1

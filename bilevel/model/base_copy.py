@@ -11,7 +11,7 @@ from bilevel.data.samples import MicroBatch
 from bilevel.model.flops import Passes
 from bilevel.model.losses import sample_losses
 from bilevel.processes import World
-from bilevel.seeding import process_seed
+from bilevel.seeding import seed_masks
 
 Parameters = list[torch.nn.Parameter]
 
@@ -45,7 +45,7 @@ class ModelCopy:
         memory by knowing them now.
         """
         self.passed.add(batch, backward=torch.is_grad_enabled())
-        torch.manual_seed(process_seed(seed, self.world.rank, self.world.size))
+        seed_masks(seed, self.world)
         with self.precision():
             return sample_losses(self.model, batch.to(self.world.device), factors, self.in_place)
 

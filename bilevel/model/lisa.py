@@ -4,12 +4,11 @@ Each interval of optimizer steps trains a few decoder blocks drawn at random; em
 always, or never.
 """
 
-import hashlib
-
 import torch
 
 from bilevel.errors import UserError
 from bilevel.model.base_copy import Active, ModelCopy
+from bilevel.seeding import generator
 from bilevel.settings.fields import Settings
 
 
@@ -37,10 +36,8 @@ class LayerDraw:
 
     def __call__(self, interval: int, copy: str) -> tuple[int, ...]:
         """Numbers of the blocks that train in an interval, sorted; copy is u or w, which draw alike when shared."""
-        key = f"lisa {self.seed} {interval} {'both' if self.shared else copy}"
-        digest = hashlib.sha256(key.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return tuple(sorted(torch.randperm(self.blocks, generator=generator)[: self.layers].tolist()))
+        draw = generator(self.seed, "lisa", interval, "both" if self.shared else copy)
+        return tuple(sorted(torch.randperm(self.blocks, generator=draw)[: self.layers].tolist()))
 
 
 class Lisa:

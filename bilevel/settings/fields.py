@@ -12,6 +12,8 @@ import yaml
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from bilevel.settings.methods import METHODS
+
 
 def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
     return Field(default=default, description=help, json_schema_extra={"group": group}, **rules)
@@ -63,12 +65,10 @@ class Settings:
     )
     gradient_checkpointing: bool = _setting("model", "recompute activations in the backward pass: less memory", False)
 
-    method: Literal["f2sa", "fixed", "uniform", "loss", "perplexity", "rho", "influence", "ifd", "align", "oracle"] = (
-        _setting(
-            "weights",
-            "f2sa learns the weights; fixed trains one model on those of x_init, which stay; the others are baselines",
-            "f2sa",
-        )
+    method: Literal[*METHODS] = _setting(
+        "weights",
+        "f2sa learns the weights; fixed trains one model on those of x_init, which stay; the others are baselines",
+        "f2sa",
     )
     keep: float = _setting("weights", "share of the samples with the best scores that baselines keep", 0.5, gt=0, le=1)
     score_epochs: float = _setting(
@@ -174,21 +174,26 @@ class Settings:
     @property
     def x_factor(self) -> float:
         """What x multiplies d/dx g(x, w) - d/dx g(x, u) by: 1/nu, or 1/(2 nu) where u and w differ by 2 nu f."""
-        return self.alpha / (self.order if self.method == "f2sa" else 1)
+        return self.alpha / (self.order if "u" in self.copies else 1)
 
     @property
     def copies(self) -> tuple[str, ...]:
         """Names of the model copies that train; a baseline that scores has none, it makes models as it needs them."""
-        return {"f2sa": ("u", "w"), "fixed": ("w",), "align": ("w",)}.get(self.method, ())
+        return METHODS[self.method].copies
 
     @property
     def learned(self) -> bool:
         """Whether the weights are learned while the copies train."""
-        return self.method in ("f2sa", "align")
+        return METHODS[self.method].learned
+
+    @property
+    def weighted_draws(self) -> bool:
+        """Whether a step computes only a part of the samples drawn (bilevel.weights.sampling)."""
+        return self.learned and self.sampling == "weighted"
 
     @property
     def reads_validation(self) -> bool:
-        return self.method != "fixed" or self.val_in_training
+        return METHODS[self.method].validation or self.val_in_training
 
     @property
     def x_init_file(self) -> Path | None:

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bilevel.errors import first, plain, short
 from bilevel.settings.fields import FIELDS, Settings
+from bilevel.settings.methods import METHODS
 
 Rule = tuple[set[str], bool, str]  # the settings that it is about, whether they break it, what to say then
 
@@ -63,7 +64,7 @@ def _of_model_and_data(s: Settings) -> list[Rule]:
         ),
         (
             {"val_in_training", "method"},
-            s.val_in_training and s.method != "fixed",
+            s.val_in_training and not METHODS[s.method].weights_stay,
             f"val_in_training=true needs method=fixed; with {s.method} the validation records judge the weights",
         ),
     ]
@@ -84,13 +85,13 @@ def _of_method(s: Settings) -> list[Rule]:
         ),
         (
             {"method", "backend"},
-            s.method in ("influence", "align") and s.backend != "torch",
+            METHODS[s.method].one_process and s.backend != "torch",
             f"method={s.method} needs backend=torch: it reads gradients of single samples, or moves all parameters",
         ),
         (
             {"method", "lisa_layers", "gradient_checkpointing"},
-            s.method == "influence" and (s.lisa_layers is not None or s.gradient_checkpointing),
-            "method=influence reads gradients of the last decoder block; not with lisa_layers, gradient_checkpointing",
+            METHODS[s.method].whole_gradients and (s.lisa_layers is not None or s.gradient_checkpointing),
+            f"method={s.method} reads gradients of the last block: not with lisa_layers or gradient_checkpointing",
         ),
     ]
 
@@ -126,7 +127,8 @@ def _of_what_trains(s: Settings) -> list[Rule]:
         ),
         (
             {"lora_rank", "method", "lisa_layers", "backend"},
-            s.lora_rank is not None and (s.method != "fixed" or s.lisa_layers is not None or s.backend != "torch"),
+            s.lora_rank is not None
+            and (not METHODS[s.method].weights_stay or s.lisa_layers is not None or s.backend != "torch"),
             "lora_rank needs method=fixed, backend=torch and no lisa_layers",
         ),
     ]

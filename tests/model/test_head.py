@@ -153,7 +153,7 @@ def micro_batch() -> MicroBatch:
     tokens = torch.randint(1, VOCABULARY, (4, 9))
     targets = torch.where(torch.rand(4, 9) < 0.5, tokens.roll(-1, 1), IGNORE)
     targets[3] = IGNORE  # a row that only fills up a share
-    return MicroBatch(tokens, targets, torch.arange(4), torch.arange(4))
+    return MicroBatch(tokens, targets, torch.arange(4), torch.arange(4), torch.ones(4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("in_place", [False, True])
