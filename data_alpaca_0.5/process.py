@@ -29,7 +29,7 @@ import random
 import sys
 from pathlib import Path
 
-from dataset_files import (
+from generator.dataset_files import (
     FILES,
     HERE,
     MADE_BY,

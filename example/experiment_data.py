@@ -24,10 +24,9 @@ HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parent / "data_alpaca_0.5"
 sys.path.insert(0, str(SHIPPED))
 
-import dataset_files  # noqa: E402  (data_alpaca_0.5/ is a folder of scripts and no package)
-import process  # noqa: E402
-import two_languages  # noqa: E402
-from dataset_files import FILES, Record, as_lines, load, sha256  # noqa: E402
+import process  # noqa: E402  (data_alpaca_0.5/ is a folder of scripts, not a package)
+from generator import dataset_files, two_languages  # noqa: E402
+from generator.dataset_files import FILES, Record, as_lines, load, sha256  # noqa: E402
 
 PART_KEYS = {"records", "tasks", "bad", "corruption"}
 SPLIT_KEYS = {"records", "corruption", "corruption_rate", "val_fraction", "test_fraction", "validation"}

@@ -17,9 +17,9 @@ from run_helpers import ROOT, TINY, make_data, settings
 
 from bilevel import files
 from bilevel.data import records
-from bilevel.files import content_hash
 from bilevel.data.records import cache_folder
 from bilevel.data.tokenise import Tokeniser
+from bilevel.files import content_hash
 from bilevel.model.loading import load_tokenizer
 from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings

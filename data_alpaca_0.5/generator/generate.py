@@ -2,8 +2,8 @@
 
 Every record is drawn from a seeded generator, so the same seed gives the same bytes:
 
-    python data_alpaca_0.5/generate.py
-    python data_alpaca_0.5/generate.py --tasks plural capitals --per_task 120 --out facts.json
+    python data_alpaca_0.5/generator/generate.py
+    python data_alpaca_0.5/generator/generate.py --tasks plural capitals --per_task 120 --out facts.json
 
 The kinds of task are the functions in the tasks_*.py files beside this one; each returns one
 (instruction, input, output) and its name becomes the record's "task". To add a kind, write such a
@@ -29,7 +29,7 @@ PER_TASK = 80
 DRAWS = 100  # for each record that is wanted, at most
 SEED = 0
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 TASKS = [
     task
     for module in (

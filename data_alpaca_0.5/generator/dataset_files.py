@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 SHIPPED = "alpaca_synthetic.json"
 FILES = ("train_clean.json", "train_noisy.json", "val.json", "test.json", "mixed/train_mixed.json")
 MANIFEST = "process.json"
