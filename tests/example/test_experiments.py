@@ -1,4 +1,4 @@
-"""example/experiment.py: experiments are valid, finished runs are not made again, RESULTS.md is that of the tables."""
+"""example/experiments/: experiments are valid, finished runs are not repeated, RESULTS.md agrees with its tables."""
 
 import json
 import shutil
@@ -32,9 +32,9 @@ TOY = {
 
 @pytest.fixture(scope="module")
 def modules():
-    """experiment, experiment_data, experiment_results; example/ is a folder and no package."""
+    """experiment, experiment_data, experiment_results; example/experiments/ is a folder of scripts, not a package."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLE), *sys.path])
+        patch.setattr(sys, "path", [str(EXAMPLE / "experiments"), *sys.path])
         import experiment
         import experiment_data
         import experiment_results

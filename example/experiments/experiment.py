@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Run an experiment: every arm with every seed, its table, its figure and its section of RESULTS.md.
 
-    python example/experiment.py configs/experiments/d_needle.yaml
-    python example/experiment.py configs/experiments/*.yaml --seeds 3 --jobs 2
-    python example/experiment.py configs/experiments/a_real.yaml --source alpaca_data.json
+    python example/experiments/experiment.py configs/experiments/d_needle.yaml
+    python example/experiments/experiment.py configs/experiments/*.yaml --seeds 3 --jobs 2
+    python example/experiments/experiment.py configs/experiments/a_real.yaml --source alpaca_data.json
 
 An experiment is a YAML file: `settings` over configs/small.yaml and a `data` recipe (experiment_data.py), then `arms`,
 each with what it changes in either; an arm's `grid` makes one arm of every combination of values, and `weights_of`
@@ -26,8 +26,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+EXAMPLE = Path(__file__).resolve().parents[1]
+ROOT = EXAMPLE.parent
 sys.path.insert(0, str(ROOT))
 
 import yaml  # noqa: E402
@@ -189,7 +189,7 @@ def machine() -> str:
 
 def commit() -> str:
     """The commit, marked where code, settings or data have been changed since; "unknown" outside a clone."""
-    places = ["train_bilevel.py", "bilevel", "configs", "data_alpaca_0.5", "example/*.py"]
+    places = ["train_bilevel.py", "bilevel", "configs", "data_alpaca_0.5", "example/experiments"]
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     if not name:
@@ -230,12 +230,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core [1]")
     parser.add_argument("--source", type=Path, help="the records, where an experiment wants a file of yours")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/experiments", help="data and runs [%(default)s]")
-    parser.add_argument("--results", type=Path, default=HERE, help="tables, figures and RESULTS.md [%(default)s]")
+    parser.add_argument("--results", type=Path, default=EXAMPLE, help="tables, figures and RESULTS.md [%(default)s]")
     parser.add_argument("--max_steps", type=int, help="shorter runs, to try things out; give --results as well")
     args = parser.parse_args(argv)
     try:
         todo = [(path, *read_experiment(path)) for path in args.experiments]
-        if args.max_steps and args.results == HERE:
+        if args.max_steps and args.results == EXAMPLE:
             raise UserError("--max_steps makes other runs than the published ones: give another folder with --results")
         if needing := [path.name for path, experiment, _ in todo if experiment.get("source") and not args.source]:
             raise UserError(f"{', '.join(needing)}: give the Alpaca-format file that it trains on with --source FILE")

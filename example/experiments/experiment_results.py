@@ -1,6 +1,6 @@
 """From the runs of an experiment to its table, its curves and its section of RESULTS.md.
 
-    python example/experiment_results.py            writes RESULTS.md again from example/results/*.csv
+    python example/experiments/experiment_results.py            writes RESULTS.md again from example/results/*.csv
 
 <name>.csv has a row per run: arm, the values its grid chose, seed, status, then what was measured:
 
@@ -24,7 +24,8 @@ import yaml
 from experiment_data import bad_shares
 
 HERE = Path(__file__).resolve().parent
-EXPERIMENTS = HERE.parent / "configs" / "experiments"
+EXAMPLE = HERE.parent
+EXPERIMENTS = EXAMPLE.parent / "configs" / "experiments"
 CURVE_POINTS = 40
 NAMES = {
     "roc_auc": "ROC area",
@@ -122,7 +123,8 @@ def section(experiment: dict, name: str, tables: Path) -> str:
     seeds, minutes = table["seed"].nunique(), table["cpu_seconds"].sum() / 60
     source = " --source alpaca_data.json" if experiment.get("source") else ""
     lines = [f"\n## {experiment['title']}\n", experiment["question"].strip() + "\n"]
-    lines += [f"```bash\npython example/experiment.py configs/experiments/{name}.yaml --seeds {seeds}{source}\n```\n"]
+    command = f"python example/experiments/experiment.py configs/experiments/{name}.yaml --seeds {seeds}{source}"
+    lines += [f"```bash\n{command}\n```\n"]
     lines += [
         f"{len(table)} runs, {minutes:.0f} CPU minutes in all, the longest {table['cpu_seconds'].max():.0f} s; "
         f"commit {', '.join(sorted(table['commit'].unique()))}; {'; '.join(table['machine'].unique())}.\n"
@@ -179,4 +181,4 @@ def verdict(table: pd.DataFrame, claim: dict) -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "RESULTS.md").write_text(page(HERE), encoding="utf-8")
+    (EXAMPLE / "RESULTS.md").write_text(page(EXAMPLE), encoding="utf-8")

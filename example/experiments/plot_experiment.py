@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw an experiment's figure from its table: one idea, seeds as bands or dots, lines labelled where they end.
 
-    python example/plot_experiment.py configs/experiments/a_two_time_scales.yaml
+    python example/experiments/plot_experiment.py configs/experiments/a_two_time_scales.yaml
 
 The YAML's `figure` says which kind it is; every kind may have a title, x_label and y_label:
 
@@ -15,13 +15,16 @@ The YAML's `figure` says which kind it is; every kind may have a title, x_label 
 import sys
 from pathlib import Path
 
-import pandas as pd
-import yaml
-from experiment_results import columns_of_grid, title
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from plot_demo import COLOURS, LOOK, MARKERS
+EXAMPLE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(EXAMPLE))
+
+import pandas as pd  # noqa: E402
+import yaml  # noqa: E402
+from experiment_results import columns_of_grid, title  # noqa: E402
+from matplotlib import rc_context  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from plot_demo import COLOURS, LOOK, MARKERS  # noqa: E402
 
 
 def draw(spec: dict, table: Path) -> None:
@@ -170,4 +173,4 @@ if __name__ == "__main__":
     for argument in sys.argv[1:]:
         config = Path(argument)
         picture = yaml.safe_load(config.read_text(encoding="utf-8"))["figure"]
-        draw(picture, Path(__file__).resolve().parent / "results" / f"{config.stem}.csv")
+        draw(picture, EXAMPLE / "results" / f"{config.stem}.csv")

@@ -20,8 +20,7 @@ import random
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-SHIPPED = HERE.parent / "data_alpaca_0.5"
+SHIPPED = Path(__file__).resolve().parents[2] / "data_alpaca_0.5"
 sys.path.insert(0, str(SHIPPED))
 
 import process  # noqa: E402  (data_alpaca_0.5/ is a folder of scripts, not a package)
