@@ -110,7 +110,7 @@ def test_an_arm_trains_on_what_another_learned(modules, tmp_path: Path, monkeypa
 
     toy["arms"]["takes"]["weights_of"] = "takes"
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy, sort_keys=False))
-    with pytest.raises(modules[0].ConfigError, match="takes: weights_of: 'takes' is no arm that learns weights"):
+    with pytest.raises(modules[0].ConfigError, match="takes: weights_of: 'takes' is not an arm that learns weights"):
         modules[0].read_experiment(tmp_path / "toy.yaml")
 
 
