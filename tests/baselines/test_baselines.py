@@ -125,7 +125,7 @@ def test_ifd_from_1_on_comes_last(monkeypatch: pytest.MonkeyPatch):
 def test_ifd_needs_prompts():
     s = make_scoring("empty", n=4)
     s.train = s.train.changed(lambda rows: {"input_ids": rows["input_ids"], "labels": rows["input_ids"]})
-    with pytest.raises(UserError, match="have none"):
+    with pytest.raises(UserError, match="have no prompts"):
         check_scorable(dataclasses.replace(s.settings, method="ifd"), s.train)
 
 
