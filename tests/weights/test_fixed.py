@@ -165,7 +165,10 @@ def test_what_weighs_nothing_is_never_read(data: Path, tmp_path: Path, monkeypat
     assert found["weight"].tolist() == places["weight"].tolist()
 
 
-@pytest.mark.parametrize("changes", [{}, {"lisa_layers": 1, "lisa_interval": 2, "dropout": 0.2}])
+LISA = {"lisa_layers": 1, "lisa_interval": 2, "dropout": 0.2}
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), LISA], ids=["plain", "lisa"])
 def test_a_stopped_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, changes: dict):
     weights = tmp_path / "weights.csv"
     pd.DataFrame({"source": ["train_clean", "train_noisy"], "weight": [0.8, 0.2]}).to_csv(weights, index=False)
@@ -179,6 +182,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, changes: 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(("stage", "lisa"), [(2, None), (3, 1)])
 def test_two_processes_under_zero_train_the_same_model(data: Path, tmp_path: Path, stage: int, lisa: int | None):
     weights = tmp_path / "weights.csv"

@@ -192,6 +192,7 @@ def test_batches_of_one_sample_run_to_their_end(tmp_path: Path, changes: dict):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_compute_what_one_does(tmp_path: Path):
     """Two drawn samples a step, so that often one process or both have none."""
     data = make_data(tmp_path / "data")

@@ -1,6 +1,6 @@
 """Run under torchrun by test_plan: bytes of the tensors that two copies really hold, for each of many settings.
 
-torchrun ... tests/plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
+torchrun ... plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
 """
 
 import itertools
