@@ -328,6 +328,7 @@ def test_a_full_disk_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, 
     assert sorted(path.name for path in run.parent.iterdir()) == ["data", "run"]
 
 
+@pytest.mark.slow
 def test_the_command(run: Path):
     """As a user types it; it needs no torch."""
     check = (
