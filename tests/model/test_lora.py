@@ -1,4 +1,4 @@
-"""LoRA: adapters train, all else rests, and what is saved is a plain model."""
+"""LoRA: only the adapters are trained, and a plain model is saved."""
 
 from pathlib import Path
 
