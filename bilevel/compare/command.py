@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from bilevel.compare.table import RESULTS, draw, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
-from bilevel.files import whole_file
-from bilevel.run.preflight import check_files, hold
+from bilevel.files import is_unfinished, whole_file
+from bilevel.run.lock import hold
+from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings, read_yaml
 from bilevel.settings.fields import FIELDS, Settings, differing, dump
 
@@ -137,7 +138,9 @@ def check(options: argparse.Namespace, shared: list[str]) -> None:
         now = dataclasses.asdict(settings) | own_options(options)
         if found := differing(read_yaml(str(there)), now):
             raise UserError(f"{options.out} holds a comparison of other settings, {found}: give another --out")
-    elif options.out.exists() and {path.name for path in options.out.iterdir()} - {"lock"}:
+    elif options.out.exists() and [
+        name for name in os.listdir(options.out) if name != "lock" and not is_unfinished(name)
+    ]:
         raise UserError(f"{options.out} is there already and holds no comparison: give another --out")
     if "oracle" in options.methods:
         from bilevel.data.records import read_rows

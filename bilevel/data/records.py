@@ -99,7 +99,7 @@ def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
     schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_()})
     rows = _rows(str(path), format, content)
     with (
-        whole_file(file, shared=True) as new,
+        whole_file(file) as new,
         pyarrow.OSFile(str(new), "wb") as sink,
         pyarrow.ipc.new_stream(sink, schema) as writer,
     ):

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bilevel.errors import UserError, plain
+from bilevel.files import open_regular
 from bilevel.run.finished import FinishedRun
 
 KEEP, DROP = 1, -1
@@ -40,7 +41,8 @@ def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
     if path is None:
         return np.concatenate(marked)
     try:
-        marks = TypeAdapter(Marks).validate_json(Path(path).read_bytes())
+        with open_regular(Path(path)) as file:
+            marks = TypeAdapter(Marks).validate_json(file.read())
     except OSError as error:
         raise UserError(f"--marks {plain(path, 300)}: {error.strerror or error}") from None
     except ValueError as error:

@@ -53,7 +53,7 @@ def _byte_bpe(rows: "list[datasets.Dataset]", vocab_size: int) -> tokenizers.Tok
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(_texts(rows), vocab_size=vocab_size, special_tokens=[EOS], show_progress=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file, shared=True) as new:
+    with whole_file(file) as new:
         bpe.save(str(new))
     return bpe._tokenizer
 

@@ -1,6 +1,7 @@
 """Settings from a command line: `--config FILE` first, then `--setting value`."""
 
 import argparse
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from bilevel.errors import ConfigError, UserError, first, plain, short
+from bilevel.files import open_regular
 from bilevel.settings.fields import FIELDS, FREE, LISTS, Settings, meaning
 from bilevel.settings.rules import unknown_setting, validate
 
@@ -41,7 +43,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError."""
     name = f"--config {plain(path, 300)}"
     try:
-        with open(path, encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(Path(path)), encoding="utf-8") as file:
             text = file.read(LONGEST + 1)
         if len(text) > LONGEST:
             raise UserError(f"{name}: more than {LONGEST} characters, which is no file of settings")

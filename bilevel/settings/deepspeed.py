@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bilevel.errors import UserError
+from bilevel.errors import UserError, short
+from bilevel.files import open_regular
 from bilevel.settings.fields import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,16 +33,22 @@ def zero_config(settings: Settings, dtype: str) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """A DeepSpeed file with a zero_optimization section and its stage. Raises UserError when it cannot be right."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            config = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"deepspeed {path}: {error}") from None
-    zero = config.get("zero_optimization")
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
     if not isinstance(zero, dict):
         raise UserError(f"deepspeed {path}: it needs a zero_optimization section, as in configs/zero2.json")
     if decided := sorted(DECIDED.intersection(config)):
         raise UserError(f"deepspeed {path}: {', '.join(decided)} must go, the settings decide that")
     stage = zero.setdefault("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"deepspeed {path}: stage must be 0, 1, 2 or 3, got {short(stage)}")
     for part, least in (("offload_optimizer", 2), ("offload_param", 3)):
-        if (zero.get(part) or {}).get("device", "none") != "none" and stage < least:
+        offload = zero.get(part) or {}
+        if not isinstance(offload, dict):
+            raise UserError(f"deepspeed {path}: {part} must be a section, got {short(offload)}")
+        if offload.get("device", "none") != "none" and stage < least:
             raise UserError(f"deepspeed {path}: {part} needs stage {least} or more, here it is {stage}")
     return config
