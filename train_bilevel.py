@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilevel.errors import ConfigError, UserError
+from bilevel.run.ending import complete, is_written, keep_state, write_results
+from bilevel.run.interrupt import Interrupt, Interrupted, watch_launcher
 from bilevel.run.preflight import check_files, check_shape, check_steps, too_large
 from bilevel.seeding import dropout_seed
 from bilevel.settings.command_line import load_settings
@@ -28,7 +30,6 @@ if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes a
 
     from bilevel.monitor.metrics import MetricsLog
     from bilevel.run.checkpoint import Checkpoints
-    from bilevel.run.interrupt import Interrupt
     from bilevel.run.state import Run
 
 log = logging.getLogger("bilevel")
@@ -39,30 +40,47 @@ log = logging.getLogger("bilevel")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 143 and 130 after SIGTERM and SIGINT."""
+    """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 128 + n after signal n (SIGTERM 143)."""
     try:
-        settings, dry_run = load_settings(argv)
-        files = check_files(settings)
-        if dry_run:
-            print(dump(settings), end="")
-            if settings.backend == "deepspeed" or settings.gpu_memory_gib:
-                quiet_libraries()
-                from bilevel.memory.plan import memory_report
-
-                processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-                report = memory_report(settings, processes, hosts=math.ceil(processes / on_host))
-                print(textwrap.indent(report, "# ", lambda _: True))
-            return 0
-        quiet_libraries()
-        run, checkpoints = setup(settings, files)
-        from bilevel.run.folder import open_folder
-
-        metrics = open_folder(run, checkpoints)
+        with Interrupt() as interrupt:
+            return start(argv, interrupt)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
-    code = fit(run, checkpoints, metrics)
+    except Interrupted as stopped:
+        print(f"{stopped}: ended before its first step; the same command starts again", file=sys.stderr)
+        return 128 + stopped.signal
+
+
+def start(argv: list[str], interrupt: Interrupt) -> int:
+    """From the command line to the end of the run; the exit code. Raises UserError, and Interrupted while it loads."""
+    settings, dry_run = load_settings(argv)
+    watch_launcher()
+    files = check_files(settings)
+    if dry_run:
+        print(dump(settings), end="")
+        if settings.backend == "deepspeed" or settings.gpu_memory_gib:
+            quiet_libraries()
+            from bilevel.memory.plan import memory_report
+
+            processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+            report = memory_report(settings, processes, hosts=math.ceil(processes / on_host))
+            print(textwrap.indent(report, "# ", lambda _: True))
+        return 0
+    if is_written(settings):
+        from bilevel.report.command import report_on
+
+        if os.environ.get("RANK", "0") == "0":
+            complete(settings, report_on)
+        return 0
+    quiet_libraries()
+    run, checkpoints = setup(settings, files)
+    from bilevel.run.folder import open_folder
+
+    metrics = open_folder(run, checkpoints)
+    interrupt.hold(run.world)
+    code = fit(run, checkpoints, metrics, interrupt)
     run.world.leave()
     return code
 
@@ -96,7 +114,7 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
     from bilevel.data.stream import steps_per_run
     from bilevel.data.tokenise import Tokeniser
     from bilevel.model.copies import make_copies, start_world
-    from bilevel.run.checkpoint import Checkpoints
+    from bilevel.run.checkpoint import Checkpoints, restore
     from bilevel.run.state import Run, make_weights
 
     world = start_world(settings)
@@ -126,7 +144,7 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
     val, test = parts.get("val"), parts.get("test")
     run = Run(settings, world, tokenizer, parts["train"], val, test, pool, copies, lisa, x, steps)
     if state:
-        run.load_state_dict(state)
+        restore(run, state, checkpoints)
     return run, checkpoints
 
 
@@ -134,46 +152,45 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
 # the loop
 
 
-def fit(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog") -> int:
+def fit(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", interrupt: Interrupt) -> int:
     """Train, log, evaluate, save. The exit code: 0 done, 1 training had to stop, 128 + n after signal n."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from bilevel.baselines.scores import score
     from bilevel.errors import TrainingStopped
-    from bilevel.run.interrupt import Interrupt, Interrupted
+    from bilevel.report.command import report_on
     from bilevel.run.messages import describe, what_next
 
     log.info(describe(run))
     screen = run.world.main and sys.stderr.isatty()
     bar = tqdm(total=run.steps if run.copies else None, initial=run.step, unit="step", disable=not screen)
-    with logging_redirect_tqdm([log]), bar, Interrupt(run.world) as interrupt:
-        try:
+    try:
+        with logging_redirect_tqdm([log]), bar:
             if run.copies:
                 train(run, checkpoints, metrics, bar, interrupt)
             else:
                 score(run, lambda: (bar.update(), interrupt.check()))
                 log_row(run, metrics, True, interrupt)
-        except TrainingStopped as error:
-            checkpoints.finish()
-            where = f"step {run.step + 1}: " if run.copies else ""  # a score's models say it themselves
-            log.error(f"{where}{error}; {what_next(run.settings, checkpoints.last)}")
-            tell_launcher(error)
-            metrics.close()
-            return 1
-        except Interrupted as stopped:
-            if run.copies and checkpoints.step != run.step:
-                checkpoints.begin(run.step, run.state_dict())
-            saved = ", saved" if checkpoints.finish() and run.copies else ""
-            log.info(f"{stopped}: ended after step {run.step}{saved}; {what_next(run.settings, checkpoints.last)}")
-            metrics.close()
-            return 128 + stopped.signal
-    checkpoints.finish()
-    metrics.close()
-    return finish(run, checkpoints)
+        keep_state(run, checkpoints)
+        interrupt.check()
+        metrics.close()
+        return write_results(run, checkpoints, interrupt, report_on)
+    except TrainingStopped as error:
+        checkpoints.finish()
+        where = f"step {run.step + 1}: " if run.copies else ""  # a score's models say it themselves
+        log.error(f"{where}{error}; {what_next(run.settings, checkpoints.last)}")
+        tell_launcher(error)
+        metrics.close()
+        return 1
+    except Interrupted as stopped:
+        saved = ", saved" if keep_state(run, checkpoints) else ""
+        log.info(f"{stopped}: ended after step {run.step}{saved}; {what_next(run.settings, checkpoints.last)}")
+        metrics.close()
+        return 128 + stopped.signal
 
 
-def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "tqdm", interrupt: "Interrupt") -> None:
+def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "tqdm", interrupt: Interrupt) -> None:
     """The loop, to the last step and its row. Raises TrainingStopped, and Interrupted between two steps."""
     from bilevel.run.messages import show
 
@@ -197,7 +214,7 @@ def train(run: "Run", checkpoints: "Checkpoints", metrics: "MetricsLog", bar: "t
         interrupt.check()
 
 
-def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: "Interrupt") -> None:
+def log_row(run: "Run", metrics: "MetricsLog", evaluating: bool, interrupt: Interrupt) -> None:
     """Complete the last step's row with the weights, and with what an evaluation finds, and write it."""
     from bilevel.monitor.evaluation import evaluate
 
@@ -259,31 +276,6 @@ def step_x(run: "Run") -> dict[str, float]:
     elif (step + 1) % s.upper_every == 0:
         run.x.step(lr_x)
     return {"lr_x": lr_x}
-
-
-def finish(run: "Run", checkpoints: "Checkpoints") -> int:
-    """What a finished run leaves, and its closing words; the exit code."""
-    from safetensors import SafetensorError
-
-    from bilevel.report.command import report_on
-    from bilevel.run.messages import what_next
-    from bilevel.run.results import draw_weights, summary, write_weights
-
-    s, folder = run.settings, run.settings.run_folder
-    try:
-        if s.save_model in run.copies:
-            run.copies[s.save_model].save(folder / "model", run.tokenizer)
-        if run.world.main:
-            draw_weights(folder, run.x, run.train)
-            # Last of the results: it says that the run is finished.
-            write_weights(folder / "weights.csv", run.x, run.train, run.scores)
-            report_on(folder)
-            log.info(summary(folder, run.x, run.train, run.row))
-            (folder / "lock").unlink()
-    except (OSError, SafetensorError) as error:
-        log.error(f"the results cannot be written: {error}. Make room; {what_next(s, checkpoints.last)}")
-        return 1
-    return 0
 
 
 def tell_launcher(error: Exception) -> None:

@@ -250,16 +250,18 @@ def weights_of(scores: torch.Tensor, settings: Settings, train: Samples) -> Fixe
 
 
 def score(run: Run, tick: Callable[[], object]) -> None:
-    """Give the run the scores of its method, the weights they stand for, and the operations that took."""
+    """Give the run the scores of its method, unless a checkpoint had them, and the weights that they stand for."""
     s = run.settings
 
     def new_copy() -> tuple[ModelCopy, Lisa | None]:
         copies, lisa = make_copies(dataclasses.replace(s, method="fixed"), run.world, model_shape(s), run.tokenizer)
         return copies["w"], lisa
 
-    scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
-    run.scores = SCORES[s.method](scoring)
-    run.x, run.operations = weights_of(run.scores, s, run.train), run.world.size * scoring.operations
+    if run.scores is None:
+        scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
+        run.scores = SCORES[s.method](scoring)
+        run.operations = run.world.size * scoring.operations
+    run.x = weights_of(run.scores, s, run.train)
 
 
 def _all_supervised(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
