@@ -16,26 +16,34 @@ from bilevel.errors import DataError
 
 
 @contextmanager
-def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
-    """The path of a new, empty file beside `path`, which takes its place once it has been written and synced.
+def fresh_file(folder: Path) -> Iterator[Path]:
+    """The path of a new, empty file in a folder, which is removed at the end unless it has been renamed.
 
-    The new file has a random name and is created exclusively, so no other file is ever opened or renamed over. An error
-    removes it and leaves `path` as it was.
+    Its name is random and it is created exclusively, so no other file is ever opened or renamed over.
+    """
+    path = folder / f".{secrets.token_hex(8)}{UNFINISHED}"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
+    """The path of a new file beside `path`, which takes its place once it has been written and synced.
+
+    An error removes it and leaves `path` as it was.
 
     replace: whether a file at `path` may be replaced; if not, it raises FileExistsError.
     """
-    beside = path.with_name(f".{secrets.token_hex(8)}{UNFINISHED}")
-    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
-    try:
+    with fresh_file(path.parent) as beside:
         yield beside
         sync(beside)
         if replace:
             beside.replace(path)
         else:
-            _move(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+            move(beside, path)
 
 
 UNFINISHED = ".new"  # ends the name of a file that is being written
@@ -47,7 +55,7 @@ def is_unfinished(name: str) -> bool:
     return name == f".{stem}{UNFINISHED}" and len(stem) == 16 and set(stem) <= set("0123456789abcdef")
 
 
-def _move(file: Path, to: Path) -> None:
+def move(file: Path, to: Path) -> None:
     """Rename a file; raises FileExistsError if there is anything at the new place."""
     try:
         os.link(file, to)
