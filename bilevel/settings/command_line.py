@@ -58,7 +58,11 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, with which a few lines can stand for more than fits in memory, and endless numbers."""
+    """YAML without what a settings file can hold only by mistake.
+
+    That is: aliases, with which a few lines can stand for more than fits in memory; endless numbers; a key given twice;
+    and 010 and 12:30, which YAML 1.1 reads as 8 and 750.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -68,13 +72,35 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"{plain(key.value)} is given twice; remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
     def construct_yaml_int(self, node: yaml.Node) -> int:
         value = super().construct_yaml_int(node)
         str(value)  # raises ValueError where Python cannot write it, as it can be read in hexadecimal digits
+        self._check_notation(node, value)
         return value
+
+    def construct_yaml_float(self, node: yaml.Node) -> float:
+        value = super().construct_yaml_float(node)
+        self._check_notation(node, value)
+        return value
+
+    def _check_notation(self, node: yaml.Node, value: float) -> None:
+        if ":" in node.value or re.match(r"[-+]?0[0-9_]+$", node.value):
+            problem = f"{plain(node.value)} is the number {short(value)} in YAML; write that, or quote it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _yaml(text: str) -> Any:
