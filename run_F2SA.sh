@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Fine-tune and learn data weights in one run.
+# Fine-tune a language model and learn data weights in one run.
 #
-#   bash run_F2SA.sh                                       the shipped data; configs/gpt2.yaml on a GPU, configs/tiny.yaml without
-#   CONFIG=configs/gpt2.yaml lr_y=2e-5 bash run_F2SA.sh    every setting of train_bilevel.py --help is an environment variable
-#   data_dir=my_data weights=sample bash run_F2SA.sh       a folder that process.py wrote: train_*.json or mixed/train_mixed.json,
-#                                                          val.json, test.json
-#   data_dir=my_data prepare=1 bash run_F2SA.sh            run that folder's own my_data/process.py first
-#   bash run_F2SA.sh --alpha 100                           flags are passed on to train_bilevel.py
-#   DRY_RUN=1 bash run_F2SA.sh                             check the configuration, print it and stop
-#   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs instead of all that are visible
+#   bash run_F2SA.sh                                       shipped data; configs/gpt2.yaml on a GPU, otherwise configs/tiny.yaml
+#   CONFIG=configs/gpt2.yaml lr_y=2e-5 bash run_F2SA.sh    choose a run file; each setting of train_bilevel.py (see --help)
+#                                                          is an environment variable
+#   data_dir=my_data weights=sample bash run_F2SA.sh       your data: train_*.json (weights=source) or mixed/train_mixed.json
+#                                                          (weights=sample), val.json, and test.json if there is one
+#   data_dir=my_data prepare=1 bash run_F2SA.sh            run my_data/process.py first
+#   bash run_F2SA.sh --alpha 100                           flags are passed to train_bilevel.py and override variables
+#   DRY_RUN=1 bash run_F2SA.sh                             check settings and data files, print the settings, and stop
+#   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs (default: all visible GPUs)
 #   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
-#   HOSTFILE=hosts bash run_F2SA.sh                        several machines that ssh reaches, a line `name slots=8` each
+#   HOSTFILE=hosts bash run_F2SA.sh                        several machines over ssh; one line `name slots=8` per machine
 #   HOSTFILE=hosts NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_F2SA.sh
-#                                                          without ssh: started on each machine, with its line's number
+#                                                          without ssh: start it on each machine; NODE_RANK is its line
+#                                                          number in HOSTFILE from 0, MASTER_ADDR the first machine
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,9 +39,9 @@ is_on() {
 for name in NPROC NGPU NODE_RANK; do
   [[ -z ${!name:-} || ${!name} =~ ^[0-9]{1,6}$ ]] || mistake "$name=${!name}: expected a whole number"
 done
-is_on DRY_RUN || is_on prepare || true # a word that is neither is told before anything is done
+is_on DRY_RUN || is_on prepare || true # report a wrong word before anything is done
 
-# The configuration.
+# The run file.
 if [ -n "${CONFIG:-}" ]; then
   chosen=CONFIG
 elif nvidia-smi -L >/dev/null 2>&1; then
@@ -55,8 +57,8 @@ for name in $("$python" -m bilevel.settings); do
   if [ -n "${!name:-}" ]; then flags+=("--$name=${!name}"); fi
 done
 
-# The data. The shipped folder's process.py makes its files when they are missing or its constants have changed. Another
-# folder's is a program from somewhere else: it runs only if asked, with prepare=1.
+# The data. The shipped folder's process.py writes its files when they are missing or its constants have changed. The
+# process.py of another folder is somebody's program: it runs only with prepare=1.
 shipped=$here/data_alpaca_0.5
 case ${data_dir:-} in
   -* | \[* | {*) data_dir=./$data_dir ;; # neither a flag nor a list
@@ -83,7 +85,7 @@ if [ -n "${data_dir:-}" ]; then
   if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
 fi
 
-# The processes: one per visible GPU (NGPU limits them), or NPROC on a CPU; those of HOSTFILE's machines.
+# The processes: one per visible GPU (at most NGPU), or NPROC on a CPU, or those of all machines in HOSTFILE.
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
 processes=${NPROC:-${NGPU:-$gpus}}
@@ -102,10 +104,10 @@ if [ -n "${HOSTFILE:-}" ]; then
   total=${slots% *} processes=${slots#* }
   launch=("${DEEPSPEED:-deepspeed}" --no_local_rank --hostfile "$HOSTFILE" ${NGPU:+--num_gpus "$NGPU"})
   if [ -n "${NODE_RANK:-}" ]; then
-    launch+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?is needed beside NODE_RANK: where machine 0 is}")
+    launch+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?must be given together with NODE_RANK: the address of machine 0}")
   fi
 elif [ "$processes" -gt 1 ]; then
-  # A signal gives the processes five minutes to write a checkpoint, and then ends them.
+  # On a signal the processes have five minutes to write a checkpoint; then they are ended.
   launch=("$python" -m bilevel.run.torchrun --standalone --nproc_per_node "$processes" --shutdown_timeout 300)
 else
   launch=("$python")
@@ -115,6 +117,6 @@ if [ "${launch[*]}" != "$python" ]; then flags+=(--backend deepspeed); fi
 script=("$here/train_bilevel.py" "${flags[@]}" "$@")
 check=(env WORLD_SIZE="$total" LOCAL_WORLD_SIZE="$processes" "$python" "${script[@]}" --dry_run)
 if is_on DRY_RUN; then exec "${check[@]}"; fi
-# Mistakes are told once, here, and not by every process under the launcher's own report.
+# Report mistakes once, here, instead of in every process and under the launcher's own report.
 if [ "${launch[*]}" != "$python" ]; then "${check[@]}" >/dev/null; fi
 exec "${launch[@]}" "${script[@]}"

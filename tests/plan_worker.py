@@ -66,7 +66,7 @@ def measure(settings: Settings, world: World) -> dict[str, int]:
 def backward(copies: dict[str, ModelCopy], vocabulary: int, last: bool) -> dict[str, int]:
     """A micro-batch of random tokens through both copies; what is held then."""
     tokens = torch.randint(0, vocabulary, (2, 9))
-    batch = MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(2), torch.arange(2))
+    batch = MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(2), torch.arange(2), torch.ones(2))
     for copy in copies.values():
         copy.backward(copy.losses(batch, 0).sum(), last)
     return held(copies)

@@ -34,13 +34,15 @@ class MicroBatch:
     """Rows of similar length, right-padded; position t of a row predicts targets[t].
 
     input_ids (B, T) int64; targets (B, T) int64, IGNORE where no loss is taken; sample_ids (B,) int64; places (B,)
-    int64, where the row stands in its global batch, or -1 for a row that only fills up this rank's share.
+    int64, where the row stands in its global batch, or -1 for a row that only fills up this rank's share; counts (B,)
+    float64, how many drawn samples the row stands for (bilevel.weights.sampling), 0 for a row that only fills up.
     """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
     sample_ids: torch.Tensor
     places: torch.Tensor
+    counts: torch.Tensor
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Move what the model reads; the rest stays on the CPU, where x is."""
@@ -51,33 +53,21 @@ class MicroBatch:
 class Batch:
     """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches.
 
-    counts (n,) float64: how many drawn samples each stands for, of which there were `drawn` (bilevel.weights.sampling);
-    where nothing is left out, 1 and n.
+    counts (n,) float64: how many drawn samples each stands for (bilevel.weights.sampling); drawn: how many were drawn,
+    |B|. Unless samples are left out, counts are 1 and drawn is n.
     """
 
     sample_ids: torch.Tensor
     micro_batches: list[MicroBatch]
-    counts: torch.Tensor | None = None
-    drawn: int | None = None
-
-    def __post_init__(self):
-        if self.counts is None:
-            self.counts = torch.ones(len(self.sample_ids), dtype=torch.float64)
-            self.drawn = len(self.sample_ids)
+    counts: torch.Tensor
+    drawn: int
 
     def mean(self, values: torch.Tensor) -> float:
-        """Of values (n,), each as often as it counts; nan where nothing is computed."""
+        """Mean of values (n,), each weighted by its count; NaN if no sample is computed."""
         return float((self.counts * values).sum() / self.counts.sum())
 
-    def counts_of(self, micro: MicroBatch) -> torch.Tensor:
-        """Of the rows of one of its micro-batches, (B,) float64; 0 of a row that only fills up."""
-        real = micro.places >= 0
-        counts = torch.zeros(len(micro.places), dtype=torch.float64)
-        counts[real] = self.counts[micro.places[real]]
-        return counts
-
     def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
-        """(n,) on the CPU and equal on all ranks: the losses (B,) of every rank's micro-batches in place."""
+        """The losses (B,) of every rank's micro-batches in the batch's order: (n,) on the CPU, equal on all ranks."""
         whole = torch.zeros(len(self.sample_ids), dtype=losses[0].dtype)
         for batch, loss in zip(self.micro_batches, losses, strict=True):
             real = batch.places >= 0
@@ -147,15 +137,27 @@ class Samples:
         for sample_ids in self.all_ids.split(chunk):
             yield from self.batch(sample_ids, token_budget, world).micro_batches
 
-    def batch(self, sample_ids: torch.Tensor, token_budget: int, world: World = ALONE) -> Batch:
+    def batch(
+        self,
+        sample_ids: torch.Tensor,
+        token_budget: int,
+        world: World = ALONE,
+        counts: torch.Tensor | None = None,
+        drawn: int | None = None,
+    ) -> Batch:
         """Sort a batch by length, deal it to the ranks in turn, and cut each share into micro-batches.
+
+        counts (n,) and drawn as in Batch; None means that every sample drawn is computed.
 
         Every rank gets as many micro-batches of as many rows, whatever the batch: the cuts are those of the longest
         share, and rows without targets fill up the others. A micro-batch holds at most token_budget padded tokens
         (or one row). Without any sample there is one micro-batch, whose row only fills up.
         """
+        counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
+        drawn = len(sample_ids) if drawn is None else drawn
         if not len(sample_ids):
-            return Batch(sample_ids, [_pad({}, np.array([-1]), torch.zeros(1, dtype=torch.int64))])
+            none = torch.zeros(1, dtype=torch.int64)
+            return Batch(sample_ids, [_pad({}, np.array([-1]), none, none.double())], counts, drawn)
         rows = self.tokens[sample_ids.tolist()]
         # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
         lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])
@@ -163,10 +165,10 @@ class Samples:
         filled = np.pad(order, (0, -len(order) % world.size), constant_values=-1)
         shares = filled.reshape(-1, world.size)
         micro_batches = [
-            _pad(rows, shares[start:end, world.rank], sample_ids)
+            _pad(rows, shares[start:end, world.rank], sample_ids, counts)
             for start, end in cuts(lengths[shares[:, 0]], token_budget)
         ]
-        return Batch(sample_ids, micro_batches)
+        return Batch(sample_ids, micro_batches, counts, drawn)
 
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
@@ -238,7 +240,9 @@ TOKEN_FEATURES = datasets.Features(
 )
 
 
-def _pad(rows: dict[str, list[list[int]]], places: np.ndarray, sample_ids: torch.Tensor) -> MicroBatch:
+def _pad(
+    rows: dict[str, list[list[int]]], places: np.ndarray, sample_ids: torch.Tensor, counts: torch.Tensor
+) -> MicroBatch:
     """The rows at these places of the batch; -1 is a row of one token and no target."""
     width = max((len(rows["input_ids"][i]) - 1 for i in places if i >= 0), default=1)
     input_ids = np.zeros((len(places), width), dtype=np.int64)
@@ -249,7 +253,10 @@ def _pad(rows: dict[str, list[list[int]]], places: np.ndarray, sample_ids: torch
             input_ids[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = labels[1:]
     where = torch.from_numpy(places)
-    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[where.clamp_min(0)], where)
+    at = where.clamp_min(0)
+    return MicroBatch(
+        torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[at], where, counts[at] * (where >= 0)
+    )
 
 
 def _known_noise(column: pa.ChunkedArray) -> np.ndarray | None:

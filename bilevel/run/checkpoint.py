@@ -211,7 +211,7 @@ def restore(run: "Run", state: State, checkpoints: Checkpoints) -> None:
     problem = f"it is of step {state['step']}, and the run has {run.steps}" if state["step"] > run.steps else None
     if problem is None:
         try:
-            if state["x"]["x"].shape != run.x.x.shape:
+            if state["x"]["x"].shape != run.weights.x.shape:
                 raise ValueError(f"x has the shape {tuple(state['x']['x'].shape)}")
             run.load_state_dict(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

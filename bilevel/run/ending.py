@@ -5,23 +5,24 @@ ends the run before, a signal or a full disk, the same command writes what is mi
 """
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from bilevel.errors import UserError
-from bilevel.run import lock
+from bilevel.run import lock, results
+from bilevel.run.checkpoint import Checkpoints
+from bilevel.run.interrupt import Interrupt
+from bilevel.run.messages import what_next
+from bilevel.run.state import Row, Run
 from bilevel.settings.fields import Settings
-
-if TYPE_CHECKING:  # imported where they are used, so that mistakes are told at once
-    from bilevel.run.checkpoint import Checkpoints
-    from bilevel.run.interrupt import Interrupt
-    from bilevel.run.state import Run
 
 log = logging.getLogger("bilevel")
 
 
-def keep_state(run: "Run", checkpoints: "Checkpoints") -> bool:
+def keep_state(run: Run, checkpoints: Checkpoints) -> bool:
     """Save the state that the run is in, unless its checkpoint is there; whether it is saved.
 
     A baseline has a state once its scores are known.
@@ -37,11 +38,11 @@ def keep_state(run: "Run", checkpoints: "Checkpoints") -> bool:
 Report = Callable[[Path], object]  # writes the page of a finished run's folder
 
 
-def write_results(run: "Run", checkpoints: "Checkpoints", interrupt: "Interrupt", report: Report) -> int:
-    """Write what a finished run leaves, and its closing words; the exit code. Raises Interrupted between two files."""
-    from bilevel.run.messages import what_next
-    from bilevel.run.results import draw_weights, write_weights
+def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Interrupt, report: Report) -> int:
+    """Write what a finished run leaves, and its closing words; the exit code. Raises Interrupted between two files.
 
+    row: the last of metrics.csv.
+    """
     s, folder = run.settings, run.settings.run_folder
 
     def save_model() -> None:
@@ -51,8 +52,8 @@ def write_results(run: "Run", checkpoints: "Checkpoints", interrupt: "Interrupt"
     def save_weights() -> None:
         interrupt.check()  # from here on it takes no more than seconds
         if run.world.main:
-            draw_weights(folder, run.x, run.train)
-            write_weights(folder / "weights.csv", run.x, run.train, run.scores)
+            results.draw_weights(folder, run.weights, run.train)
+            results.write_weights(folder / "weights.csv", run.weights, run.train, run.scores)
 
     for write in (save_model, save_weights):
         if problem := _problem(run, write):
@@ -61,14 +62,12 @@ def write_results(run: "Run", checkpoints: "Checkpoints", interrupt: "Interrupt"
     if not s.save_every or not run.copies:  # checkpoints were not asked for; this one was for the results
         checkpoints.discard(run.step)
     if run.world.main:
-        _close(run, report)
+        _close(run, row, report)
     return 0
 
 
-def _problem(run: "Run", write: Callable[[], None]) -> str | None:
+def _problem(run: Run, write: Callable[[], None]) -> str | None:
     """Write something; why that failed on any process, the same on all, or None."""
-    from safetensors import SafetensorError
-
     problem = None
     try:
         write()
@@ -77,13 +76,11 @@ def _problem(run: "Run", write: Callable[[], None]) -> str | None:
     return next((found for found in run.world.gather(problem) if found), None)
 
 
-def _close(run: "Run", report: Report) -> None:
+def _close(run: Run, row: Row, report: Report) -> None:
     """The report, the closing words, and the lock away: what comes when all results are there."""
-    from bilevel.run.results import summary
-
     folder = run.settings.run_folder
     report(folder)
-    log.info(summary(folder, run.x, run.train, run.row))
+    log.info(results.summary(folder, run.weights, run.train, row))
     (folder / lock.NAME).unlink()
 
 
@@ -92,13 +89,15 @@ def is_written(settings: Settings) -> bool:
     return (settings.run_folder / "weights.csv").is_file()
 
 
-def complete(settings: Settings, report: Report) -> None:
+def complete(settings: Settings, report: Report) -> int:
     """What a run that was ended in its last moments has left to do, without loading anything. Raises UserError."""
     folder = settings.run_folder
-    held = lock.hold(folder)
-    if held is None:
-        raise UserError(lock.at_work(folder) or f"a process is still at work in {folder}: start again")
-    with held:
-        report(folder)
-        (folder / lock.NAME).unlink()
-    print(f"the run in {folder} was finished but for its report, which has been written now")
+    if os.environ.get("RANK", "0") == "0":
+        held = lock.hold(folder)
+        if held is None:
+            raise UserError(lock.at_work(folder) or f"a process is still at work in {folder}: start again")
+        with held:
+            report(folder)
+            (folder / lock.NAME).unlink()
+        print(f"the run in {folder} was finished but for its report, which has been written now")
+    return 0

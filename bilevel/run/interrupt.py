@@ -5,6 +5,7 @@ A process whose launcher is gone gets SIGTERM, too.
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +20,8 @@ GRACE = 2.0  # seconds: a scheduler signals all processes of a job, and its laun
 WATCH = 1.0  # seconds between two looks at the launcher
 
 
-class Interrupted(BaseException):
-    """A signal wants the run to end. Not an Exception: libraries that catch those must not swallow it."""
+class Interrupted(Exception):
+    """A signal wants the run to end."""
 
     def __init__(self, signal: int):
         super().__init__(f"signal {signal}")
@@ -30,19 +31,22 @@ class Interrupted(BaseException):
 class Interrupt:
     """Handles the signals from the start of the program to its end.
 
-    Without a world, while a run is loading, the first signal raises Interrupted wherever the program is. From `hold` on
-    it is only noted, and with it those that come within GRACE, which ask for the same; a later one ends the process at
+    While the run is loading, before `hold`, the first signal ends the program with 128 and its number. From then on it
+    is only noted, and with it those that come within GRACE, which ask for the same; a later one ends the process at
     once with 128 and its number. A SIGHUP that is ignored, as under nohup, stays ignored.
     """
 
     def __init__(self, world: "World | None" = None, clock: Callable[[], float] = time.monotonic):
         self.world, self.clock, self.signal = world, clock, 0
 
-    def __enter__(self) -> "Interrupt":
+    def begin(self) -> "Interrupt":
+        """Handle signals from now on."""
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         numbers = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
         self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
+
+    __enter__ = begin
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
@@ -71,7 +75,8 @@ class Interrupt:
         if not self.signal:
             self.since, self.signal = self.clock(), number  # in this order: the next may come between
             if self.world is None:
-                raise Interrupted(number)
+                print(f"signal {number}: ended before the first step; the same command starts again", file=sys.stderr)
+                raise SystemExit(128 + number)
         elif self.clock() - self.since > GRACE:
             os._exit(128 + number)
 

@@ -14,6 +14,7 @@ from bilevel.run.lock import at_work
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.deepspeed import zero_config
 from bilevel.settings.fields import Settings, differing
+from bilevel.settings.methods import METHODS
 from bilevel.settings.rules import validate
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
             continue
         if all(roles != ["text"] for _, roles in found):  # a text record makes any number of samples
             records[part] = sum(count for count, _ in found)
-    if settings.weights == "source" and settings.method != "fixed" and len(files.get("train", [])) == 1:
+    if settings.weights == "source" and not METHODS[settings.method].weights_stay and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
             "give more files or use weights=sample"

@@ -6,13 +6,11 @@ each other. Each draw counts 1, so a batch B estimates g(x, y) by 1/|B| sum_B l_
 never computed, and weights of 1 are plain fine-tuning, with the batches of bilevel.data.stream.BatchStream.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 
 from bilevel.data.stream import BatchStream
-from bilevel.seeding import Permutation
+from bilevel.seeding import Permutation, key_number
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.optimizers import XOptimizer
 
@@ -57,7 +55,7 @@ class WeightedStream(BatchStream):
         super().load_state_dict(state)
         key = f"draws of seed {self.seed}, epoch {self.epoch}"
         line = Permutation(self.n, key)(np.arange(self.n))
-        start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % UNIT
+        start = key_number(key) % UNIT
         order, drawn = self._order, draws(self.c, line, start)
         self._order = lambda places: drawn[order(places)]
 

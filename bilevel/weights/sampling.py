@@ -14,10 +14,9 @@ whatever x is. What counts for less than the average is computed in proportion t
 c_i / pi_i = 1; what counts for more is always computed. The floor keeps 1/pi_i bounded, and lets a weight come back.
 """
 
-import hashlib
-
 import torch
 
+from bilevel.seeding import generator
 from bilevel.settings.fields import Settings
 from bilevel.weights.learned import SampleWeights, SourceWeights
 
@@ -37,7 +36,6 @@ def choose(
     if settings.sampling == "uniform":
         return sample_ids, torch.ones(len(sample_ids), dtype=torch.float64)
     pi = chances(x.coefficients(sample_ids), settings.sampling_floor)
-    digest = hashlib.sha256(f"sampling {settings.seed} {step}".encode()).digest()
-    coins = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    computed = torch.rand(len(pi), generator=coins, dtype=torch.float64) < pi
+    coins = torch.rand(len(pi), generator=generator(settings.seed, "sampling", step), dtype=torch.float64)
+    computed = coins < pi
     return sample_ids[computed], 1 / pi[computed]

@@ -4,9 +4,9 @@
 
 Each attempt is a run of a 0.1M-parameter model in a process of its own, forked from this one so that nothing is
 imported again. When it reaches the phase whose turn it is, it is left alone for a random part of that phase and then
-gets SIGKILL, SIGTERM, SIGHUP or SIGINT in turn. The same command follows, and metrics.csv, weights.csv and all of model/
-must then have the bytes of a run that nobody disturbed. A row per kill goes to the table: the phase that the run was in,
-the signal, its exit code, and the problem if there was one. The exit code is 1 if there was any.
+gets SIGKILL, SIGTERM, SIGHUP or SIGINT in turn. The same command follows, and metrics.csv, weights.csv and all of
+model/ must then have the bytes of a run that nobody disturbed. A row per kill goes to the table: the phase that the run
+was in, the signal, its exit code, and the problem if there was one. The exit code is 1 if there was any.
 """
 
 import argparse
@@ -31,9 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from run_helpers import make_data, settings  # noqa: E402
 
 import train_bilevel  # noqa: E402
-from bilevel.data import records, samples  # noqa: E402
-from bilevel.model import copies  # noqa: E402
-from bilevel.monitor import evaluation  # noqa: E402
+from bilevel.data import records  # noqa: E402
 from bilevel.report import command as report  # noqa: E402
 from bilevel.run import checkpoint  # noqa: E402
 
@@ -43,11 +41,11 @@ RUN = {"model_config": MODEL, "max_steps": 12, "save_every": 4, "eval_every": 3}
 # Phase -> what is called when it begins.
 PHASES: dict[str, tuple[Any, str]] = {
     "reading": (records, "_write_rows"),
-    "tokenising": (samples, "load_samples"),
-    "loading": (copies, "make_copies"),
+    "tokenising": (train_bilevel, "load_samples"),
+    "loading": (train_bilevel, "make_copies"),
     "first step": (train_bilevel, "one_step"),
     "checkpoint": (checkpoint._Writing, "_write"),
-    "evaluation": (evaluation, "evaluate"),
+    "evaluation": (train_bilevel, "evaluate"),
     "results": (train_bilevel, "write_results"),
     "report": (report, "write_report"),
 }
@@ -150,7 +148,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="table to write: a row per kill")
     options = parser.parse_args()
     draw, rows = random.Random(options.seed), []
-    train_bilevel.quiet_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         data, whole, log = make_data(home / "data", size=48), home / "whole", home / "whole.log"

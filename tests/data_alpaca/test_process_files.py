@@ -99,9 +99,9 @@ def test_interrupted_renaming_can_be_repeated(program, source, tmp_path, monkeyp
 def folder(tmp_path: Path) -> Path:
     """A copy of the shipped folder with a small data set, whose constants a test may edit."""
     copy = tmp_path / "data"
-    copy.mkdir()
-    for name in ("process.py", "dataset_files.py"):
-        shutil.copy(FOLDER / name, copy)
+    (copy / "generator").mkdir(parents=True)
+    for name in ("process.py", "generator/dataset_files.py"):
+        shutil.copy(FOLDER / name, copy / name)
     (copy / "alpaca_synthetic.json").write_text(json.dumps(sample(40)))
     return copy
 

@@ -241,7 +241,7 @@ def test_choice_of_sources(scripts, tmp_path):
 @pytest.mark.parametrize(
     "args,words",
     [
-        (["a/r", "b/r"], ["named r"]),
+        (["a/r", "b/r"], ["the name r"]),
         (["a/r", "missing"], ["missing/metrics.csv", "No such file"]),
         (["a/r", "--source", "other"], ["no source other", "train_clean, train_noisy"]),
         (["twice"], ["run twice", "step 7"]),

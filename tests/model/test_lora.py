@@ -45,9 +45,10 @@ def trained(family: str) -> tuple[TorchCopy, dict[str, torch.Tensor]]:
     model = load_model(chosen, model_shape(chosen), Tokens())
     copy = TorchCopy(model, weight_decay=0.1, active=([p for p in model.parameters() if p.requires_grad], []))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    micro = MicroBatch(IDS[:, :-1], IDS[:, 1:], torch.arange(4), torch.arange(4))
+    ones = torch.ones(4, dtype=torch.float64)
+    micro = MicroBatch(IDS[:, :-1], IDS[:, 1:], torch.arange(4), torch.arange(4), ones)
     for step in range(3):
-        plain_step(copy, Batch(torch.arange(4), [micro]), 1e-2, step)
+        plain_step(copy, Batch(torch.arange(4), [micro], ones, 4), 1e-2, step)
     return copy, before
 
 

@@ -13,7 +13,7 @@ import pytest
 from run_helpers import settings, train, train_until
 
 import train_bilevel
-from bilevel.baselines import scores
+from bilevel.baselines import scores as baselines
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import ALONE
 from bilevel.report import command as report
@@ -151,7 +151,7 @@ def test_a_baseline_computes_its_scores_once(data: Path, tmp_path: Path, monkeyp
         row = before(train_bilevel.log_row, lambda: os.kill(os.getpid(), signal.SIGTERM))
         patch.setattr(train_bilevel, "log_row", row)
         assert train_bilevel.main(arguments) == 143
-    monkeypatch.setitem(scores.SCORES, "loss", None)
+    monkeypatch.setattr(baselines, "loss_score", None)
     assert train_bilevel.main(arguments) == 0
     for name in ("metrics.csv", "weights.csv"):
         assert filecmp.cmp(tmp_path / "r" / name, tmp_path / "whole" / name, shallow=False)
@@ -183,9 +183,11 @@ def test_nohup_is_obeyed():
 def test_a_signal_while_the_run_is_loading(data: Path, tmp_path: Path, monkeypatch, capsys, number: int):
     """It ends at once, with a sentence and no traceback, and leaves no folder."""
     monkeypatch.setattr(train_bilevel, "setup", lambda *args: (os.kill(os.getpid(), number), time.sleep(5)))
-    assert train_bilevel.main(settings(data, tmp_path / "r")) == 128 + number
+    with pytest.raises(SystemExit) as stopped:
+        train_bilevel.main(settings(data, tmp_path / "r"))
+    assert stopped.value.code == 128 + number
     said = capsys.readouterr()
-    assert f"signal {int(number)}: ended before its first step; the same command starts again" in said.err
+    assert f"signal {int(number)}: ended before the first step; the same command starts again" in said.err
     assert not (tmp_path / "r").exists()
 
 

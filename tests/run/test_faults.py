@@ -103,15 +103,15 @@ def test_a_step_left_out_never_was(data: Path, tmp_path: Path, monkeypatch):
         spoil(patch, "gradient")
         left_out = train(data, tmp_path / "a", **changes)
     with monkeypatch.context() as patch:
-        penalty_step, steps = f2sa.penalty_step, iter(range(1, 100))
+        step, steps = f2sa.step, iter(range(1, 100))
 
-        def idle(**parts):
+        def idle(copies, weights, *rest):
             if next(steps) != AT:
-                return penalty_step(**parts)
-            still = {name: Idle(copy) for name, copy in parts.items() if name in "uw"}
-            return penalty_step(**parts | still | {"x": SourceWeights(parts["x"].source_ids, parts["x"].p, 1.0, "sgd")})
+                return step(copies, weights, *rest)
+            still = {name: Idle(copy) for name, copy in copies.items()}
+            return step(still, SourceWeights(weights.source_ids, weights.p, 1.0, "sgd"), *rest)
 
-        patch.setattr(f2sa, "penalty_step", idle)
+        patch.setattr(f2sa, "step", idle)
         idled = train(data, tmp_path / "b", **changes)
     names = ["weight/train_noisy", "test_loss_w", "test_loss_u"]
     pd.testing.assert_frame_equal(left_out[names], idled[names], check_exact=True)

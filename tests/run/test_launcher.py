@@ -315,7 +315,7 @@ def test_two_machines_learn_what_one_process_learns(
 def test_a_machine_without_ssh_needs_an_address(tmp_path: Path):
     (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
     done = launch(HOSTFILE=str(tmp_path / "hosts"), NODE_RANK="1", DRY_RUN="1")
-    assert done.returncode != 0 and "MASTER_ADDR: is needed beside NODE_RANK" in done.stderr
+    assert done.returncode != 0 and "MASTER_ADDR: must be given together with NODE_RANK" in done.stderr
 
 
 def test_the_memory_plan_knows_the_machines_of_a_hostfile(tmp_path: Path):

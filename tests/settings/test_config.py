@@ -147,7 +147,7 @@ def test_shipped_configs_are_right(config: Path):
         ({"zero_stage": 2}, "zero_stage and deepspeed need backend=deepspeed"),
         ({"backend": "deepspeed", "zero_stage": 2, "deepspeed": "f.json"}, "not both"),
         ({"lisa_train_embeddings": False}, "lisa_train_embeddings=false needs lisa_layers"),
-        ({"x_warmup_steps": 9, "max_steps": 9}, "x_warmup_steps 9 leaves x no step"),
+        ({"x_warmup_steps": 9, "max_steps": 9}, "x_warmup_steps 9: x never moves in max_steps 9"),
     ],
 )
 def test_settings_that_contradict_each_other(changes: dict, message: str):

@@ -113,7 +113,7 @@ def plain_loop(run: Run) -> tuple[dict[str, torch.Tensor], list[float]]:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=s.weight_decay)
     stream, norms = BatchStream(len(run.train), s.global_batch_size, s.seed), []
     for step in range(run.steps):
-        optimizer.param_groups[0]["lr"] = s.lr_y * train_bilevel.schedule(step, run.steps, s.warmup_ratio, "cosine")
+        optimizer.param_groups[0]["lr"] = run.schedule.lr_y(step)
         for number in next(stream).tolist():
             row = run.train.tokens[number]
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])

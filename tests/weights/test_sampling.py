@@ -19,7 +19,7 @@ from bilevel.data.tokenise import Tokeniser
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.settings.fields import Settings
 from bilevel.step.f2sa import penalty_step
-from bilevel.step.gradient import _add_gradient
+from bilevel.step.gradient import add_gradient
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.sampling import chances, choose
 
@@ -66,8 +66,8 @@ def test_the_expected_gradient_of_a_batch_is_that_of_the_whole_batch(make):
     copy, found = TorchCopy(tiny_model()), [torch.zeros_like(p) for p in model.parameters()]
     for probability, ids, counts in outcomes(x):
         if len(ids):
-            batch = dataclasses.replace(cut(ids.tolist(), 2), counts=counts, drawn=len(IDS))
-            _add_gradient(copy, batch, x.coefficients, 0, last=True)
+            batch = cut(ids.tolist(), 2, counts, len(IDS))
+            add_gradient(copy, batch, x.coefficients, 0, last=True)
             for total, p in zip(found, copy.model.parameters(), strict=True):
                 total += probability * p.grad
             copy.discard()
