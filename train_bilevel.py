@@ -12,17 +12,18 @@ import logging
 import os
 import sys
 
+from bilevel.run.interrupt import Interrupt, Interrupted
 from bilevel.run.start import Files, quiet_libraries, refuse, start
 
 # --help, dry runs and mistakes are answered here, before seconds of imports.
 if __name__ == "__main__":
+    interrupt = Interrupt().begin()
     started = start(sys.argv[1:])
     if isinstance(started, int):
         sys.exit(started)
 
 quiet_libraries()
 
-from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -37,12 +38,11 @@ from bilevel.model.loading import load_tokenizer, model_shape
 from bilevel.monitor.evaluation import evaluate
 from bilevel.monitor.metrics import MetricsLog
 from bilevel.report.command import report_on
-from bilevel.run.checkpoint import Checkpoints
+from bilevel.run.checkpoint import Checkpoints, restore
+from bilevel.run.ending import complete, is_written, keep_state, write_results
 from bilevel.run.folder import open_folder
-from bilevel.run.interrupt import Interrupt, Interrupted
 from bilevel.run.messages import describe, show, what_next
 from bilevel.run.preflight import check_steps, too_large
-from bilevel.run.results import draw_weights, summary, write_weights
 from bilevel.run.state import Row, Run, make_weights
 from bilevel.seeding import dropout_seed
 from bilevel.settings.fields import Settings
@@ -57,19 +57,23 @@ log = logging.getLogger("bilevel")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 143 and 130 after SIGTERM and SIGINT."""
-    started = start(argv)
-    return started if isinstance(started, int) else run_to_end(*started)
+    """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 128 + n after signal n (SIGTERM 143)."""
+    with Interrupt() as interrupt:
+        started = start(argv)
+        return started if isinstance(started, int) else run_to_end(*started, interrupt)
 
 
-def run_to_end(settings: Settings, files: Files) -> int:
+def run_to_end(settings: Settings, files: Files, interrupt: Interrupt) -> int:
     """Load, train and write the results of a run whose settings and files have been checked; the exit code."""
     try:
+        if is_written(settings):
+            return complete(settings, report_on)
         run, checkpoints = setup(settings, files)
         metrics = open_folder(run, checkpoints)
     except UserError as error:
         return refuse(error)
-    code = fit(run, checkpoints, metrics)
+    interrupt.hold(run.world)
+    code = fit(run, checkpoints, metrics, interrupt)
     run.world.leave()
     return code
 
@@ -108,7 +112,7 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
     val, test = parts.get("val"), parts.get("test")
     run = Run(settings, world, tokenizer, parts["train"], val, test, pool, copies, lisa, weights, steps)
     if state:
-        run.load_state_dict(state)
+        restore(run, state, checkpoints)
     return run, checkpoints
 
 
@@ -116,35 +120,34 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
 # the loop
 
 
-def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog) -> int:
+def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Interrupt) -> int:
     """Train, log, evaluate, save. The exit code: 0 done, 1 training had to stop, 128 + n after signal n."""
     log.info(describe(run))
     screen = run.world.main and sys.stderr.isatty()
     bar = tqdm(total=run.steps if run.copies else None, initial=run.step, unit="step", disable=not screen)
-    with logging_redirect_tqdm([log]), bar, Interrupt(run.world) as interrupt:
-        try:
+    try:
+        with logging_redirect_tqdm([log]), bar:
             if run.copies:
                 row = train(run, checkpoints, metrics, bar, interrupt)
             else:
                 score(run, lambda: (bar.update(), interrupt.check()))
                 row = log_row(run, metrics, True, interrupt)
-        except TrainingStopped as error:
-            checkpoints.finish()
-            where = f"step {run.step + 1}: " if run.copies else ""  # a score's models say it themselves
-            log.error(f"{where}{error}; {what_next(run.settings, checkpoints.last)}")
-            tell_launcher(error)
-            metrics.close()
-            return 1
-        except Interrupted as stopped:
-            if run.copies and checkpoints.step != run.step:
-                checkpoints.begin(run.step, run.state_dict())
-            saved = ", saved" if checkpoints.finish() and run.copies else ""
-            log.info(f"{stopped}: ended after step {run.step}{saved}; {what_next(run.settings, checkpoints.last)}")
-            metrics.close()
-            return 128 + stopped.signal
-    checkpoints.finish()
-    metrics.close()
-    return finish(run, checkpoints, row)
+        keep_state(run, checkpoints)
+        interrupt.check()
+        metrics.close()
+        return write_results(run, row, checkpoints, interrupt, report_on)
+    except TrainingStopped as error:
+        checkpoints.finish()
+        where = f"step {run.step + 1}: " if run.copies else ""  # a score's models say it themselves
+        log.error(f"{where}{error}; {what_next(run.settings, checkpoints.last)}")
+        tell_launcher(error)
+        metrics.close()
+        return 1
+    except Interrupted as stopped:
+        saved = ", saved" if keep_state(run, checkpoints) else ""
+        log.info(f"{stopped}: ended after step {run.step}{saved}; {what_next(run.settings, checkpoints.last)}")
+        metrics.close()
+        return 128 + stopped.signal
 
 
 def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, bar: tqdm, interrupt: Interrupt) -> Row:
@@ -218,29 +221,6 @@ def move_weights(run: Run, lr_x: float) -> None:
         run.weights.step(lr_x)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the end
-
-
-def finish(run: Run, checkpoints: Checkpoints, row: Row) -> int:
-    """Write what a finished run leaves, and its closing words; the exit code. row: the last of metrics.csv."""
-    s, folder = run.settings, run.settings.run_folder
-    try:
-        if s.save_model in run.copies:
-            run.copies[s.save_model].save(folder / "model", run.tokenizer)
-        if run.world.main:
-            draw_weights(folder, run.weights, run.train)
-            # Last of the results: it says that the run is finished.
-            write_weights(folder / "weights.csv", run.weights, run.train, run.scores)
-            report_on(folder)
-            log.info(summary(folder, run.weights, run.train, row))
-            (folder / "lock").unlink()
-    except (OSError, SafetensorError) as error:
-        log.error(f"the results cannot be written: {error}. Make room; {what_next(s, checkpoints.last)}")
-        return 1
-    return 0
-
-
 def tell_launcher(error: Exception) -> None:
     """torchrun ends its report with the first error of all ranks, if it is told."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -249,7 +229,7 @@ def tell_launcher(error: Exception) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(run_to_end(*started))
+        sys.exit(run_to_end(*started, interrupt))
     except Exception as error:
         tell_launcher(error)
         raise

@@ -240,16 +240,21 @@ def weights_of(scores: torch.Tensor, settings: Settings, train: Samples) -> Fixe
 
 
 def score(run: Run, tick: Callable[[], object]) -> None:
-    """Score the run's training samples; set its scores, weights and operations (summed over processes)."""
+    """Score the run's training samples; set its scores, weights and operations (summed over processes).
+
+    Scores that a checkpoint had are taken.
+    """
     s = run.settings
 
     def new_copy() -> tuple[ModelCopy, Lisa | None]:
         copies, lisa = make_copies(dataclasses.replace(s, method="fixed"), run.world, model_shape(s), run.tokenizer)
         return copies["w"], lisa
 
-    scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
-    run.scores = METHODS[s.method].function()(scoring)
-    run.weights, run.operations = weights_of(run.scores, s, run.train), run.world.size * scoring.operations
+    if run.scores is None:
+        scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
+        run.scores = METHODS[s.method].function()(scoring)
+        run.operations = run.world.size * scoring.operations
+    run.weights = weights_of(run.scores, s, run.train)
 
 
 def _all_supervised(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bilevel.compare.table import RESULTS, draw, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
-from bilevel.files import whole_file
-from bilevel.run.preflight import check_files, hold
+from bilevel.files import is_unfinished, whole_file
+from bilevel.run.lock import hold
+from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings, read_yaml
 from bilevel.settings.fields import Settings, differing, dump
 from bilevel.settings.methods import METHODS
@@ -150,7 +151,7 @@ def check(options: argparse.Namespace, shared: list[str]) -> None:
         now = dataclasses.asdict(settings) | own_options(options)
         if found := differing(read_yaml(str(there)), now):
             raise UserError(f"{options.out} holds a comparison with other settings ({found}); give another --out")
-    elif options.out.exists() and {path.name for path in options.out.iterdir()} - {"lock"}:
+    elif options.out.exists() and not all(name == "lock" or is_unfinished(name) for name in os.listdir(options.out)):
         raise UserError(f"{options.out} exists but holds no comparison; give another --out")
     if "oracle" in options.methods:
         from bilevel.data.records import read_rows

@@ -11,21 +11,24 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bilevel.data.cache import cached_dataset, cached_table
 from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.errors import DataError, first, short
-from bilevel.files import cache_folder, content_hash, whole_file
+from bilevel.files import content_hash
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
+    import pyarrow
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 CHAT_KEYS = ("messages", "conversations", "items")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
+FORMULA = "=+-@"  # as the first character in a cell of weights.csv
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 ROWS_VERSION = 1  # part of the cache key; raise it when rows change for the same file
 
@@ -52,6 +55,10 @@ def find_files(patterns: list[str]) -> list[Path]:
     for file in files.values():
         if not _NAME.fullmatch(str(file)):
             problems.append(f"{str(file)!r}: a name with a control character or bytes that are not UTF-8: rename it")
+        if file.stem[0] in FORMULA:
+            problems.append(
+                f"{file}: a spreadsheet would read a name that begins with {file.stem[0]} as a formula: rename it"
+            )
         if file.stem in stems:
             problems.append(f"{stems[file.stem]} and {file} would both be source {file.stem!r}: rename one")
         stems.setdefault(file.stem, file)
@@ -68,41 +75,34 @@ def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
     import datasets
 
     datasets.disable_progress_bars()
-    file = cached_rows(path, format)
-    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file)), fingerprint=file.parent.name)
+    return cached_dataset(*_cached(path, format))
+
+
+def rows_table(path: Path, format: str) -> "pyarrow.Table":
+    """The same rows without `datasets`, which takes a second to import. Raises DataError."""
+    return cached_table(*_cached(path, format))
 
 
 def count_rows(path: Path, format: str) -> tuple[int, list[str]]:
     """The number of rows of a file and the roles of the first. Raises DataError."""
-    import pyarrow
-
-    with pyarrow.memory_map(str(cached_rows(path, format))) as file:
-        table = pyarrow.ipc.open_stream(file).read_all()
-        return table.num_rows, table["roles"][0].as_py()
+    table = rows_table(path, format)
+    return table.num_rows, table["roles"][0].as_py()
 
 
-def cached_rows(path: Path, format: str) -> Path:
-    """The Arrow file of the rows, in a folder named by all that they depend on; written when there is none."""
+def _cached(path: Path, format: str) -> tuple[str, str, Callable[["pyarrow.NativeFile"], None]]:
+    """Where the cache has a file's rows, by all that they depend on, and what writes them."""
     content = content_hash(path)
     key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {version('datasets')}".encode()).hexdigest()[:32]
-    file = cache_folder() / "rows" / key / "rows.arrow"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_rows(path, format, content, file)
-    return file
+    return "rows", key, functools.partial(_write_rows, path, format, content)
 
 
-def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
+def _write_rows(path: Path, format: str, content: str, sink: "pyarrow.NativeFile") -> None:
     import pyarrow
 
     texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
     schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_()})
     rows = _rows(str(path), format, content)
-    with (
-        whole_file(file, shared=True) as new,
-        pyarrow.OSFile(str(new), "wb") as sink,
-        pyarrow.ipc.new_stream(sink, schema) as writer,
-    ):
+    with pyarrow.ipc.new_stream(sink, schema) as writer:
         while batch := list(itertools.islice(rows, 1000)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
+from bilevel.data.cache import cached_file, mapped_dataset
 from bilevel.data.records import read_rows
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
@@ -101,7 +102,7 @@ class Samples:
     def changed(self, change: Callable[[dict[str, list[list[int]]]], dict[str, list[list[int]]]]) -> "Samples":
         """The same samples with other tokens: `change` is given some rows' input_ids and labels, and returns theirs."""
         other = copy.copy(self)
-        other.tokens = self.tokens.map(change, batched=True, features=self.tokens.features)
+        other.tokens = self.tokens.map(change, batched=True, features=self.tokens.features, load_from_cache_file=False)
         return other
 
     @functools.cached_property
@@ -177,13 +178,7 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
         content, rows = content_hash(file), read_rows(file, format)
         key = hashlib.sha256(f"{rows._fingerprint} {tokeniser.fingerprint} {TOKENS_VERSION}".encode())
         try:
-            table = rows.map(
-                tokeniser,
-                batched=True,
-                remove_columns=["roles", "contents"],
-                features=TOKEN_FEATURES,
-                new_fingerprint=key.hexdigest()[:32],
-            )
+            table = _tokenised(rows, tokeniser, key.hexdigest()[:32])
         except DataError as error:
             raise DataError(f"{file}, {error}") from None
         if not len(table):
@@ -196,6 +191,21 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
         index = table.data.column("index").to_numpy()  # rises
         dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
     return Samples(files, tables, dropped, read)
+
+
+def _tokenised(rows: datasets.Dataset, tokeniser: Tokeniser, key: str) -> datasets.Dataset:
+    """The samples of a file's rows, from the cache under this key. Raises DataError."""
+    tokenise = functools.partial(
+        rows.map,
+        tokeniser,
+        batched=True,
+        remove_columns=["roles", "contents"],
+        features=TOKEN_FEATURES,
+        load_from_cache_file=False,
+        new_fingerprint=key,
+    )
+    file = cached_file("tokens", key, lambda new: tokenise(cache_file_name=str(new)))
+    return tokenise(keep_in_memory=True) if file is None else mapped_dataset(file, key)
 
 
 def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:

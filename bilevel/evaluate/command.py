@@ -10,6 +10,7 @@ and per kind of task if the records have a field `task` or `category`.
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.errors import UserError
 from bilevel.evaluate.answers import correct
-from bilevel.files import content_hash
+from bilevel.files import content_hash, whole_file
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Run the command. Exit code: 0 done, 2 a mistake of the user."""
     args = _parser().parse_args(argv)
     try:
-        if args.out and args.out.exists():
+        if args.out and os.path.lexists(args.out):
             raise UserError(f"--out {args.out}: the file exists and is not overwritten; give another name")
         settings, files = find(args)
         result = evaluate_model(settings, files, args.answer, args.max_new_tokens, args.batch_size)
@@ -44,7 +45,8 @@ def main(argv: list[str]) -> int:
     print(table(result))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
+        with whole_file(args.out, replace=False) as new:
+            new.write_text(text + "\n", encoding="utf-8")
     return 0
 
 

@@ -246,7 +246,7 @@ def write(records: Records, out: Path, total: int) -> None:
 
     bar = tqdm(records, total=total, unit="record", desc=f"writing {out.name}", disable=None, leave=False)
     try:
-        with bar, whole_file(out, shared=True) as new, new.open("xb") as file:
+        with bar, whole_file(out, replace=False) as new, new.open("wb") as file:
             WRITERS[out.suffix](iter(bar), file)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None

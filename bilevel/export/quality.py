@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevel.data.records import cached_rows
+from bilevel.data.records import rows_table
 from bilevel.run.finished import FinishedRun
 
 LETTERS = 2  # a response with at most this many letters and digits is nearly empty
@@ -28,22 +28,20 @@ class Quality:
 
 def look(run: FinishedRun, chosen: np.ndarray) -> Quality:
     """Count among the chosen records (N,) bool. Texts are compared by a 64-bit hash. Raises DataError."""
-    import pyarrow
     from tqdm import tqdm
 
     hashes, letters = np.empty(len(chosen), dtype=np.uint64), np.zeros(len(chosen), dtype=np.int8)
     place = 0
     with tqdm(total=len(chosen), unit="record", desc="looking for duplicates", disable=None, leave=False) as bar:
         for file in run.train:
-            with pyarrow.memory_map(str(cached_rows(Path(file.path), run.settings.format))) as rows:
-                for batch in pyarrow.ipc.open_stream(rows):
-                    part = slice(place, place + len(batch))
-                    here = np.flatnonzero(chosen[part])
-                    for i, row in zip(here + place, batch.take(here).to_pylist(), strict=True):
-                        hashes[i] = _hash(row["contents"])
-                        letters[i] = _letters(row["roles"], row["contents"])
-                    place = part.stop
-                    bar.update(len(batch))
+            for batch in rows_table(Path(file.path), run.settings.format).to_batches():
+                part = slice(place, place + len(batch))
+                here = np.flatnonzero(chosen[part])
+                for i, row in zip(here + place, batch.take(here).to_pylist(), strict=True):
+                    hashes[i] = _hash(row["contents"])
+                    letters[i] = _letters(row["roles"], row["contents"])
+                place = part.stop
+                bar.update(len(batch))
     hashes, letters = hashes[chosen], letters[chosen]
     return Quality(
         repeated=len(hashes) - len(np.unique(hashes)),

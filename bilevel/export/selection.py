@@ -12,9 +12,12 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bilevel.errors import UserError, plain
+from bilevel.files import open_regular
 from bilevel.run.finished import FinishedRun
 
 KEEP, DROP = 1, -1
+MOST_DRAWS = 1000  # with replacement, for each record of the run: more is a slip of the keyboard
+CHUNK = 1 << 20  # draws at a time
 
 
 @dataclass(config=ConfigDict(strict=True), frozen=True)
@@ -40,7 +43,8 @@ def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
     if path is None:
         return np.concatenate(marked)
     try:
-        marks = TypeAdapter(Marks).validate_json(Path(path).read_bytes())
+        with open_regular(Path(path)) as file:
+            marks = TypeAdapter(Marks).validate_json(file.read())
     except OSError as error:
         raise UserError(f"--marks {plain(path, 300)}: {error.strerror or error}") from None
     except ValueError as error:
@@ -91,8 +95,12 @@ def draw(c: np.ndarray, marks: np.ndarray, n: int, replacement: bool, seed: int)
         ends = pool.cumsum()
         if left and not ends[-1] > 0:
             raise UserError(f"--sample {n}: no record has a weight above 0")
-        places = ends.searchsorted(generator.random(left) * ends[-1], side="right")
-        return counts + np.bincount(np.minimum(places, ends.argmax()), minlength=len(c))
+        if n > MOST_DRAWS * len(c):
+            raise UserError(f"--sample {n}: at most {MOST_DRAWS:,} draws for each of the run's {len(c):,} records")
+        for start in range(0, left, CHUNK):
+            places = ends.searchsorted(generator.random(min(CHUNK, left - start)) * ends[-1], side="right")
+            counts += np.bincount(np.minimum(places, ends.argmax()), minlength=len(c))
+        return counts
     pool[kept] = 0
     if np.count_nonzero(pool) < left:
         most = np.count_nonzero(pool) + n - left

@@ -11,6 +11,7 @@ import tokenizers
 import torch
 import transformers
 
+from bilevel.data.cache import say_unusable
 from bilevel.errors import UserError, short
 from bilevel.files import cache_folder, whole_file
 
@@ -70,9 +71,12 @@ def _byte_bpe(rows: "list[datasets.Dataset]", vocab_size: int) -> tokenizers.Tok
         pass
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(_texts(rows), vocab_size=vocab_size, special_tokens=[EOS], show_progress=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file, shared=True) as new:
-        bpe.save(str(new))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as new:
+            new.write_text(bpe._tokenizer.to_str(pretty=True), encoding="utf-8")
+    except OSError as error:
+        say_unusable(error)
     return bpe._tokenizer
 
 

@@ -5,15 +5,17 @@ Every column of metrics.csv is a function of the computation alone; what the clo
 
 import csv
 import io
+import itertools
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bilevel.files import whole_file
+from bilevel.files import move, open_regular, whole_file
 from bilevel.monitor.tracker import NoTracker, WandbTracker
 from bilevel.weights.learned import SampleWeights
 from bilevel.weights.statistics import QUANTILES
@@ -131,15 +133,33 @@ class _CsvFile:
 
     def __init__(self, path: Path, columns: list[str], steps_done: int):
         self.columns = columns
-        rows = []
-        if steps_done and path.exists():
-            with path.open(newline="", encoding="utf-8") as before:
-                read = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
-                rows = [row for row in read if int(row["step"]) < steps_done]
+        rows = self._before(path, steps_done) if steps_done and path.exists() else []
         content = self._lines([dict(zip(columns, columns, strict=True)), *rows])
         with whole_file(path) as new:
             new.write_bytes(content)
         self.path, self.size, self.waiting, self.failing = path, len(content), b"", False
+
+    def _before(self, path: Path, steps_done: int) -> list[dict[str, Any]]:
+        """The rows of steps below steps_done. A file that is not as it was written is kept under another name."""
+        try:
+            with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames != self.columns:
+                    raise ValueError("it has other columns")
+                rows = list(reader)
+                whole = [row["step"].isdigit() and None not in row and None not in row.values() for row in rows]
+                if not all(whole[:-1]):  # of the last row, a killed run may have written a part
+                    raise ValueError(f"row {whole.index(False) + 1} is none")
+            return [row for row, good in zip(rows, whole, strict=True) if good and int(row["step"]) < steps_done]
+        except (ValueError, csv.Error) as error:
+            names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+            aside = next(name for name in names if not os.path.lexists(name))
+            move(path, aside)
+            log.warning(
+                f"{path} is not as the run has written it ({error}), as when a spreadsheet has saved it: it is now "
+                f"{aside.name}, and {path.name} begins anew, after step {steps_done - 1}"
+            )
+            return []
 
     def write(self, row: dict[str, Any]) -> None:
         self.waiting += self._lines([row])

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     try:
         if given.records < 2:
             raise UserError(f"--records {given.records}: give 2 or more")
-        if given.out and given.out.exists():
+        if given.out and os.path.lexists(given.out):
             raise UserError(f"--out {given.out}: the file exists and is not overwritten; give another name")
         if given.out and not given.out.parent.is_dir():
             raise UserError(f"--out {given.out}: the folder {given.out.parent} does not exist")
@@ -55,13 +56,13 @@ def write_report(folder: Path, out: Path | None = None, records: int = RECORDS) 
     """Write the page of a finished run. The default, report.html in its folder, is overwritten. Raises UserError."""
     run = read_finished(folder)
     page = as_html(page_data(run, records))
-    out = out or folder / "report.html"
+    path = out or folder / "report.html"
     try:
-        with whole_file(out) as new:
+        with whole_file(path, replace=out is None) as new:
             new.write_bytes(page)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
-    return out
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path
 
 
 def report_on(folder: Path) -> None:

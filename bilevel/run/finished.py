@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from bilevel.data.json_file import parse_texts, read_bytes
 from bilevel.errors import DataError, UserError, first, plain
-from bilevel.files import content_hash, whole_file
+from bilevel.files import content_hash, open_regular, whole_file
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import Settings
 from bilevel.settings.rules import validate
@@ -121,8 +121,8 @@ def read_data(folder: Path) -> DataFiles:
     """data.json of a run. Raises UserError."""
     path = folder / "data.json"
     try:
-        content = path.read_bytes()
-        return TypeAdapter(DataFiles).validate_json(content)
+        with open_regular(path) as file:
+            return TypeAdapter(DataFiles).validate_json(file.read())
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no data.json, so that nobody knows which files its weights belong to: it was made by an "

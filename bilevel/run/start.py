@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bilevel.errors import UserError
+from bilevel.run.interrupt import watch_launcher
 from bilevel.run.preflight import check_files, check_shape
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings, dump
@@ -24,6 +25,7 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
     """
     try:
         settings, dry_run = load_settings(argv)
+        watch_launcher()
         files = check_files(settings)
         if dry_run:
             print(dump(settings), end="")

@@ -104,6 +104,7 @@ class Run:
             "watch": self.watch.state_dict(),
             "lost": self.guard.lost,
             "x": self.weights.state_dict(),
+            "scores": self.scores,
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
             "copies": {name: copy.state_dict() for name, copy in self.copies.items()},
         }
@@ -111,7 +112,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the copies have the parameters active that LISA had drawn for the last step."""
         self.step, self.skipped, self.row = state["step"], state["skipped"], state["row"]
-        self.guard.lost, self.operations = state["lost"], state["operations"]
+        self.guard.lost, self.operations, self.scores = state["lost"], state["operations"], state["scores"]
         self.watch.load_state_dict(state["watch"])
         self.weights.load_state_dict(state["x"])
         for part in ("streams", "copies"):

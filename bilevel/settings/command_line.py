@@ -6,6 +6,7 @@ parsing takes 0.05 s.
 """
 
 import argparse
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from bilevel.errors import ConfigError, UserError, first, plain, short
+from bilevel.files import open_regular
 from bilevel.settings.fields import FIELDS, FREE, LISTS, Settings, meaning
 from bilevel.settings.rules import unknown_setting, validate
 
@@ -46,7 +48,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises UserError."""
     name = f"--config {plain(path, 300)}"
     try:
-        with open(path, encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(Path(path)), encoding="utf-8") as file:
             text = file.read(LONGEST + 1)
         if len(text) > LONGEST:
             raise UserError(f"{name}: it has more than {LONGEST} characters, so it is not a settings file")
@@ -61,7 +63,11 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that refuses aliases (a few lines could expand to more than fits in memory) and endless numbers."""
+    """YAML loader that refuses what a settings file holds only by mistake.
+
+    These are aliases (a few lines could expand to more than fits in memory), endless numbers, keys given twice, and 010
+    and 12:30, which YAML 1.1 reads as 8 and 750.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -69,13 +75,35 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"{plain(key.value)} is given twice; remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
     def construct_yaml_int(self, node: yaml.Node) -> int:
         value = super().construct_yaml_int(node)
         str(value)  # raises ValueError if it has too many decimal digits, possible for hexadecimal input
+        self._check_notation(node, value)
         return value
+
+    def construct_yaml_float(self, node: yaml.Node) -> float:
+        value = super().construct_yaml_float(node)
+        self._check_notation(node, value)
+        return value
+
+    def _check_notation(self, node: yaml.Node, value: float) -> None:
+        if ":" in node.value or re.match(r"[-+]?0[0-9_]+$", node.value):
+            problem = f"{plain(node.value)} is the number {short(value)} in YAML; write that, or quote it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _yaml(text: str) -> Any:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bilevel.errors import UserError
+from bilevel.errors import UserError, short
+from bilevel.files import open_regular
 from bilevel.settings.fields import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -33,10 +34,11 @@ def zero_config(settings: Settings, dtype: str) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed file and check its zero_optimization section; `stage` is filled in. Raises UserError."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            config = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"deepspeed {path}: {error}") from None
-    zero = config.get("zero_optimization")
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
     if not isinstance(zero, dict):
         raise UserError(
             f"deepspeed {path}: the zero_optimization section is missing; configs/zero2.json has an example"
@@ -44,8 +46,13 @@ def read_config(path: Path) -> dict[str, Any]:
     if decided := sorted(DECIDED.intersection(config)):
         raise UserError(f"deepspeed {path}: remove {', '.join(decided)}; the settings of the run decide this")
     stage = zero.setdefault("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"deepspeed {path}: stage must be 0, 1, 2 or 3, got {short(stage)}")
     for part, least in (("offload_optimizer", 2), ("offload_param", 3)):
-        if (zero.get(part) or {}).get("device", "none") != "none" and stage < least:
+        offload = zero.get(part) or {}
+        if not isinstance(offload, dict):
+            raise UserError(f"deepspeed {path}: {part} must be a section, got {short(offload)}")
+        if offload.get("device", "none") != "none" and stage < least:
             raise UserError(
                 f"deepspeed {path}: {part} needs zero_optimization.stage {least} or higher, but it is {stage}"
             )

@@ -51,7 +51,8 @@ def split(c: np.ndarray, logarithm: bool, few: bool) -> Split | None:
     steps of x are alike everywhere on it; a sigmoid's c is bounded, and the distances that matter are those of c.
     few: the records share a few weights, those of sources, so that a histogram says nothing.
     """
-    values = np.log(np.maximum(c, c[c > 0].min())) if logarithm else c
+    # log 0 is that of the least weight above 0, and of a millionth of the mean at most: so 0 is no weight's equal.
+    values = np.log(np.maximum(c, min(c[c > 0].min(), 1e-6 * c.mean()))) if logarithm else c
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         return None

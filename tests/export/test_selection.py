@@ -251,3 +251,11 @@ def test_few_weights_are_judged_by_their_distance():
         assert found.convincing == convincing and found.sizes == ((50, 100) if convincing else found.sizes)
     assert split(np.full(9, 1.3), logarithm=True, few=True) is None
     assert split(np.full(9, 1.3) + 1e-12 * np.arange(9), logarithm=False, few=False) is None
+
+
+@pytest.mark.parametrize("c", [[2.0, 0.0], [1.02, 0.98, 1.0, 0.0], [1.9, 2.1, 0.0, 0.0]])
+def test_weights_of_0_are_no_weights_equals(c: list[float]):
+    """The clearest case there is: some sources count, and the others not at all."""
+    found = split(np.repeat(c, 50), logarithm=True, few=True)
+    assert found.convincing and found.means[0] == 0 and found.sizes[0] == 50 * c.count(0.0)
+    assert 0 < found.threshold < 0.9

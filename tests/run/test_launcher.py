@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,123 @@ def test_mistakes_end_with_exit_code_2_and_no_traceback():
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "--lr_z: no such setting; did you mean --lr_x?" in done.stderr or "--lr_y?" in done.stderr
     assert "alpha: input should be greater than 0" in done.stderr
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., tuple[int, list[str], str]]:
+    """told(flags, name=value): the exit code, the commands that the launcher starts in a folder, and its errors.
+
+    Nothing is started: `python` says what it was given.
+    """
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case $2 in bilevel.settings) echo lr_y; echo run_name; echo weights;; *) echo "started: $*";; esac\n'
+    )
+    python.chmod(0o755)
+
+    def launched(*flags: str, **environment: str) -> tuple[int, list[str], str]:
+        done = launch(*flags, cwd=tmp_path, PYTHON=str(python), **environment)
+        started = [line.removeprefix("started: ") for line in done.stdout.splitlines() if line.startswith("started: ")]
+        return done.returncode, started, done.stderr
+
+    return launched
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "NPROC=two",
+        "NPROC=-1",
+        "NPROC=2x",
+        "NGPU=1.5",
+        "NODE_RANK=a[0]",
+        "DRY_RUN=perhaps",
+        "DRY_RUN=2",
+        "prepare=later",
+    ],
+)
+def test_a_wrong_word_starts_nothing(told: Callable, wrong: str):
+    name, value = wrong.split("=", 1)
+    code, started, said = told(**{name: value})
+    assert (code, started) == (2, []) and said.startswith(f"error: {wrong}: expected ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["1", "true", "True", "yes", "on"])
+def test_a_dry_run_by_any_word(told: Callable, word: str):
+    code, started, _ = told(DRY_RUN=word)
+    assert code == 0 and started[-1].endswith("--dry_run")
+
+
+@pytest.mark.parametrize("word", ["", "0", "false", "no"])
+def test_no_dry_run_by_any_word(told: Callable, word: str):
+    code, started, _ = told(DRY_RUN=word)
+    assert code == 0 and "--dry_run" not in started[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("one\n", "line 1"),
+        ("one slots=2\n\ntwo slots=two\n", "line 3"),
+        ("one slots=0\n", "line 1"),
+        ("one slots=2 port=3\n", "line 1"),
+        ("# one slots=2\n", "no machine"),
+        ("", "no machine"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_hostfile_that_is_none(told: Callable, tmp_path: Path, content: str | None, problem: str):
+    if content is not None:
+        (tmp_path / "hosts").write_text(content)
+    code, _, said = told(HOSTFILE="hosts")
+    assert code == 2 and said.startswith("error: HOSTFILE=hosts") and problem in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["a=b", "-hosts", "h 1"])
+def test_a_hostfile_of_any_name(told: Callable, tmp_path: Path, name: str):
+    """awk takes a=b for an assignment, and deepspeed -hosts for a flag."""
+    (tmp_path / name).write_text("one slots=2 # and\n\ntwo slots=3\n")
+    (tmp_path / "deepspeed").write_text('#!/bin/sh\necho "started: $*"\n')
+    (tmp_path / "deepspeed").chmod(0o755)
+    code, started, said = told(HOSTFILE=name, DEEPSPEED="./deepspeed")
+    given = f"./{name}" if name.startswith("-") else name
+    assert code == 0 and f"--hostfile {given} " in started[-1], said
+
+
+@pytest.mark.parametrize("name", ["a [1] b", "-x", "--alpha", "*?", "[a]", "{a}", "my=data"])
+def test_a_data_folder_of_any_name(told: Callable, tmp_path: Path, name: str):
+    """What means something in a pattern, to argparse or in YAML is a part of the name; the settings are really read."""
+    folder = make_data(tmp_path / name, size=8)
+    code, started, _ = told(data_dir=name, lr_y="1e-4", run_name="-x")
+    assert code == 0 and "--run_name=-x" in started[-1]
+    environment = {"data_dir": name, "weights": "source", "run_name": "-x"}
+    done = launch(cwd=tmp_path, DRY_RUN="1", output_dir="nowhere", **environment)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout[done.stdout.index("train_data:") :])
+    assert [path.samefile(folder / "val.json") for path in map(tmp_path.joinpath, found["val_data"])] == [True]
+
+
+def test_another_folders_program_runs_only_if_asked(told: Callable, tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    program = tmp_path / "theirs" / "process.py"
+    program.write_text("")
+    for environment in ({}, {"DRY_RUN": "1"}, {"prepare": "0"}):
+        _, started, _ = told(data_dir="theirs", **environment)
+        assert not any("process.py" in command for command in started)
+    _, started, _ = told(data_dir="theirs", prepare="1")
+    assert started[0] == "theirs/process.py --if-needed"
+    program.unlink()
+    code, started, said = told(data_dir="theirs", prepare="1")
+    assert (code, started) == (2, []) and "prepare=1: there is no theirs/process.py" in said
+
+
+def test_the_shipped_program_always_runs(told: Callable, tmp_path: Path):
+    """By default, and under any name of its folder."""
+    (tmp_path / "link").symlink_to(ROOT / "data_alpaca_0.5")
+    for environment in ({}, {"data_dir": "link"}, {"data_dir": f"{ROOT}/data_alpaca_0.5/"}):
+        _, started, _ = told(**environment)
+        assert started[0] == f"{ROOT}/data_alpaca_0.5/process.py --if-needed"
 
 
 @pytest.mark.slow
