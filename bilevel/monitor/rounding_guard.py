@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.errors import TrainingStopped
 from bilevel.model.base_copy import ModelCopy
 from bilevel.seeding import process_seed

@@ -7,7 +7,8 @@ from typing import IO, Any, TypeAlias
 import torch
 import transformers
 
-from bilevel.data.samples import Batch, Samples
+from bilevel.data.batches import Batch
+from bilevel.data.samples import Samples
 from bilevel.data.stream import BatchStream
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa

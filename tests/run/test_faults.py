@@ -17,7 +17,7 @@ import torch
 from run_helpers import TINY, make_data, settings, train, train_until
 
 import train_bilevel
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.monitor import evaluation as heldout
 from bilevel.monitor import metrics

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import distributed
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.model.loading import model_shape, trained_shape
