@@ -67,6 +67,7 @@ def load_model(
             dtype=dtype,
             attn_implementation=settings.attn_implementation,
         )
+        _check_finite(model, settings.model_name_or_path)
     else:
         model = new_model(config, tokenizer, settings.attn_implementation, settings.seed)
     if settings.lisa_layers is not None and (frozen := [n for n, p in model.named_parameters() if not p.requires_grad]):
@@ -83,6 +84,15 @@ def load_model(
         add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
     model.own_dropouts = own_dropouts
     return speed_up(model).train()
+
+
+def _check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raises UserError if the model's own weights hold NaN or infinity."""
+    if bad := [parameter for parameter, values in model.named_parameters() if not values.isfinite().all()]:
+        raise UserError(
+            f"model_name_or_path {name!r}: {len(bad)} of its tensors hold NaN or infinity ({bad[0]}, ...), so no loss "
+            "can be computed; take another copy of the model"
+        )
 
 
 def save_model(

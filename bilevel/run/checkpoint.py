@@ -213,6 +213,8 @@ def restore(run: "Run", state: State, checkpoints: Checkpoints) -> None:
         try:
             if state["x"]["x"].shape != run.weights.x.shape:
                 raise ValueError(f"x has the shape {tuple(state['x']['x'].shape)}")
+            if state["x"]["x"].isnan().any():
+                raise ValueError("x is NaN")
             run.load_state_dict(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             problem = f"{type(error).__name__} {short(str(error), 300)}"

@@ -59,7 +59,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
         if problem := _problem(run, write):
             log.error(f"the results cannot be written: {problem}. Make room; {what_next(s, checkpoints.last)}")
             return 1
-    if not s.save_every or not run.copies:  # checkpoints were not asked for; this one was for the results
+    if s.save_every == 0 or not run.copies:  # checkpoints were not asked for; this one was for the results
         checkpoints.discard(run.step)
     if run.world.main:
         _close(run, row, report)

@@ -24,8 +24,10 @@ from typing import Any
 
 import torch
 
+from bilevel.errors import TrainingStopped
 from bilevel.weights.optimizers import XOptimizer
 
+TOO_FAR = "{}: steps of x with lr_x {:g} carry it too far. Start again with a smaller lr_x"
 CHUNK = 1 << 20  # entries of which float64 is made at a time
 
 
@@ -82,6 +84,8 @@ class SourceWeights:
         index, grad = self.gradient(self.optimizer.kind == "mirror")
         if len(index) >= 2:
             self.x[index] += self.optimizer.update(index, grad, lr)
+            if not self.x[index].isfinite().all():
+                raise TrainingStopped(TOO_FAR.format("x is not finite any more", lr))
         self.clear()
 
     def clear(self) -> None:
@@ -152,6 +156,8 @@ class SampleWeights:
         """
         ids, gaps, counts = (torch.cat(parts) for parts in (self.ids, self.gaps, self.counts))
         c = counts * self.coefficients(ids)
+        if not c.sum() > 0:  # all of them underflow, and 0/0 would be x for good; their ratios are still known
+            c = counts * self._ratios(ids)
         centred = counts * (gaps - (c * gaps).sum() / c.sum())
         index, place = ids.unique(return_inverse=True)
         total = torch.zeros(len(index), dtype=torch.float64).index_add_(0, place, centred)
@@ -165,7 +171,18 @@ class SampleWeights:
             self.x[index] += self.optimizer.update(index, grad, lr).float()
             self._raise_shift(float(self.x[index].max()))
             self.total += float(self._raw(self.x[index]).sum())
+            self._check(index, lr)
         self.clear()
+
+    def _check(self, index: torch.Tensor, lr: float) -> None:
+        """Raises TrainingStopped where x has left the range in which there are weights."""
+        least = self.n * 1e-300  # below it, N / total is infinite
+        if self.x[index].isfinite().all() and not self.total > least:  # it can be rounding, too
+            self.refresh()
+        if not self.x[index].isfinite().all():
+            raise TrainingStopped(TOO_FAR.format("x is not finite any more", lr))
+        if not self.total > least:
+            raise TrainingStopped(TOO_FAR.format("every weight has become 0", lr))
 
     def clear(self) -> None:
         """Forget the gaps seen since the last step of x."""
@@ -204,6 +221,12 @@ class SampleWeights:
     def _raw(self, x: torch.Tensor) -> torch.Tensor:
         """Unnormalised coefficients, float64."""
         return torch.sigmoid(x.double()) if self.x_map == "sigmoid" else torch.exp(x.double() - self.shift)
+
+    def _ratios(self, sample_ids: torch.Tensor) -> torch.Tensor:
+        """Coefficients of the samples relative to the largest of them, (B,) float64; never all 0."""
+        x = self.x[sample_ids].double()
+        logarithms = torch.nn.functional.logsigmoid(x) if self.x_map == "sigmoid" else x
+        return torch.exp(logarithms - logarithms.max())
 
     def _raise_shift(self, top: float) -> None:
         """Keep the shift of softmax at the running maximum of x, so that no exponential overflows."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
@@ -132,11 +133,12 @@ def check_out(out: Path, manifest: dict[str, object], contents: dict[str, bytes]
 
 def write(out: Path, contents: dict[str, bytes]) -> None:
     """Write all files under temporary names, remove files of an earlier run without a successor, then rename."""
-    aside = {out / name: (out / name).with_name(f".{Path(name).name}.{os.getpid()}") for name in contents}
+    aside = {out / name: (out / name).with_name(f".{secrets.token_hex(8)}.new") for name in contents}
     try:
         for (path, temporary), content in zip(aside.items(), contents.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
+            with temporary.open("xb") as file:  # a random name: nobody's file is opened
+                file.write(content)
         for name in set(FILES) - set(contents):
             (out / name).unlink(missing_ok=True)
         for path, temporary in aside.items():
