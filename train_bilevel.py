@@ -267,7 +267,8 @@ def finish(run: "Run", checkpoints: "Checkpoints") -> int:
 
     from bilevel.report.command import report_on
     from bilevel.run.messages import what_next
-    from bilevel.run.results import draw_weights, summary, write_weights
+    from bilevel.run.results import draw_weights, summary
+    from bilevel.weights.csv_file import write_weights
 
     s, folder = run.settings, run.settings.run_folder
     try:

@@ -14,13 +14,14 @@ from bilevel.model.lisa import Lisa
 from bilevel.monitor.alarms import Watch
 from bilevel.monitor.rounding_guard import RoundingGuard
 from bilevel.processes import World
-from bilevel.run.results import read_start
 from bilevel.settings.fields import Settings
 from bilevel.step.f2sa import leave_out
 from bilevel.step.result import NonFiniteLoss
-from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights, WeightedStream
+from bilevel.weights.draws import WeightedStream
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.sampling import choose
+from bilevel.weights.start import read_start
 
 log = logging.getLogger("bilevel")
 
