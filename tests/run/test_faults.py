@@ -24,7 +24,6 @@ from bilevel.monitor import metrics
 from bilevel.monitor.alarms import WINDOW, Watch
 from bilevel.monitor.metrics import Columns, MetricsLog
 from bilevel.monitor.tracker import NoTracker, WandbTracker
-from bilevel.run import results
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
 from bilevel.step import f2sa
@@ -302,7 +301,7 @@ def test_no_room_for_the_results_loses_no_run(data: Path, tmp_path: Path, monkey
         def full(*args) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(results, "draw_weights", full)
+        patch.setattr(train_bilevel, "draw_weights", full)
         assert train_bilevel.main(settings(data, out, **changes)) == 1
     assert "the results cannot be written" in capsys.readouterr().out and not (out / "weights.csv").exists()
     assert train_bilevel.main(settings(data, out, **changes)) == 0
