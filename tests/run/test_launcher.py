@@ -176,7 +176,13 @@ def test_a_data_folder_of_any_name(told: Callable, tmp_path: Path, name: str):
     folder = make_data(tmp_path / name, size=8)
     code, started, _ = told(data_dir=name, lr_y="1e-4", run_name="-x")
     assert code == 0 and "--run_name=-x" in started[-1]
-    environment = {"data_dir": name, "weights": "source", "run_name": "-x"}
+    environment = {
+        "data_dir": name,
+        "weights": "source",
+        "run_name": "-x",
+        "global_batch_size": "8",
+        "val_batch_size": "8",
+    }
     done = launch(cwd=tmp_path, DRY_RUN="1", output_dir="nowhere", **environment)
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout[done.stdout.index("train_data:") :])
