@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.batches import Batch, MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.weights.learned import SampleWeights, SourceWeights

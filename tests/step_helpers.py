@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.batches import Batch, MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.step.f2sa import penalty_step

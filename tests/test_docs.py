@@ -41,16 +41,11 @@ PAGES[COMPARISON_PAGE] = (ROOT / COMPARISON_PAGE).read_text(encoding="utf-8")
 COSTS, BASELINES = PAGES["docs/costs.md"], PAGES["docs/baselines-and-comparison.md"]
 
 
-def tracked() -> list[str]:
-    """What a clone of the working tree would hold."""
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [file for file in out.split("\n") if file and (ROOT / file).exists()]
-
-
 def top_folders() -> set[str]:
-    """Folders at the top that hold files of the repository, and are not hidden."""
-    return {file.split("/")[0] for file in tracked() if "/" in file and not file.startswith(".")}
+    """Folders at the top that a clone has, and that are not hidden."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return folders - {name.rstrip("/") for name in ignored}
 
 
 def commands() -> list[str]:
@@ -215,10 +210,17 @@ def test_flags_that_are_named_are_settings_or_options() -> None:
     """Each `NAME=value bash run_F2SA.sh` names settings or the launcher's own words."""
     from bilevel.settings.fields import FIELDS
 
-    own = set(re.findall(r"\$\{(\w+):", (ROOT / "run_F2SA.sh").read_text(encoding="utf-8"))) | {"CONFIG", "data_dir"}
+    own = set(re.findall(r"\b[A-Z][A-Z_]+\b", (ROOT / "run_F2SA.sh").read_text(encoding="utf-8"))) | {"data_dir"}
     for command in commands():
         for name in re.findall(r"(\w+)=\S+(?= .*run_F2SA\.sh)", command):
             assert name in FIELDS or name in own, (name, command)
+
+
+def tracked() -> list[str]:
+    """What a clone of the working tree would hold."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [file for file in out.split("\n") if file and (ROOT / file).exists()]
 
 
 @pytest.fixture(scope="module")

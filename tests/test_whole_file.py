@@ -32,6 +32,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path, error: 
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_what_was_there_and_the_next_one_goes_on(tmp_path: Path):
     path = tmp_path / "file.csv"
     path.write_text("before")

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from bilevel.data.samples import MicroBatch, Samples
+from bilevel.data.batches import MicroBatch
+from bilevel.data.samples import Samples
 from bilevel.model.lisa import find_blocks
 from bilevel.model.losses import sample_losses
 from bilevel.model.torch_copy import TorchCopy

@@ -1,13 +1,11 @@
-"""Rows -> tokenised samples -> a resumable stream of global batches -> micro-batches.
+"""Tokenised samples: files of records become one table on the disk, from which batches are taken.
 
-1. rows of a file     -> input_ids, labels; tokenised in batches and cached on disk (`datasets`)
+1. rows of a file     -> input_ids, labels; tokenised in batches and cached on the disk (`datasets`)
 2. tokenised files    -> Samples: one table, sample i of source s(i)
-3. (n, batch, seed)   -> BatchStream: batches of sample numbers, every sample once per epoch
-4. a batch            -> micro-batches (B, T) of similar length under a budget of padded tokens
+3. sample numbers     -> a global batch (bilevel.data.stream draws them, bilevel.data.batches cuts it)
 """
 
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,60 +17,15 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
+from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import cached_file, mapped_dataset
 from bilevel.data.records import read_rows
-from bilevel.data.tokenise import IGNORE, Tokeniser
+from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import DataError
 from bilevel.files import content_hash
 from bilevel.processes import ALONE, World
 
 TOKENS_VERSION = 1  # part of the cache key; raise it when tokens change for the same rows
-
-
-@dataclasses.dataclass
-class MicroBatch:
-    """Rows of similar length, right-padded; position t of a row predicts targets[t].
-
-    input_ids (B, T) int64; targets (B, T) int64, IGNORE where no loss is taken; sample_ids (B,) int64; places (B,)
-    int64, where the row stands in its global batch, or -1 for a row that only fills up this rank's share; counts (B,)
-    float64, how many drawn samples the row stands for (bilevel.weights.sampling), 0 for a row that only fills up.
-    """
-
-    input_ids: torch.Tensor
-    targets: torch.Tensor
-    sample_ids: torch.Tensor
-    places: torch.Tensor
-    counts: torch.Tensor
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        """Move what the model reads; the rest stays on the CPU, where x is."""
-        return dataclasses.replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
-
-
-@dataclasses.dataclass
-class Batch:
-    """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches.
-
-    counts (n,) float64: how many drawn samples each stands for (bilevel.weights.sampling); drawn: how many were drawn,
-    |B|. Unless samples are left out, counts are 1 and drawn is n.
-    """
-
-    sample_ids: torch.Tensor
-    micro_batches: list[MicroBatch]
-    counts: torch.Tensor
-    drawn: int
-
-    def mean(self, values: torch.Tensor) -> float:
-        """Mean of values (n,), each weighted by its count; NaN if no sample is computed."""
-        return float((self.counts * values).sum() / self.counts.sum())
-
-    def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
-        """The losses (B,) of every rank's micro-batches in the batch's order: (n,) on the CPU, equal on all ranks."""
-        whole = torch.zeros(len(self.sample_ids), dtype=losses[0].dtype)
-        for batch, loss in zip(self.micro_batches, losses, strict=True):
-            real = batch.places >= 0
-            whole[batch.places[real]] = loss.detach().cpu()[real]
-        return world.sum(whole)
 
 
 class Samples:
@@ -145,30 +98,14 @@ class Samples:
         counts: torch.Tensor | None = None,
         drawn: int | None = None,
     ) -> Batch:
-        """Sort a batch by length, deal it to the ranks in turn, and cut each share into micro-batches.
+        """A global batch of these samples (n,), cut for this rank by make_micro_batches.
 
         counts (n,) and drawn as in Batch; None means that every sample drawn is computed.
-
-        Every rank gets as many micro-batches of as many rows, whatever the batch: the cuts are those of the longest
-        share, and rows without targets fill up the others. A micro-batch holds at most token_budget padded tokens
-        (or one row). Without any sample there is one micro-batch, whose row only fills up.
         """
         counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
         drawn = len(sample_ids) if drawn is None else drawn
-        if not len(sample_ids):
-            none = torch.zeros(1, dtype=torch.int64)
-            return Batch(sample_ids, [_pad({}, np.array([-1]), none, none.double())], counts, drawn)
-        rows = self.tokens[sample_ids.tolist()]
-        # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
-        lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])
-        order = np.argsort(-lengths, kind="stable")
-        filled = np.pad(order, (0, -len(order) % world.size), constant_values=-1)
-        shares = filled.reshape(-1, world.size)
-        micro_batches = [
-            _pad(rows, shares[start:end, world.rank], sample_ids, counts)
-            for start, end in cuts(lengths[shares[:, 0]], token_budget)
-        ]
-        return Batch(sample_ids, micro_batches, counts, drawn)
+        rows = self.tokens[sample_ids.tolist()] if len(sample_ids) else NO_ROWS
+        return Batch(sample_ids, make_micro_batches(rows, sample_ids, counts, token_budget, world), counts, drawn)
 
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
@@ -208,28 +145,6 @@ def _tokenised(rows: datasets.Dataset, tokeniser: Tokeniser, key: str) -> datase
     return tokenise(keep_in_memory=True) if file is None else mapped_dataset(file, key)
 
 
-def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
-    """Where to cut rows of falling lengths (n,) into micro-batches: [start, end) each, the longest row first.
-
-    The cheapest by the cost model: a micro-batch costs its padded tokens and a 32nd of the budget for its own
-    overhead, and holds at most token_budget padded tokens (or one row). Dynamic programming over the last cut.
-    """
-    n, overhead = len(lengths), token_budget / 32
-    cost, previous = np.zeros(n + 1), np.zeros(n + 1, dtype=int)
-    for end in range(1, n + 1):
-        starts = np.arange(end)
-        tokens = (end - starts) * lengths[:end]
-        total = cost[:end] + tokens + overhead
-        total[(tokens > token_budget) & (starts < end - 1)] = np.inf
-        previous[end] = total.argmin()
-        cost[end] = total[previous[end]]
-    found, end = [], n
-    while end:
-        found.append((int(previous[end]), end))
-        end = int(previous[end])
-    return found[::-1]
-
-
 TOKEN_FEATURES = datasets.Features(
     {
         "index": datasets.Value("int64"),
@@ -238,25 +153,6 @@ TOKEN_FEATURES = datasets.Features(
         "labels": datasets.List(datasets.Value("int32")),
     }
 )
-
-
-def _pad(
-    rows: dict[str, list[list[int]]], places: np.ndarray, sample_ids: torch.Tensor, counts: torch.Tensor
-) -> MicroBatch:
-    """The rows at these places of the batch; -1 is a row of one token and no target."""
-    width = max((len(rows["input_ids"][i]) - 1 for i in places if i >= 0), default=1)
-    input_ids = np.zeros((len(places), width), dtype=np.int64)
-    targets = np.full((len(places), width), IGNORE, dtype=np.int64)
-    for row, i in enumerate(places):
-        if i >= 0:
-            ids, labels = rows["input_ids"][i], rows["labels"][i]
-            input_ids[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = labels[1:]
-    where = torch.from_numpy(places)
-    at = where.clamp_min(0)
-    return MicroBatch(
-        torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[at], where, counts[at] * (where >= 0)
-    )
 
 
 def _known_noise(column: pa.ChunkedArray) -> np.ndarray | None:

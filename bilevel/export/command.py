@@ -198,7 +198,7 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
         kept, known = n > 0, ~np.isnan(c)
         means = [float(c[part & known].mean()) if (part & known).any() else math.nan for part in (kept, ~kept)]
         rows.append([Path(file.file).stem, file.records, kept.sum(), n.sum(), kept.mean(), *means])
-    names = ["source", "records", "kept", "rows", "share", "mean c kept", "mean c dropped"]
+    names = ["source", "records", "kept", "rows", "share", "mean c kept", "mean c other"]
     found = pd.DataFrame(rows, columns=names)
     if (found["kept"] == found["rows"]).all():
         found = found.drop(columns="rows")

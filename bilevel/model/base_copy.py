@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.model.flops import Passes
 from bilevel.model.losses import sample_losses
 from bilevel.processes import World

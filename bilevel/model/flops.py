@@ -9,7 +9,7 @@ import transformers
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.data.tokenise import IGNORE
 
 

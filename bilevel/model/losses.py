@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
 

@@ -18,6 +18,7 @@ from bilevel.run.interrupt import Interrupt
 from bilevel.run.messages import what_next
 from bilevel.run.state import Row, Run
 from bilevel.settings.fields import Settings
+from bilevel.weights import csv_file
 
 log = logging.getLogger("bilevel")
 
@@ -53,7 +54,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
         interrupt.check()  # from here on it takes no more than seconds
         if run.world.main:
             results.draw_weights(folder, run.weights, run.train)
-            results.write_weights(folder / "weights.csv", run.weights, run.train, run.scores)
+            csv_file.write_weights(folder / "weights.csv", run.weights, run.train, run.scores)
 
     for write in (save_model, save_weights):
         if problem := _problem(run, write):

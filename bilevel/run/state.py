@@ -7,21 +7,23 @@ from typing import IO, Any, TypeAlias
 import torch
 import transformers
 
-from bilevel.data.samples import Batch, Samples
+from bilevel.data.batches import Batch
+from bilevel.data.samples import Samples
 from bilevel.data.stream import BatchStream
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.monitor.alarms import Watch
 from bilevel.monitor.rounding_guard import RoundingGuard
 from bilevel.processes import World
-from bilevel.run.results import read_start
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
 from bilevel.step.result import NonFiniteLoss, leave_out
 from bilevel.step.schedule import Schedule
-from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights, WeightedStream
+from bilevel.weights.draws import WeightedStream
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.sampling import choose
+from bilevel.weights.start import read_start
 
 log = logging.getLogger("bilevel")
 

@@ -16,7 +16,7 @@ passes, where DoGE runs a backward pass for each source.
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.losses import sample_losses
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.seeding import seed_masks

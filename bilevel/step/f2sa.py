@@ -16,7 +16,7 @@ Ma and Zhang, "Near-Optimal Nonconvex-Strongly-Convex Bilevel Optimization with 
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, add_mean_gradient, tokens_read

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 
 Factors = Callable[[torch.Tensor], torch.Tensor]  # sample numbers (B,) -> factors (B,) float64

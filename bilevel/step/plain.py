@@ -2,7 +2,7 @@
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, tokens_read

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.errors import TrainingStopped
 from bilevel.model.base_copy import ModelCopy
 

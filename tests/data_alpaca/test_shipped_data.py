@@ -33,6 +33,7 @@ def generated(tmp_path: Path, *flags: str) -> bytes:
     return out.read_bytes()
 
 
+@pytest.mark.slow
 def test_generator_makes_the_shipped_bytes(tmp_path):
     assert generated(tmp_path / "new") == SHIPPED.read_bytes() == generated(tmp_path / "new")
     assert generated(tmp_path, "--seed", "1") != SHIPPED.read_bytes()
@@ -41,6 +42,7 @@ def test_generator_makes_the_shipped_bytes(tmp_path):
     assert generated(tmp_path, "--seed", "1")
 
 
+@pytest.mark.slow
 def test_chosen_kinds_and_more_records_of_each(tmp_path):
     records = json.loads(generated(tmp_path, "--tasks", "plural", "capitals", "--per_task", "120"))
     assert Counter(record["task"] for record in records) == {"plural": 120, "capitals": 120}

@@ -207,6 +207,7 @@ def test_mistakes(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_is_there_before_torch():
     code = "import sys; from bilevel.evaluate import command; command._parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

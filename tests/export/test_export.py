@@ -187,7 +187,7 @@ def test_sources_by_a_suggested_threshold(two: Path, capsys: pytest.CaptureFixtu
 def test_what_is_said_of_the_kept(run: Path, capsys: pytest.CaptureFixture):
     exported(run, "out.jsonl", "--threshold", "0.2")
     screen = capsys.readouterr().out
-    assert f" train {5:8d} {4:5d} 0.8000 {np.mean([1.5, 0.25, 1.75, 1.499]):12.4f} {0.001:12.4f}" in screen
+    assert f" train {5:8d} {4:5d} 0.8000 {np.mean([1.5, 0.25, 1.75, 1.499]):12.4f} {0.001:13.4f}" in screen
     assert "1 repeat an earlier one (apart from white space and case)" in screen
     assert "without letters and digits: 1, with only one or two: 1" in screen
     assert f"wrote {run.parent / 'out.jsonl'}: 4 records" in screen
@@ -328,6 +328,7 @@ def test_a_full_disk_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, 
     assert sorted(path.name for path in run.parent.iterdir()) == ["data", "run"]
 
 
+@pytest.mark.slow
 def test_the_command(run: Path):
     """As a user types it; it needs no torch."""
     check = (

@@ -82,7 +82,7 @@ def test_as_many_as_there_are_are_all():
 
 
 def test_too_many():
-    with pytest.raises(UserError, match="8 records have a weight above 0; draw as many at most, or --replacement"):
+    with pytest.raises(UserError, match="8 records have a weight above 0; draw at most as many, or add --replacement"):
         draw(WEIGHTS, NONE, 9, False, 0)
     with pytest.raises(UserError, match="no record has a weight above 0"):
         draw(np.array([0.0, np.nan]), NONE[:2], 1, True, 0)
@@ -118,7 +118,7 @@ def test_marks_go_before_weights():
     np.testing.assert_allclose(found[rest], inclusion(WEIGHTS[rest], 2), atol=0.03)
     found = frequencies(4, replacement=True, marks=marks)
     assert found[2] == 1 and found[6] > 1 and found[[4, 9]].tolist() == [0, 0]
-    with pytest.raises(UserError, match="2 records are marked keep; draw as many at least"):
+    with pytest.raises(UserError, match="2 records are marked keep; draw at least as many"):
         draw(WEIGHTS, marks, 1, False, 0)
 
 

@@ -43,6 +43,7 @@ SIZES = {
     "EleutherAI/gpt-neox-20b": 20_554_567_680,
     "01-ai/Yi-34B": 34_388_917_248,
 }
+WORKER = ROOT / "tests" / "workers" / "plan_worker.py"
 RUN_FILES = sorted((ROOT / "configs").glob("*-[18]x*.yaml"))
 LIMITS = {"yi-34b-8xa40": 46, "qwen2.5-32b-8xh100": 76, "llama3-8b-1x80gb": 80}  # GB per GPU
 
@@ -85,7 +86,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(request.param)]
     done = subprocess.run(
-        [*launcher, "--master_port", str(port), "tests/plan_worker.py", folder / "cases.json", folder / "out.json"],
+        [*launcher, "--master_port", str(port), WORKER, folder / "cases.json", folder / "out.json"],
         cwd=ROOT,
         env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -97,6 +98,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_tensors_are_those_that_are_held(measured: tuple[int, list]):
     processes, results = measured
     wrong = []

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.memory.activations import LiveBytes
 from bilevel.model import chunked_head as head_module

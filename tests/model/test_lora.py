@@ -1,4 +1,4 @@
-"""LoRA: adapters train, all else rests, and what is saved is a plain model."""
+"""LoRA: only the adapters are trained, and a plain model is saved."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from run_helpers import settings, train, train_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.batches import Batch, MicroBatch
 from bilevel.memory.plan import plan
 from bilevel.model.loading import load_model, model_shape
 from bilevel.model.torch_copy import TorchCopy

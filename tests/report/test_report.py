@@ -22,9 +22,16 @@ from bilevel.report import command as report
 from bilevel.report import contents as report_data
 from bilevel.run.finished import FinishedRun, read_finished
 
-browsing = pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     not installed(), reason="no Chromium here: apt-get install chromium chromium-driver (CI has them)"
 )
+
+
+def browsing(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts a browser."""
+    return pytest.mark.slow(needs_browser(test))
+
+
 N = 10_000
 A, B = "a.json", "b <i> &amp;.json"
 HOSTILE = {  # by place: (instruction, output) of records that try to be more than text

@@ -20,6 +20,7 @@ from bilevel.report import command as report
 from bilevel.run import interrupt, results
 from bilevel.run.checkpoint import Checkpoints
 from bilevel.run.interrupt import Interrupt, watch_launcher
+from bilevel.weights import csv_file
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
@@ -29,7 +30,7 @@ SHORT = {"max_steps": 3, "save_every": 0, "eval_every": 2}
 MOMENTS = {
     "the model": (TorchCopy, "save", 143),
     "the picture": (results, "draw_weights", 0),
-    "the weights": (results, "write_weights", 0),
+    "the weights": (csv_file, "write_weights", 0),
     "the report": (report, "write_report", 0),
     "the words": (results, "summary", 0),
 }

@@ -11,10 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from run_helpers import ROOT, make_data, settings
-
-from bilevel.errors import ConfigError
-from bilevel.settings.command_line import load_settings
+from run_helpers import ROOT, make_data
 
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "HF_DATASETS_CACHE")}
 
@@ -42,12 +39,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("my data"))
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_takes_tiny_and_says_so():
     done = launch(DRY_RUN="1", output_dir="nowhere")
     assert "run_F2SA.sh: ./configs/tiny.yaml (no GPU was found); CONFIG=FILE chooses another" in done.stdout
     assert "run_name: tiny\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_with_a_gpu_it_takes_gpt2(tmp_path: Path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: some'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -55,22 +54,26 @@ def test_with_a_gpu_it_takes_gpt2(tmp_path: Path):
     assert settings["run_name"] == "gpt2" and settings["model_name_or_path"] == "openai-community/gpt2"
 
 
+@pytest.mark.slow
 def test_settings_from_the_environment_and_flags_that_win():
     settings = dry_run("--alpha", "7", lr_y="2e-5", lr_x="0.3", alpha="100", upper_every="4", tracker="none")
     assert (settings["lr_y"], settings["lr_x"], settings["alpha"], settings["upper_every"]) == (2e-5, 0.3, 7.0, 4)
     assert settings["run_name"] == "tiny-lr_x=0.3-alpha=7-lr_y=2e-5-upper_every=4"
 
 
+@pytest.mark.slow
 def test_config_from_the_environment():
     assert dry_run(CONFIG="configs/gpt2.yaml")["run_name"] == "gpt2"
 
 
+@pytest.mark.slow
 def test_data_dir_from_another_working_directory(data: Path, tmp_path: Path):
     settings = dry_run(cwd=tmp_path, data_dir=str(data))
     assert settings["train_data"] == [f"{data}/train_*.json"]
     assert settings["val_data"] == [f"{data}/val.json"] and settings["test_data"] == [f"{data}/test.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["environment", "flag", "flag="])
 def test_per_sample_runs_read_the_mixed_file(data: Path, how: str):
     flags = {"environment": [], "flag": ["--weights", "sample"], "flag=": ["--weights=sample"]}[how]
@@ -81,6 +84,7 @@ def test_per_sample_runs_read_the_mixed_file(data: Path, how: str):
     assert shipped["train_data"] == ["./data_alpaca_0.5/mixed/train_mixed.json"]
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_exit_code_2_and_no_traceback():
     done = launch("--lr_z", "3", DRY_RUN="1", alpha="-1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -211,6 +215,7 @@ def test_the_shipped_program_always_runs(told: Callable, tmp_path: Path):
         assert started[0] == f"{ROOT}/data_alpaca_0.5/process.py --if-needed"
 
 
+@pytest.mark.slow
 def test_a_run_by_the_launcher(data: Path, tmp_path: Path):
     model = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 2, n_head: 2}"
     done = launch(
@@ -245,7 +250,7 @@ def check_same(one: pd.DataFrame, two: pd.DataFrame) -> None:
     np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
 
 
-@pytest.mark.slow  # half a minute
+@pytest.mark.slow
 def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
     """At stage 0 the weights stay fp32 and are cast in each pass, as under plain torch."""
     metrics = {}
@@ -258,6 +263,8 @@ def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
     pd.testing.assert_frame_equal(metrics["torch"], metrics["deepspeed"], rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, one_process: pd.DataFrame):
     """NPROC=2 starts two gloo processes under DeepSpeed."""
     flags, environment = short_run(data, "two")
@@ -292,6 +299,7 @@ def two_machines() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_machines_learn_what_one_process_learns(
     data: Path, tmp_path: Path, one_process: pd.DataFrame, two_machines: list[str]
 ):
@@ -318,24 +326,28 @@ def test_two_machines_learn_what_one_process_learns(
     check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
 
 
+@pytest.mark.slow
 def test_a_machine_without_ssh_needs_an_address(tmp_path: Path):
     (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
     done = launch(HOSTFILE=str(tmp_path / "hosts"), NODE_RANK="1", DRY_RUN="1")
     assert done.returncode != 0 and "MASTER_ADDR: must be given together with NODE_RANK" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_memory_plan_knows_the_machines_of_a_hostfile(tmp_path: Path):
     (tmp_path / "hosts").write_text("one slots=8\n# three slots=4\ntwo slots=8\n")
     done = launch(HOSTFILE=str(tmp_path / "hosts"), DRY_RUN="1", output_dir="nowhere")
     assert done.returncode == 0 and "16 GPUs" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
     """One of two ranks raises; the launcher returns soon, non-zero, and its last words are that rank's."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    from bilevel import f2sa\n"
+        "    from bilevel.step import f2sa\n"
         "    def step(*args, **kwargs): raise RuntimeError('rank 1 is gone')\n"
         "    f2sa.penalty_step = step\n"
     )
@@ -345,9 +357,3 @@ def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
     assert done.returncode != 0 and time.monotonic() - begun < 90
     *_, last, end = (line.strip() for line in done.stderr.splitlines() if line.strip())
     assert last == "RuntimeError: rank 1 is gone" and set(end) == {"="}, done.stderr[-3000:]
-
-
-def test_plain_torch_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="several processes were launched, which needs backend=deepspeed"):
-        load_settings(settings(tmp_path, tmp_path / "r"))

@@ -37,7 +37,7 @@ def by_autograd(kind: str, weights: SourceWeights | SampleWeights, gaps: torch.T
     """1/nu (d/dx g(x, w) - d/dx g(x, u)), half of it with order 2, from the gaps of all samples."""
     x = weights.x.double().clone().requires_grad_()
     (coefficients(kind, x) * gaps).mean().backward()
-    return weights.alpha * x.grad
+    return weights.factor * x.grad
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,6 @@
 """Run under torchrun by test_plan: bytes of the tensors that two copies really hold, for each of many settings.
 
-torchrun ... tests/plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
+torchrun ... plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
 """
 
 import itertools
@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import distributed
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.model.loading import model_shape, trained_shape

@@ -30,7 +30,7 @@ from zero_common import (
     zero_copy,
 )
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.lisa import Layers
 from bilevel.model.zero_copy import ZeroCopy, load_copies
 from bilevel.processes import World
