@@ -226,7 +226,7 @@ def test_validation_data_are_not_needed_and_one_source_is_enough(data: Path, tmp
         ({"method": "f2sa", "val_data": []}, "val_data: missing"),
         ({"method": "f2sa", "val_in_training": True}, "val_in_training=true needs method=fixed"),
         ({"val_in_training": True, "val_data": []}, "val_data: missing"),
-        ({"save_model": "u"}, "method=fixed trains one copy, w"),
+        ({"save_model": "u"}, "method=fixed trains only w"),
         ({"method": "fixd"}, "method: input should be"),
     ],
 )
