@@ -151,6 +151,7 @@ def test_what_was_left_out_counts_after_a_resume(data: Path, tmp_path: Path, mon
 
 def watch(x: SourceWeights | SampleWeights, steps: int = 100, **changes) -> Watch:
     sources = [f"s{i}" for i in range(len(x.x))]
+    changes = {"x_optimizer": "adam"} | changes
     return Watch(Settings(train_data=["a"], val_data=["b"], model_config=TINY, **changes), x, sources, steps)
 
 
