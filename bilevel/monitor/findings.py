@@ -14,7 +14,8 @@ def evidence_row(weights: Weights, sources: list[str]) -> dict[str, float]:
         return {}
     found = dict(zip(sources, weights.evidence.findings(weights.x), strict=True))
     row = {f"difference/{name}": each.difference for name, each in found.items()}
-    row |= {f"evidence/{name}": math.copysign(max(0, each.evidence), each.difference) for name, each in found.items()}
+    for name, each in found.items():
+        row[f"evidence/{name}"] = math.copysign(each.evidence, each.difference) if each.evidence > 0 else 0.0
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
