@@ -152,8 +152,9 @@ class Watch:
             return f"They wait for x_warmup_steps ({s.x_warmup_steps} of {self.steps} steps); try fewer"
         if not (evidence.H > 0).any():
             return (
-                "There is no evidence at all: in no step have gaps of two sources differed. Try a larger lr_y "
-                f"({s.lr_y:g}) or a smaller alpha ({s.alpha:g})"
+                "There is no evidence at all: in no step have gaps of two sources differed. Try a global_batch_size "
+                f"({s.global_batch_size}) that holds several sources, a larger lr_y ({s.lr_y:g}) or a smaller alpha "
+                f"({s.alpha:g})"
             )
         found = evidence.findings(self.watched.x)
         number, name = min((each.steps_needed, name) for each, name in zip(found, self.sources, strict=True))
