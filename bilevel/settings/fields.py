@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from bilevel.settings.methods import METHODS
+from bilevel.settings.optimizers import OPTIMIZERS
 
 
 def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
@@ -111,7 +112,7 @@ class Settings:
         "weights", "with sampling=weighted: smallest probability that a sample is computed", 0.1, gt=0, le=1
     )
     x_warmup_steps: int = _setting("weights", "model steps before x starts to move", 0, ge=0)
-    x_optimizer: Literal["auto", "adam", "sgd", "mirror"] | None = _setting(
+    x_optimizer: Literal[*OPTIMIZERS] | None = _setting(
         "weights",
         "what moves x: auto (per source) needs no learning rate, adam is the papers'; null: auto per source, adam per "
         "sample",
@@ -245,12 +246,12 @@ class Settings:
     @property
     def x_has_rate(self) -> bool:
         """Whether lr_x moves the weights."""
-        return self.learned and self.x_optimizer != "auto"
+        return self.learned and OPTIMIZERS[self.x_optimizer].rate
 
     @property
     def x_every(self) -> int:
         """Model steps per step of x."""
-        return 1 if self.x_optimizer == "auto" else self.upper_every
+        return self.upper_every if OPTIMIZERS[self.x_optimizer].rate else 1
 
     @property
     def weighted_draws(self) -> bool:

@@ -8,6 +8,13 @@ here, and imported when a run starts, so that settings can be checked in no time
 import dataclasses
 import importlib
 from collections.abc import Callable
+from typing import Any
+
+
+def imported(place: str) -> Any:
+    """What stands under a name in a module, `module:name`; the module is imported now."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +40,7 @@ class Method:
 
     def function(self) -> Callable:
         """Its step or score function, imported now."""
-        module, _, name = self.place.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return imported(self.place)
 
 
 METHODS = {

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from bilevel.errors import first, plain, short
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.methods import METHODS
+from bilevel.settings.optimizers import OPTIMIZERS
 
 Rule = tuple[set[str], bool, str]  # (settings involved, whether they break the rule, message if they do)
 
@@ -85,9 +86,9 @@ def _of_method(s: Settings) -> list[Rule]:
         ),
         (
             {"x_optimizer", "weights", "method"},
-            s.learned and s.x_optimizer == "auto" and s.weights == "sample",
-            "x_optimizer=auto moves the weights of sources; with weights=sample use mirror, adam or sgd, or leave "
-            "x_optimizer out (adam)",
+            s.learned and s.weights == "sample" and not OPTIMIZERS[s.x_optimizer].per_sample,
+            f"x_optimizer={s.x_optimizer} moves the weights of sources; with weights=sample use mirror, adam or sgd, or "
+            "leave x_optimizer out (adam)",
         ),
         (
             {"method", "backend"},

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from bilevel.errors import TrainingStopped
+from bilevel.settings.optimizers import OPTIMIZERS
 from bilevel.weights.chunks import chunks
 from bilevel.weights.evidence import Evidence
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
-from bilevel.weights.optimizers import OPTIMIZERS
 
 TOO_FAR = "{}: steps of x with lr_x {:g} carry it too far. Start again with a smaller lr_x"
 
@@ -29,12 +29,12 @@ class SourceWeights(FixedSourceWeights):
     """One logit per source, which learns.
 
     start (S,): p at the start, at least 1e-12 each. factor: 1/nu, or 1/(2 nu) with order 2. optimizer: a name in
-    OPTIMIZERS.
+    OPTIMIZERS (bilevel.settings.optimizers).
     """
 
     def __init__(self, source_ids: torch.Tensor, start: torch.Tensor, factor: float, optimizer: str):
         super().__init__(source_ids, start.double().clamp_min(1e-12))
-        self.factor, self.optimizer = factor, OPTIMIZERS[optimizer](len(start))
+        self.factor, self.optimizer = factor, OPTIMIZERS[optimizer].kind()(len(start))
         self.evidence = Evidence(self.x, len(source_ids))
         self.clear()
 
@@ -108,7 +108,7 @@ class SampleWeights(FixedSampleWeights):
         self.n, self.x_map, self.factor = n, x_map, factor
         level = 0.0 if x_map == "softmax" else math.log(sigmoid_start / (1 - sigmoid_start))
         self.x = torch.full((n,), level) if start is None else _inverse(start, x_map, sigmoid_start)
-        self.optimizer = OPTIMIZERS[optimizer](n)
+        self.optimizer = OPTIMIZERS[optimizer].kind()(n)
         self.clear()
         self.refresh()
 

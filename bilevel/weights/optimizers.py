@@ -1,13 +1,12 @@
-"""The rules that move x, one class each, and the table that x_optimizer chooses from.
+"""The rules that move x by its gradient: Adam, SGD and mirror descent.
 
-A new rule is one class (in a module of its own, if it is long, as bilevel.weights.auto) and one row of OPTIMIZERS.
+bilevel.settings.optimizers has the table of all rules, a row each.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from bilevel.weights.auto import Auto
 from bilevel.weights.base_optimizer import XOptimizer
 from bilevel.weights.fixed import Weights
 
@@ -57,6 +56,3 @@ class Mirror(SGD):
     """
 
     uses_slope = False
-
-
-OPTIMIZERS: dict[str, type[XOptimizer]] = {"auto": Auto, "adam": Adam, "sgd": SGD, "mirror": Mirror}

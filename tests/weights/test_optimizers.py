@@ -1,4 +1,4 @@
-"""bilevel/weights/optimizers.py: the table of rules that move x, and what a new rule needs."""
+"""bilevel/settings/optimizers.py: the table of rules that move x, and what a new rule needs."""
 
 import math
 from typing import get_args
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bilevel.settings.fields import FIELDS
+from bilevel.settings.optimizers import OPTIMIZERS, Optimizer
+from bilevel.weights.base_optimizer import XOptimizer
 from bilevel.weights.learned import SampleWeights, SourceWeights
-from bilevel.weights.optimizers import OPTIMIZERS, XOptimizer
 
 SOURCES = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -40,8 +41,8 @@ def test_a_rule_goes_on_from_its_state(name: str):
 def test_how_far_a_rule_can_carry_x():
     """Adam by the sum of the learning rates; by how much the others do is for the gradients to say."""
     rates = [0.1, 0.2, 0.3]
-    assert OPTIMIZERS["adam"](1).reach(rates) == pytest.approx(0.6)
-    assert OPTIMIZERS["sgd"](1).reach(rates) == OPTIMIZERS["mirror"](1).reach(rates) == math.inf
+    assert OPTIMIZERS["adam"].kind()(1).reach(rates) == pytest.approx(0.6)
+    assert OPTIMIZERS["sgd"].kind()(1).reach(rates) == OPTIMIZERS["mirror"].kind()(1).reach(rates) == math.inf
 
 
 class SumOfGaps(XOptimizer):
@@ -66,7 +67,7 @@ class SumOfGaps(XOptimizer):
 @pytest.mark.parametrize("kind", ["source", "sample"])
 def test_a_new_rule_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch, kind: str):
     """Also one that looks at every model step, even when x does not move; and it resumes."""
-    monkeypatch.setitem(OPTIMIZERS, "sum", SumOfGaps)
+    monkeypatch.setitem(OPTIMIZERS, "sum", Optimizer(f"{__name__}:SumOfGaps"))
     gaps = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
     ids = torch.tensor([0, 2, 5])  # of source 0, 1 and 2
 

@@ -1,0 +1,31 @@
+"""The rules that move x, a row each: the class and what it needs.
+
+The classes are in bilevel.weights. They are named here, and imported when a run starts, so that settings can be checked
+in no time.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from bilevel.settings.methods import imported
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """One rule. place: module and name of its class, a bilevel.weights.base_optimizer.XOptimizer."""
+
+    place: str
+    per_sample: bool = True  # moves the weights of single samples, too
+    rate: bool = True  # has a learning rate, lr_x, and moves x every upper_every steps; otherwise at every step
+
+    def kind(self) -> Callable:
+        """Its class, imported now. It is called with the number of entries of x."""
+        return imported(self.place)
+
+
+OPTIMIZERS = {
+    "auto": Optimizer("bilevel.weights.auto:Auto", per_sample=False, rate=False),
+    "adam": Optimizer("bilevel.weights.optimizers:Adam"),
+    "sgd": Optimizer("bilevel.weights.optimizers:SGD"),
+    "mirror": Optimizer("bilevel.weights.optimizers:Mirror"),
+}
