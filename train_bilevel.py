@@ -94,7 +94,7 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
     from bilevel.baselines.scores import check_scorable
     from bilevel.data.samples import load_samples
     from bilevel.data.stream import steps_per_run
-    from bilevel.data.tokenise import Tokeniser
+    from bilevel.data.tokenise import make_tokeniser
     from bilevel.model.copies import make_copies, start_world
     from bilevel.run.checkpoint import Checkpoints
     from bilevel.run.state import Run, make_weights
@@ -102,7 +102,7 @@ def setup(settings: Settings, files: dict[str, list[Path]]) -> "tuple[Run, Check
     world = start_world(settings)
     with world.main_first():  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
-        tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
+        tokeniser = make_tokeniser(tokenizer, settings)
         parts = {part: load_samples(files[part], settings.format, tokeniser) for part in files if files[part]}
         pool = parts["train"]
         if settings.val_in_training:

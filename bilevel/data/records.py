@@ -2,13 +2,16 @@
 
 1. patterns           -> files, sorted by source name (the file's stem)
 2. JSON or JSON Lines -> records, parsed one at a time; errors name the file and the record (counted from 0)
-3. Alpaca, chat, text -> rows {index, roles, contents, is_noisy}, cached by the file's content (Arrow)
+3. Alpaca, chat, text -> rows {index, roles, contents, more, is_noisy}, cached by the file's content (Arrow), by a
+                         reader per layout (bilevel.data.layouts)
 """
 
+import array
 import functools
 import glob
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,17 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel.data.json_file import parse_records, read_bytes
+from bilevel.data.layouts.alpaca import alpaca
+from bilevel.data.layouts.conversation import CHAT_KEYS, conversation
+from bilevel.data.layouts.plain_text import plain_text
+from bilevel.data.layouts.values import field_names
+from bilevel.data.notes import Notes
 from bilevel.errors import DataError, first, short
 from bilevel.files import cache_folder, content_hash, whole_file
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
+    import numpy as np
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-CHAT_KEYS = ("messages", "conversations", "items")
+LEARNED_ROLES = ("response", "assistant", "text")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-ROWS_VERSION = 1  # part of the cache key; raise it when rows change for the same file
+ROWS_VERSION = 2  # part of the cache key; raise it when rows change for the same file
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -61,9 +68,10 @@ def find_files(patterns: list[str]) -> list[Path]:
 
 
 def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
-    """One row per record: index (its place in the file), roles, contents, is_noisy (None where unknown).
+    """One row per record: index (its place in the file), roles, contents, more, is_noisy (None where unknown).
 
-    roles are prompt, response (Alpaca); system, user, assistant (chat); text. Raises DataError.
+    roles are prompt, response, ... (Alpaca); system, developer, user, assistant, tool (chat); text. more is JSON, what a
+    chat template needs beside roles and contents (bilevel.data.layouts.values.Row), or None. Raises DataError.
     """
     import datasets
 
@@ -81,6 +89,18 @@ def count_rows(path: Path, format: str) -> tuple[int, list[str]]:
         return table.num_rows, table["roles"][0].as_py()
 
 
+def row_notes(path: Path, format: str) -> Notes:
+    """What was worth saying when the file was read: fields that are not used, empty responses, repeated records."""
+    return Notes.read(cached_rows(path, format).with_name("notes.json"))
+
+
+def row_hashes(path: Path, format: str) -> "np.ndarray":
+    """(records,) uint64, a hash of each record's roles and texts without differences in white space."""
+    import numpy as np
+
+    return np.fromfile(cached_rows(path, format).with_name("hashes"), dtype=np.uint64)
+
+
 def cached_rows(path: Path, format: str) -> Path:
     """The Arrow file of the rows, in a folder named by all that they depend on; written when there is none."""
     content = content_hash(path)
@@ -93,11 +113,15 @@ def cached_rows(path: Path, format: str) -> Path:
 
 
 def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
+    """The rows, and before them what is kept beside them, so that whoever finds the rows finds all."""
     import pyarrow
 
     texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
-    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_()})
-    rows = _rows(str(path), format, content)
+    schema = pyarrow.schema(
+        {"index": pyarrow.int64(), **texts, "more": pyarrow.large_string(), "is_noisy": pyarrow.bool_()}
+    )
+    notes, hashes = Notes(), array.array("Q")
+    rows = _rows(str(path), format, content, notes)
     with (
         whole_file(file, shared=True) as new,
         pyarrow.OSFile(str(new), "wb") as sink,
@@ -105,24 +129,51 @@ def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
     ):
         while batch := list(itertools.islice(rows, 1000)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            hashes.extend(_hash(row) for row in batch)
+        _count_repeated(hashes, notes)
+        with whole_file(file.with_name("hashes"), shared=True) as beside:
+            beside.write_bytes(hashes.tobytes())
+        notes.write(file.with_name("notes.json"))
 
 
-def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
+def _rows(path: str, format: str, content: str, notes: Notes) -> Iterator[dict[str, Any]]:
     """The rows of a file whose bytes have the SHA-256 `content`; it is read anew here, and may have changed."""
-    convert = None
+    read = None
     for index, record in enumerate(parse_records(Path(path), read_bytes(Path(path), content))):
         where = f"{path}, record {index}"
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected an object with fields, got {type(record).__name__}")
-        if convert is None:
-            convert = _CONVERTERS[_detect(record, where) if format == "auto" else format]
-        roles, contents = zip(*convert(record, where), strict=True)
+        if read is None:
+            read = _READERS[_detect(record, where) if format == "auto" else format]
+        row = read(record, where)
+        roles, contents = zip(*row.turns, strict=True)
         is_noisy = record.get("is_noisy")
         if is_noisy is not None and not isinstance(is_noisy, bool):
             raise DataError(f"{where}: is_noisy must be true or false, got {short(is_noisy)}")
-        yield {"index": index, "roles": roles, "contents": contents, "is_noisy": is_noisy}
-    if convert is None:
+        notes.update((f"{field}: not used" for field in row.unused), index)
+        if any(role in LEARNED_ROLES and not text.strip() for role, text in row.turns):
+            notes.add("a response is empty", index)
+        more = json.dumps(row.more, ensure_ascii=False) if row.more else None
+        yield {"index": index, "roles": roles, "contents": contents, "more": more, "is_noisy": is_noisy}
+    if read is None:
         raise DataError(f"{path}: holds no record")
+
+
+def _hash(row: dict[str, Any]) -> int:
+    """64 bits of a hash of a row's roles and texts, in which all white space is alike."""
+    parts = (*row["roles"], *(" ".join(text.split()) for text in row["contents"]), row["more"] or "")
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())
+
+
+def _count_repeated(hashes: array.array, notes: Notes) -> None:
+    """Note how many records are the same as an earlier one."""
+    import numpy as np
+
+    places = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)[1]
+    if count := len(hashes) - len(places):
+        again = np.ones(len(hashes), dtype=bool)
+        again[places] = False
+        notes.found["equal to an earlier record but for white space"] = [count, int(again.argmax())]
 
 
 def _detect(record: dict[str, Any], where: str) -> str:
@@ -133,66 +184,12 @@ def _detect(record: dict[str, Any], where: str) -> str:
     if "text" in record:
         return "text"
     raise DataError(
-        f"{where}: format not recognised from its fields {_fields(record)}; expected instruction and output "
+        f"{where}: format not recognised from its fields {field_names(record)}; expected instruction and output "
         f"(alpaca), one of {', '.join(CHAT_KEYS)} (chat), or text"
     )
 
 
-def _alpaca(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    """The prompt of an Alpaca record under our headings, and its response."""
-    instruction, response = _text(record, "instruction", where), _text(record, "output", where)
-    extra = "" if record.get("input") is None else _text(record, "input", where)
-    parts = [("Instruction", instruction)] + ([("Input", extra)] if extra else [])
-    prompt = "".join(f"### {title}:\n{content}\n\n" for title, content in parts) + "### Response:\n"
-    return [("prompt", prompt), ("response", response)]
-
-
-def _chat(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    key = next((key for key in CHAT_KEYS if key in record), None)
-    if key is None:
-        raise DataError(f"{where}: no {' or '.join(CHAT_KEYS)} field")
-    messages = record[key]
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: {key} must be a list of messages, got {_typed(messages)}")
-    turns = []
-    for number, message in enumerate(messages):
-        place = f"{where}, message {number}"
-        if not isinstance(message, dict):
-            raise DataError(f"{place}: expected an object, got {_typed(message)}")
-        speaker, content = ("role", "content") if "role" in message else ("from", "value")
-        role = _text(message, speaker, place)
-        if role not in ROLES:
-            raise DataError(f"{place}: unknown {speaker} {short(role)}; known are {', '.join(ROLES)}")
-        turns.append((ROLES[role], _text(message, content, place)))
-    if all(role != "assistant" for role, _ in turns):
-        raise DataError(f"{where}: no message from the assistant, nothing to learn")
-    return turns
-
-
-def _plain(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    return [("text", _text(record, "text", where))]
-
-
-_CONVERTERS = {"alpaca": _alpaca, "chat": _chat, "text": _plain}
-
-
-def _text(record: dict[str, Any], field: str, where: str) -> str:
-    if field not in record:
-        raise DataError(f"{where}: no field {field!r}; it has {_fields(record)}")
-    value = record[field]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {field!r} must be text, got {_typed(value)}")
-    if _SURROGATE.search(value):
-        raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no text")
-    return value
-
-
-def _fields(record: dict[str, Any]) -> str:
-    return short(sorted(record), 200)
-
-
-def _typed(value: Any) -> str:
-    return f"{type(value).__name__} {short(value)}"
+_READERS = {"alpaca": alpaca, "chat": conversation, "text": plain_text}
 
 
 def _glob(pattern: str) -> Iterator[str]:

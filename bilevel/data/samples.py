@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
-from bilevel.data.records import read_rows
+from bilevel.data.notes import Notes, kept
+from bilevel.data.records import read_rows, row_notes
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
 from bilevel.files import content_hash
 from bilevel.processes import ALONE, World
 
-TOKENS_VERSION = 1  # part of the cache key; raise it when tokens change for the same rows
+TOKENS_VERSION = 2  # part of the cache key; raise it when tokens change for the same rows
 
 
 @dataclasses.dataclass
@@ -87,7 +88,8 @@ class Batch:
 class Samples:
     """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name.
 
-    dropped: the records of each file without a supervised token; read: SHA-256 and number of records of each file.
+    dropped: the records of each file without a supervised token; read: SHA-256 and number of records of each file;
+    notes: what is worth saying of each file at the start, in lines.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Samples:
         tables: list[datasets.Dataset],
         dropped: list[int],
         read: Sequence[tuple[str, int]] = (),
+        notes: Sequence[list[str]] = (),
     ):
         self.files, self.dropped, self.read = files, dropped, read
+        self.notes = notes or [[] for _ in files]
         self.sources = [file.stem for file in files]
         self.fingerprints = {file.name: table._fingerprint for file, table in zip(files, tables, strict=True)}
         self.table = datasets.concatenate_datasets(tables)  # mapped from the disk
@@ -170,15 +174,16 @@ class Samples:
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
     """Read, check and tokenise files, from the cache where they have been seen. Raises DataError."""
-    tables, dropped, read = [], [], []
+    tables, dropped, read, notes = [], [], [], []
     for file in files:
         content, rows = content_hash(file), read_rows(file, format)
         key = hashlib.sha256(f"{rows._fingerprint} {tokeniser.fingerprint} {TOKENS_VERSION}".encode())
+        tokeniser.notes = Notes()
         try:
             table = rows.map(
                 tokeniser,
                 batched=True,
-                remove_columns=["roles", "contents"],
+                remove_columns=["roles", "contents", "more"],
                 features=TOKEN_FEATURES,
                 new_fingerprint=key.hexdigest()[:32],
             )
@@ -191,9 +196,11 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
             )
         tables.append(table)
         read.append((content, len(rows)))
+        said = kept(tokeniser.notes, key.hexdigest()[:32])
+        notes.append([*row_notes(file, format).lines(), *said.lines()])
         index = table.data.column("index").to_numpy()  # rises
         dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
-    return Samples(files, tables, dropped, read)
+    return Samples(files, tables, dropped, read, notes)
 
 
 def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:

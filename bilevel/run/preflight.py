@@ -21,6 +21,7 @@ AT_WORK = "a process is still at work in {}: wait for it, end it, or give anothe
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
     """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
+    from bilevel.data.overlap import shared_files
     from bilevel.data.records import count_rows, find_files
     from bilevel.errors import DataError
 
@@ -35,8 +36,11 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
         except DataError as error:
             problems.append(f"{part}_data: {error}")
             continue
-        if all(roles != ["text"] for _, roles in found):  # a text record makes any number of samples
+        if all(
+            roles != ["text"] and roles.count("assistant") < 2 for _, roles in found
+        ):  # others make any number of samples
             records[part] = sum(count for count, _ in found)
+    problems += shared_files(files)
     if settings.weights == "source" and settings.method != "fixed" and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "

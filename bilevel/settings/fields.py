@@ -40,6 +40,18 @@ class Settings:
     loss_on: Literal["response", "all"] = _setting(
         "data", "tokens that enter the loss: responses (with EOS) or all", "response"
     )
+    turns: Literal["all", "shared", "last"] = _setting(
+        "data",
+        "assistant turns to learn: all (one whose context the chat template rewrites later becomes a sample of its "
+        "own), shared (those that share one text with the last), or the last of each record",
+        "all",
+    )
+    template_kwargs: dict[str, Any] | None = _setting(
+        "data", "variables of the chat template, such as {enable_thinking: false}; a record's own go first", None
+    )
+    special_tokens_in_text: bool = _setting(
+        "data", "text records that spell special tokens of the tokenizer mean these tokens, not letters", False
+    )
 
     model_name_or_path: str | None = _setting("model", "hub id or folder of any causal language model", None)
     model_config: dict[str, Any] | None = _setting(
