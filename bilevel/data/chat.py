@@ -151,7 +151,7 @@ class Chat:
         return len(text), len(text)
 
     def _continued(self, turn: Turn, text: str) -> Turn:
-        """The turn within a longer sequence. Where it has no end of its own, what begins the next turn ends it (GLM)."""
+        """The turn within a longer sequence, where the token that begins the next one may be its end (GLM)."""
         if turn.answer == turn.end and (token := self.template.control.match(text, turn.end)):
             return Turn(turn.prompt, _joined([*turn.learned, token.span()]), turn.end, token.end())
         return turn

@@ -1,4 +1,4 @@
-"""What is worth saying about a file of records at the start of a run: counted while it is read, kept beside the cache."""
+"""What is worth saying of a file at the start of a run: counted while it is read, and kept in the cache."""
 
 import json
 from collections.abc import Iterable

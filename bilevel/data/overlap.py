@@ -5,11 +5,13 @@ import itertools
 import json
 import os
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from bilevel.data.records import row_hashes
 from bilevel.files import whole_file
+
+if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
+    import numpy as np
 
 EXAMPLES = 3
 
@@ -48,6 +50,8 @@ def shared_files(files: dict[str, list[Path]]) -> list[str]:
 
 def find_overlaps(files: dict[str, list[Path]], format: str) -> list[Overlap]:
     """One for each two parts with records in common. Texts are compared by 64 bits of their hash."""
+    import numpy as np
+
     hashes = {part: [row_hashes(file, format) for file in each] for part, each in files.items() if each}
     found = []
     for first, second in itertools.combinations(hashes, 2):
@@ -75,7 +79,7 @@ def read_overlaps(folder: Path) -> list[Overlap]:
     return [Overlap(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
 
-def _place(files: list[Path], hashes: list[np.ndarray], number: int) -> tuple[str, int]:
+def _place(files: list[Path], hashes: "list[np.ndarray]", number: int) -> tuple[str, int]:
     """The file and the record in it of a record that is counted through all files."""
     for file, each in zip(files, hashes, strict=True):
         if number < len(each):

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -70,8 +71,8 @@ def find_files(patterns: list[str]) -> list[Path]:
 def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
     """One row per record: index (its place in the file), roles, contents, more, is_noisy (None where unknown).
 
-    roles are prompt, response, ... (Alpaca); system, developer, user, assistant, tool (chat); text. more is JSON, what a
-    chat template needs beside roles and contents (bilevel.data.layouts.values.Row), or None. Raises DataError.
+    roles are prompt, response, ... (Alpaca); system, developer, user, assistant, tool (chat); text. more is JSON, what
+    a chat template needs beside roles and contents (bilevel.data.layouts.values.Row), or None. Raises DataError.
     """
     import datasets
 
@@ -80,13 +81,17 @@ def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
     return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file)), fingerprint=file.parent.name)
 
 
-def count_rows(path: Path, format: str) -> tuple[int, list[str]]:
-    """The number of rows of a file and the roles of the first. Raises DataError."""
+def most_samples(path: Path, format: str) -> float:
+    """How many samples the file can become: its records, or no limit where one can be several. Raises DataError."""
     import pyarrow
+    import pyarrow.compute
 
     with pyarrow.memory_map(str(cached_rows(path, format))) as file:
         table = pyarrow.ipc.open_stream(file).read_all()
-        return table.num_rows, table["roles"][0].as_py()
+        roles = pyarrow.compute.list_flatten(table["roles"])
+        learned = pyarrow.compute.is_in(roles, pyarrow.array(["response", "assistant"]))
+        several = table["roles"][0].as_py() == ["text"] or pyarrow.compute.sum(learned).as_py() > table.num_rows
+        return math.inf if several else table.num_rows
 
 
 def row_notes(path: Path, format: str) -> Notes:
@@ -95,7 +100,7 @@ def row_notes(path: Path, format: str) -> Notes:
 
 
 def row_hashes(path: Path, format: str) -> "np.ndarray":
-    """(records,) uint64, a hash of each record's roles and texts without differences in white space."""
+    """(records,) uint64, a hash of each record's roles and texts; white space makes no difference."""
     import numpy as np
 
     return np.fromfile(cached_rows(path, format).with_name("hashes"), dtype=np.uint64)

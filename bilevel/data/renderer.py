@@ -44,14 +44,17 @@ class Renderer:
             for start in range(0, len(records), _MANY):
                 part = records[start : start + _MANY]
                 self._send(part)
-                found += [self._answer(f"record {record['index']}") for record in part]
+                ends = [str(record["index"]) for record in (part[0], part[-1])]
+                among = f"records {' to '.join(ends)}" if len(part) > 1 else f"record {ends[0]}"
+                found += [self._answer(f"record {record['index']}", among) for record in part]
         except BaseException:
             self._close()  # what it still answers is nobody's
             raise
         return found
 
-    def _answer(self, where: str) -> tuple[list[Sequence], list[str]]:
-        answer = self._receive(where)
+    def _answer(self, where: str, among: str) -> tuple[list[Sequence], list[str]]:
+        """Of one record; among: what names it and those that are given with it, where it cannot be told apart."""
+        answer = self._receive(among)
         if "refused" in answer:
             raise DataError(f"{where}: the tokenizer's chat template refuses it: {answer['refused']}")
         if "limit" in answer:
@@ -146,5 +149,5 @@ def serve() -> None:
             except Exception as error:  # a template raises what it likes
                 text = json.dumps({"refused": plain(str(error) or type(error).__name__, 300)})
             sys.stdout.buffer.write(text.encode() + b"\n")
-            sys.stdout.buffer.flush()
-            signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.flush()

@@ -29,7 +29,7 @@ class Turn:
 class Sequence:
     """A text in which special tokens are special, and its turns in order. No BOS of the tokenizer's own is in it.
 
-    The text of a record never becomes a special token: `mark` stands inside what would, and is taken out of each stretch.
+    No text of a record becomes a special token: `mark` stands inside what would, and is taken out of each stretch.
     """
 
     text: str

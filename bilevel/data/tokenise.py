@@ -93,12 +93,15 @@ class Tokeniser:
                 end = len(ids) if record["roles"][0] == "text" else 1
                 for start in range(0, end, self.max_length):
                     chunk = slice(start, start + self.max_length)
-                    if all(label == IGNORE for label in labels[chunk][1:]):
+                    part = labels[chunk]
+                    if not part or part.count(IGNORE) >= len(part) - (
+                        part[0] != IGNORE
+                    ):  # the first is predicted by nothing
                         continue
                     out["index"].append(record["index"])
                     out["is_noisy"].append(is_noisy)
                     out["input_ids"].append(ids[chunk])
-                    out["labels"].append(labels[chunk])
+                    out["labels"].append(part)
         return out
 
     def prompts(self, rows: dict[str, list[Any]]) -> list[Prompt]:
@@ -207,42 +210,42 @@ class Tokeniser:
         """The samples of a sequence: one, and one for each turn whose tokens are others in it than at generation."""
         last = sequence.turns[-1]
         prompt, apart = segments.ids(sequence, 0, last.prompt), []
-        wanted = [False] * len(prompt)
+        labels = [IGNORE] * len(prompt)
         for turn in sequence.turns[:-1]:
             before = segments.ids(sequence, 0, turn.prompt)
-            response, learned = _stretches(segments, sequence, turn)
+            response, learned = _response(segments, sequence, turn)
             end = len(before) + len(response)
             if prompt[:end] == before + response:
-                wanted[len(before) : end] = learned
+                labels[len(before) : end] = learned
             elif self.turns == "shared":
                 self.notes.add("turns=shared: turns whose tokens differ within a longer text are context only", index)
             else:
-                apart.append(self._labels(bos, before + response, [False] * len(before) + learned, turn))
-        response, learned = _stretches(segments, sequence, last)
+                apart.append(self._ended(bos, before + response, [IGNORE] * len(before) + learned, turn))
+        response, learned = _response(segments, sequence, last)
         behind = segments.ids(sequence, last.end, len(sequence.text))
-        ids, wanted = prompt + response + behind, wanted + learned + [False] * len(behind)
-        return [*apart, self._labels(bos, ids, wanted, last)]
+        return [
+            *apart,
+            self._ended(bos, prompt + response + behind, labels + learned + [IGNORE] * len(behind), last),
+        ]
 
-    def _labels(self, bos: list[int], ids: list[int], wanted: list[bool], turn: Turn) -> tuple[list[int], list[int]]:
-        """The sample with BOS, with EOS where the turn has no end of its own, and with labels."""
+    def _ended(self, bos: list[int], ids: list[int], labels: list[int], turn: Turn) -> tuple[list[int], list[int]]:
+        """The sample with BOS, and with EOS where its last turn has no end of its own."""
         if bos and ids[:1] != bos:
-            ids, wanted = bos + ids, [False] * len(bos) + wanted
+            ids, labels = bos + ids, [IGNORE] * len(bos) + labels
         if turn.end == turn.answer and turn.learned and ids[-1:] != [self.eos]:
-            ids, wanted = [*ids, self.eos], [*wanted, True]
-        if self.loss_on == "all":
-            wanted = [True] * len(ids)
-        return ids, [token if want else IGNORE for token, want in zip(ids, wanted, strict=True)]
+            ids, labels = [*ids, self.eos], [*labels, self.eos]
+        return ids, list(ids) if self.loss_on == "all" else labels
 
 
-def _stretches(segments: Segments, sequence: Sequence, turn: Turn) -> tuple[list[int], list[bool]]:
-    """The tokens of a turn's response, and which of them are learned."""
+def _response(segments: Segments, sequence: Sequence, turn: Turn) -> tuple[list[int], list[int]]:
+    """The tokens and the labels of a turn's response."""
     ids: list[int] = []
-    learned: list[bool] = []
-    for start, end, is_learned in turn.stretches():
+    labels: list[int] = []
+    for start, end, learned in turn.stretches():
         part = segments.ids(sequence, start, end)
         ids += part
-        learned += [is_learned] * len(part)
-    return ids, learned
+        labels += part if learned else [IGNORE] * len(part)
+    return ids, labels
 
 
 def _renderer(tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> Renderer:

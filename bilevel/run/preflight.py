@@ -22,24 +22,19 @@ AT_WORK = "a process is still at work in {}: wait for it, end it, or give anothe
 def check_files(settings: Settings) -> dict[str, list[Path]]:
     """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
     from bilevel.data.overlap import shared_files
-    from bilevel.data.records import count_rows, find_files
+    from bilevel.data.records import find_files, most_samples
     from bilevel.errors import DataError
 
     problems: list[str] = []
     files: dict[str, list[Path]] = {}
-    records: dict[str, int] = {}
+    records: dict[str, float] = {}
     for part in ("train", "val", "test"):
         try:
             unread = part == "val" and not settings.reads_validation
             files[part] = [] if unread else find_files(getattr(settings, f"{part}_data"))
-            found = [count_rows(file, settings.format) for file in files[part]]
+            records[part] = sum(most_samples(file, settings.format) for file in files[part])
         except DataError as error:
             problems.append(f"{part}_data: {error}")
-            continue
-        if all(
-            roles != ["text"] and roles.count("assistant") < 2 for _, roles in found
-        ):  # others make any number of samples
-            records[part] = sum(count for count, _ in found)
     problems += shared_files(files)
     if settings.weights == "source" and settings.method != "fixed" and len(files.get("train", [])) == 1:
         problems.append(
@@ -121,7 +116,7 @@ def hold(folder: Path) -> IO | None:
     return file
 
 
-def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
+def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
     """A problem for each batch larger than the data it is drawn from."""
     return [
         f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"

@@ -1,5 +1,6 @@
-"""What stands to the left of a learned token is the prompt of generation and the response so far, for templates with the
-structure of well-known families. Trusted reference: the tokenizer's own apply_chat_template.
+"""To the left of a learned token stands the prompt of generation and the response so far, for many chat templates.
+
+Trusted reference: the tokenizer's own apply_chat_template.
 """
 
 import copy
@@ -202,7 +203,7 @@ def test_what_a_template_has_no_form_for_is_said_and_stays_text() -> None:
 # limits
 
 ENDLESS = {
-    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" * 9,
     "multiplies": "{{ 'x' * 99999999999 }}",
     "doubles": "{% set n = namespace(t='x') %}{% for i in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}",
     "is too long": "{{ 'x' * 9999999 }}",

@@ -4,7 +4,6 @@ from typing import Any
 
 from bilevel.data.layouts.turn import spoken
 from bilevel.data.layouts.values import (
-    UNUSED,
     Row,
     checked_text,
     json_or_same,
