@@ -345,4 +345,4 @@ def test_remote_code_is_off_everywhere() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
     }
-    assert given == {("model.py", "False")}
+    assert given == {("loading.py", "False")}

@@ -18,8 +18,8 @@ from bilevel.errors import DataError, short
 
 CHAT_KEYS = ("messages", "conversations", "items")
 ROLES = {
-    **{"system": "system", "developer": "developer", "user": "user", "human": "user"},
-    **{"assistant": "assistant", "gpt": "assistant", "function_call": "assistant", "tool_call": "assistant"},
+    **{"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"},
+    **{"developer": "developer", "function_call": "assistant", "tool_call": "assistant"},
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response", "function_response"), "tool"),
 }
 CALLS = ("function_call", "tool_call")  # ShareGPT's roles of a turn whose value is the call itself
