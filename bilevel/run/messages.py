@@ -54,13 +54,15 @@ def describe(run: Run) -> str:
     sizes = run.train.sizes.tolist()
     for source, size, dropped, notes in zip(run.train.sources, sizes, run.train.dropped, run.train.notes, strict=True):
         lines.append(f"  {source}: {size} samples" + _dropped(dropped))
-        lines += [f"    {note}" for note in notes]
+        lines += [f"    warning: {note}" for note in notes]
     trained = "validation, trained on with weight 1" if s.val_in_training else "validation"
     for name, part in ((trained, run.val), ("test", run.test)):
         if part is not None:
             lines.append(f"  {name}: {len(part)} samples" + _dropped(sum(part.dropped)))
             lines += [
-                f"    {file.name}: {note}" for file, notes in zip(part.files, part.notes, strict=True) for note in notes
+                f"    warning: {file.name}: {note}"
+                for file, notes in zip(part.files, part.notes, strict=True)
+                for note in notes
             ]
     lines += [f"WARNING: {overlap}" for overlap in read_overlaps(s.run_folder)]
     if run.step:
