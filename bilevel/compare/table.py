@@ -1,29 +1,29 @@
-"""What a comparison found: its columns, their means over seeds, the table as Markdown, the figure."""
+"""Results of a comparison: columns, means over seeds, Markdown table and figure."""
 
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # imported where it is used, so that mistakes in a command line are answered at once
+if TYPE_CHECKING:  # imported in the functions that use it, so that mistakes are answered at once
     import pandas as pd
 
-# Columns of results.csv after method and seed, and what they are.
+# Columns of results.csv after method and seed, with their meaning.
 RESULTS = {
     "test_loss": "test loss per token of the retrained model",
-    "exact_match": "share of the test answers that are right",
-    "roc_auc": "ROC area of the scores or weights, where noise is known",
-    "clean_share": "share of the weight on clean records",
+    "exact_match": "fraction of correct test answers",
+    "roc_auc": "ROC area of the scores or weights, if noise is known",
+    "clean_share": "share of the total weight on clean records",
     "scoring_gflop": "GFLOP until the weights are known",
     "training_gflop": "GFLOP of the retraining",
     "scoring_seconds": "seconds until the weights are known",
     "training_seconds": "seconds of the retraining",
 }
-JUDGED = ("test_loss", "exact_match")  # also as differences, seed by seed, to each of
+JUDGED = ("test_loss", "exact_match")  # also reported as differences, seed by seed, to each method in BESIDE
 BESIDE = ("uniform", "f2sa")
 
 
 def summed_up(rows: "pd.DataFrame", methods: list[str]) -> "pd.DataFrame":
-    """A row per method: mean and standard error over seeds of each result, and of its differences, paired by seed."""
+    """A row per method: mean and standard error over seeds of each result and of its differences, paired by seed."""
     import pandas as pd
 
     rows, columns = rows.reindex(columns=["method", "seed", *RESULTS]), {}
@@ -38,19 +38,19 @@ def summed_up(rows: "pd.DataFrame", methods: list[str]) -> "pd.DataFrame":
 
 
 def markdown(table: "pd.DataFrame", seeds: int) -> str:
-    """The table as Markdown, mean ± standard error."""
+    """The table as Markdown, with mean ± standard error in each cell."""
     names = [name for name in table if not name.endswith("_se") and table[name].notna().any()]
     lines = [f"Means ± standard errors; seeds: {seeds}; to_uniform, to_f2sa: differences, paired by seed.", ""]
     lines += ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for method, row in table.iterrows():
-        spread = {name: row[f"{name}_se"] for name in names}  # of one seed there is none
+        spread = {name: row[f"{name}_se"] for name in names}  # NaN if there is only one seed
         cells = [f"{row[n]:.4g}" + ("" if math.isnan(spread[n]) else f" ± {spread[n]:.2g}") for n in names]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def draw(rows: "pd.DataFrame", table: "pd.DataFrame", path: Path) -> None:
-    """A bar per method with its standard error and a point per seed: what was judged, and what scoring took."""
+    """Draw the main results: per method a bar with its standard error, per seed a point."""
     from matplotlib.figure import Figure
 
     names = [name for name in (*JUDGED, "clean_share", "scoring_gflop") if table[name].notna().any()]
@@ -60,7 +60,7 @@ def draw(rows: "pd.DataFrame", table: "pd.DataFrame", path: Path) -> None:
         points = rows[rows["method"].isin(table.index)]
         axis.plot(points["method"], points[name], "o", color="black", markersize=3)
         axis.set_ylim(bottom=0)
-        if name == "test_loss":  # differences are what counts
+        if name == "test_loss":  # the axis need not start at 0, because differences matter
             low, high = points[name].min(), points[name].max()
             axis.set_ylim(low - 0.3 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
         axis.set(ylabel=RESULTS[name].split(",")[0].removesuffix(" of the retrained model"))

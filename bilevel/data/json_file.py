@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.errors import DataError
+from bilevel.files import open_regular
 
 _OPENING = re.compile(r"\s*\[[ \t\n\r]*(\]?)[ \t\n\r]*")
 _BETWEEN = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")
@@ -31,7 +32,8 @@ _MAGIC = {  # how files begin that are often found under the name .json
 
 def read_bytes(path: Path, content: str) -> bytes:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     if hashlib.sha256(data).hexdigest() != content:

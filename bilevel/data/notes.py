@@ -1,48 +1,31 @@
-"""What is worth saying of a file at the start of a run: counted while it is read, and kept in the cache."""
+"""What is worth saying of a file at the start of a run: sentences beside its records, and counts of them."""
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bilevel.files import cache_folder, whole_file
-
-
-class Notes:
-    """Sentences, each with the number of records that it is about and the place of the first."""
-
-    def __init__(self, found: dict[str, list[int]] | None = None):
-        self.found = found or {}
-
-    def add(self, note: str, index: int) -> None:
-        entry = self.found.setdefault(note, [0, index])
-        entry[0] += 1
-
-    def update(self, notes: Iterable[str], index: int) -> None:
-        for note in dict.fromkeys(notes):
-            self.add(note, index)
-
-    def lines(self) -> list[str]:
-        """A line for each, such as "3 records (first: record 7): the response is empty"."""
-        return [
-            f"{count} record{'s' if count > 1 else ''} (first: record {index}): {note}"
-            for note, (count, index) in self.found.items()
-        ]
-
-    def write(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file, shared=True) as new:
-            new.write_text(json.dumps(self.found), encoding="utf-8")
-
-    @classmethod
-    def read(cls, file: Path) -> "Notes":
-        """The notes of a file; none where there is no file."""
-        return cls(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else cls()
+if TYPE_CHECKING:
+    import pyarrow
 
 
-def kept(notes: Notes, key: str) -> Notes:
-    """The notes of a tokenised file, from the cache where it was not tokenised now; key: that of its tokens."""
-    file = cache_folder() / "notes" / f"{key}.json"
-    if not notes.found:
-        return Notes.read(file)
-    notes.write(file)
-    return notes
+def packed(notes: Iterable[str]) -> str | None:
+    """The notes of one record as they are cached, each once; None without any."""
+    found = list(dict.fromkeys(notes))
+    return json.dumps(found) if found else None
+
+
+def counted(index: "pyarrow.ChunkedArray", notes: "pyarrow.ChunkedArray") -> list[str]:
+    """A line for each note, such as "3 records (first: record 7): a response is empty".
+
+    index: the record of each row; notes: packed, or null.
+    """
+    found: dict[str, list[int]] = {}
+    has = notes.is_valid()
+    for record, text in zip(index.filter(has).to_pylist(), notes.filter(has).to_pylist(), strict=True):
+        for note in json.loads(text):
+            found.setdefault(note, []).append(record)
+    return [line(len(records), records[0], note) for note, records in found.items()]
+
+
+def line(count: int, first: int, note: str) -> str:
+    return f"{count} record{'s' if count > 1 else ''} (first: record {first}): {note}"

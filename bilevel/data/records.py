@@ -6,7 +6,6 @@
                          reader per layout (bilevel.data.layouts)
 """
 
-import array
 import functools
 import glob
 import hashlib
@@ -15,26 +14,30 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bilevel.data.cache import cached_dataset, cached_table
 from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.data.layouts.alpaca import alpaca
 from bilevel.data.layouts.conversation import CHAT_KEYS, conversation
 from bilevel.data.layouts.plain_text import plain_text
 from bilevel.data.layouts.values import field_names
-from bilevel.data.notes import Notes
+from bilevel.data.notes import counted, line, packed
 from bilevel.errors import DataError, first, short
-from bilevel.files import cache_folder, content_hash, whole_file
+from bilevel.files import content_hash
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
     import numpy as np
+    import pyarrow
 
 LEARNED_ROLES = ("response", "assistant", "text")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
+LEARNED_ROLES = ("response", "assistant", "text")
+FORMULA = "=+-@"  # as the first character in a cell of weights.csv
 ROWS_VERSION = 2  # part of the cache key; raise it when rows change for the same file
 
 
@@ -60,6 +63,10 @@ def find_files(patterns: list[str]) -> list[Path]:
     for file in files.values():
         if not _NAME.fullmatch(str(file)):
             problems.append(f"{str(file)!r}: a name with a control character or bytes that are not UTF-8: rename it")
+        if file.stem[0] in FORMULA:
+            problems.append(
+                f"{file}: a spreadsheet would read a name that begins with {file.stem[0]} as a formula: rename it"
+            )
         if file.stem in stems:
             problems.append(f"{stems[file.stem]} and {file} would both be source {file.stem!r}: rename one")
         stems.setdefault(file.stem, file)
@@ -77,8 +84,12 @@ def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
     import datasets
 
     datasets.disable_progress_bars()
-    file = cached_rows(path, format)
-    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file)), fingerprint=file.parent.name)
+    return cached_dataset(*_cached(path, format))
+
+
+def rows_table(path: Path, format: str) -> "pyarrow.Table":
+    """The same rows without `datasets`, which takes a second to import. Raises DataError."""
+    return cached_table(*_cached(path, format))
 
 
 def most_samples(path: Path, format: str) -> float:
@@ -86,62 +97,52 @@ def most_samples(path: Path, format: str) -> float:
     import pyarrow
     import pyarrow.compute
 
-    with pyarrow.memory_map(str(cached_rows(path, format))) as file:
-        table = pyarrow.ipc.open_stream(file).read_all()
-        roles = pyarrow.compute.list_flatten(table["roles"])
-        learned = pyarrow.compute.is_in(roles, pyarrow.array(["response", "assistant"]))
-        several = table["roles"][0].as_py() == ["text"] or pyarrow.compute.sum(learned).as_py() > table.num_rows
-        return math.inf if several else table.num_rows
+    table = rows_table(path, format)
+    roles = pyarrow.compute.list_flatten(table["roles"])
+    learned = pyarrow.compute.is_in(roles, pyarrow.array(["response", "assistant"]))
+    several = table["roles"][0].as_py() == ["text"] or pyarrow.compute.sum(learned).as_py() > table.num_rows
+    return math.inf if several else table.num_rows
 
 
-def row_notes(path: Path, format: str) -> Notes:
-    """What was worth saying when the file was read: fields that are not used, empty responses, repeated records."""
-    return Notes.read(cached_rows(path, format).with_name("notes.json"))
+def row_notes(path: Path, format: str) -> list[str]:
+    """What is worth saying of the file's records: fields that are not used, empty responses, repeated records."""
+    import numpy as np
+
+    table, hashes = rows_table(path, format), row_hashes(path, format)
+    lines = counted(table["index"], table["notes"])
+    places = np.unique(hashes, return_index=True)[1]
+    if count := len(hashes) - len(places):
+        again = np.ones(len(hashes), dtype=bool)
+        again[places] = False
+        lines.append(line(count, int(again.argmax()), "equal to an earlier record but for white space"))
+    return lines
 
 
 def row_hashes(path: Path, format: str) -> "np.ndarray":
     """(records,) uint64, a hash of each record's roles and texts; white space makes no difference."""
-    import numpy as np
-
-    return np.fromfile(cached_rows(path, format).with_name("hashes"), dtype=np.uint64)
+    return rows_table(path, format)["hash"].to_numpy()
 
 
-def cached_rows(path: Path, format: str) -> Path:
-    """The Arrow file of the rows, in a folder named by all that they depend on; written when there is none."""
+def _cached(path: Path, format: str) -> tuple[str, str, Callable[["pyarrow.NativeFile"], None]]:
+    """Where the cache has a file's rows, by all that they depend on, and what writes them."""
     content = content_hash(path)
     key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {version('datasets')}".encode()).hexdigest()[:32]
-    file = cache_folder() / "rows" / key / "rows.arrow"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_rows(path, format, content, file)
-    return file
+    return "rows", key, functools.partial(_write_rows, path, format, content)
 
 
-def _write_rows(path: Path, format: str, content: str, file: Path) -> None:
-    """The rows, and before them what is kept beside them, so that whoever finds the rows finds all."""
+def _write_rows(path: Path, format: str, content: str, sink: "pyarrow.NativeFile") -> None:
     import pyarrow
 
     texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
-    schema = pyarrow.schema(
-        {"index": pyarrow.int64(), **texts, "more": pyarrow.large_string(), "is_noisy": pyarrow.bool_()}
-    )
-    notes, hashes = Notes(), array.array("Q")
-    rows = _rows(str(path), format, content, notes)
-    with (
-        whole_file(file, shared=True) as new,
-        pyarrow.OSFile(str(new), "wb") as sink,
-        pyarrow.ipc.new_stream(sink, schema) as writer,
-    ):
+    texts |= {"more": pyarrow.large_string(), "notes": pyarrow.string()}
+    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_(), "hash": pyarrow.uint64()})
+    rows = _rows(str(path), format, content)
+    with pyarrow.ipc.new_stream(sink, schema) as writer:
         while batch := list(itertools.islice(rows, 1000)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            hashes.extend(_hash(row) for row in batch)
-        _count_repeated(hashes, notes)
-        with whole_file(file.with_name("hashes"), shared=True) as beside:
-            beside.write_bytes(hashes.tobytes())
-        notes.write(file.with_name("notes.json"))
 
 
-def _rows(path: str, format: str, content: str, notes: Notes) -> Iterator[dict[str, Any]]:
+def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
     """The rows of a file whose bytes have the SHA-256 `content`; it is read anew here, and may have changed."""
     read = None
     for index, record in enumerate(parse_records(Path(path), read_bytes(Path(path), content))):
@@ -155,30 +156,22 @@ def _rows(path: str, format: str, content: str, notes: Notes) -> Iterator[dict[s
         is_noisy = record.get("is_noisy")
         if is_noisy is not None and not isinstance(is_noisy, bool):
             raise DataError(f"{where}: is_noisy must be true or false, got {short(is_noisy)}")
-        notes.update((f"{field}: not used" for field in row.unused), index)
+        notes = [f"{field}: not used" for field in row.unused]
         if any(role in LEARNED_ROLES and not text.strip() for role, text in row.turns):
-            notes.add("a response is empty", index)
+            notes.append("a response is empty")
         more = json.dumps(row.more, ensure_ascii=False) if row.more else None
-        yield {"index": index, "roles": roles, "contents": contents, "more": more, "is_noisy": is_noisy}
+        yield {
+            **{"index": index, "roles": roles, "contents": contents, "more": more, "is_noisy": is_noisy},
+            **{"notes": packed(notes), "hash": _hash(roles, contents, more)},
+        }
     if read is None:
         raise DataError(f"{path}: holds no record")
 
 
-def _hash(row: dict[str, Any]) -> int:
-    """64 bits of a hash of a row's roles and texts, in which all white space is alike."""
-    parts = (*row["roles"], *(" ".join(text.split()) for text in row["contents"]), row["more"] or "")
+def _hash(roles: tuple[str, ...], contents: tuple[str, ...], more: str | None) -> int:
+    """64 bits of a hash of a record's roles and texts, in which all white space is alike."""
+    parts = (*roles, *(" ".join(text.split()) for text in contents), more or "")
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())
-
-
-def _count_repeated(hashes: array.array, notes: Notes) -> None:
-    """Note how many records are the same as an earlier one."""
-    import numpy as np
-
-    places = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)[1]
-    if count := len(hashes) - len(places):
-        again = np.ones(len(hashes), dtype=bool)
-        again[places] = False
-        notes.found["equal to an earlier record but for white space"] = [count, int(again.argmax())]
 
 
 def _detect(record: dict[str, Any], where: str) -> str:

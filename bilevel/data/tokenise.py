@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bilevel.data.notes import Notes
+from bilevel.data.notes import packed
 from bilevel.data.renderer import Renderer
 from bilevel.data.sequence import Sequence, Turn, plain, whole_text
 from bilevel.data.special import Guard, Segments
@@ -40,11 +40,12 @@ def make_tokeniser(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> "T
 
 
 class Tokeniser:
-    """Batched function for `datasets.map`: rows of bilevel.data.records -> index, is_noisy, input_ids, labels.
+    """Batched function for `datasets.map`: rows of bilevel.data.records -> index, is_noisy, input_ids, labels, notes.
 
     labels equal input_ids where a loss is taken and IGNORE elsewhere. A record with no learned token within max_length
     is left out; one whose turns need contexts of their own becomes several samples. Text is cut into chunks of
-    max_length; all else is cut on the right, and then has no EOS. notes: what is worth saying of the rows so far.
+    max_length; all else is cut on the right, and then has no EOS. notes: what is worth saying of a record, beside its
+    first sample (bilevel.data.notes).
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Tokeniser:
         # BOS where the tokenizer itself puts one (Llama), none where it does not (GPT-2).
         bare = tokenizer("", add_special_tokens=True)["input_ids"]
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in bare[:1] else []
-        self.guard, self.notes = Guard(tokenizer), Notes()
+        self.guard = Guard(tokenizer)
         self._templated = tokenizer.chat_template is not None
 
     @property
@@ -78,16 +79,16 @@ class Tokeniser:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": []}
+        out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": [], "notes": []}
         records = self._records(rows)
         turns = self.turns if self.loss_on == "response" else None
         for record, samples, is_noisy in zip(records, self._samples(records, turns), rows["is_noisy"], strict=True):
             if len(samples) > 1:
-                self.notes.add(
+                record["notes"].append(
                     "turns=all: turns whose context the chat template or the tokenizer changes later are samples of "
-                    "their own",
-                    record["index"],
+                    "their own"
                 )
+            notes = packed(record["notes"])
             for ids, labels in samples:
                 # Text goes on in the next chunk, everything else ends at max_length.
                 end = len(ids) if record["roles"][0] == "text" else 1
@@ -102,6 +103,8 @@ class Tokeniser:
                     out["is_noisy"].append(is_noisy)
                     out["input_ids"].append(ids[chunk])
                     out["labels"].append(part)
+                    out["notes"].append(notes)
+                    notes = None
         return out
 
     def prompts(self, rows: dict[str, list[Any]]) -> list[Prompt]:
@@ -129,6 +132,7 @@ class Tokeniser:
                 "roles": roles,
                 "contents": contents,
                 "more": json.loads(text) if text else {},
+                "notes": [],
                 "size": sum(map(len, contents)) + len(text or ""),
             }
             for index, roles, contents, text in zip(rows["index"], rows["roles"], rows["contents"], more, strict=True)
@@ -156,9 +160,9 @@ class Tokeniser:
             else:
                 found[place] = self._plain(record, marked["contents"], mark, turns)
         if asked:
-            for (place, mark), record, (made, notes) in zip(places, asked, self._renderer(asked), strict=True):
+            for (place, mark), (made, notes) in zip(places, self._renderer(asked), strict=True):
                 found[place] = [dataclasses.replace(sequence, mark=mark) for sequence in made]
-                self.notes.update(notes, record["index"])
+                records[place]["notes"] += notes
         return found
 
     def _text(self, record: dict[str, Any]) -> Sequence:
@@ -166,10 +170,9 @@ class Tokeniser:
         if self.special_tokens_in_text:
             return whole_text(text)
         if found := self.guard.marks(text):
-            self.notes.add(
+            record["notes"].append(
                 f"the text holds marks of a chat template or special tokens ({found}), which are read as letters; "
-                "special_tokens_in_text=true reads those that the tokenizer has as special tokens",
-                record["index"],
+                "special_tokens_in_text=true reads those that the tokenizer has as special tokens"
             )
         marked, mark = self.guard(text)
         return dataclasses.replace(whole_text(marked), mark=mark)
@@ -178,7 +181,7 @@ class Tokeniser:
         """A record without a chat template: Alpaca's prompts, or a heading for each turn."""
         for name in ("tools", "template_kwargs"):
             if record["more"].get(name):
-                self.notes.add(f"{name}: not used, as the tokenizer has no chat template", record["index"])
+                record["notes"].append(f"{name}: not used, as the tokenizer has no chat template")
         sequence = plain(record["roles"], contents, self.tokenizer.eos_token, record["more"].get("context", []))
         if turns == "last":
             sequence.turns = sequence.turns[-1:]
@@ -200,12 +203,12 @@ class Tokeniser:
         found = []
         for record, each in zip(records, sequences, strict=True):
             bos = [] if self._by_template(record) else self.bos
-            samples = [sample for sequence in each for sample in self._join(sequence, segments, bos, record["index"])]
+            samples = [sample for sequence in each for sample in self._join(sequence, segments, bos, record["notes"])]
             found.append(samples)
         return found
 
     def _join(
-        self, sequence: Sequence, segments: Segments, bos: list[int], index: int
+        self, sequence: Sequence, segments: Segments, bos: list[int], notes: list[str]
     ) -> list[tuple[list[int], list[int]]]:
         """The samples of a sequence: one, and one for each turn whose tokens are others in it than at generation."""
         last = sequence.turns[-1]
@@ -218,7 +221,7 @@ class Tokeniser:
             if prompt[:end] == before + response:
                 labels[len(before) : end] = learned
             elif self.turns == "shared":
-                self.notes.add("turns=shared: turns whose tokens differ within a longer text are context only", index)
+                notes.append("turns=shared: turns whose tokens differ within a longer text are context only")
             else:
                 apart.append(self._ended(bos, before + response, [IGNORE] * len(before) + learned, turn))
         response, learned = _response(segments, sequence, last)

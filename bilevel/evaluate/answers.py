@@ -1,7 +1,7 @@
-"""Answers in text, read and compared: whole texts, or the number in which a worked solution ends.
+"""Compare a model's answer with the reference: as whole texts, or by the final number of a worked solution.
 
-A final answer is what stands behind the last `####` (GSM8K) or, without one, in the last `\\boxed{...}` (MATH); where
-there is neither mark, the whole text. Its last number is read exactly, as a fraction.
+The final answer is the text after the last `####` (GSM8K), or else in the last `\\boxed{...}` (MATH), or else the whole
+text. Its last number is read exactly, as a fraction.
 """
 
 import re
@@ -11,7 +11,7 @@ _MARK = re.compile(r"####([^\n]*)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _FRACTION = re.compile(r"(?P<whole>\d?)\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))")
 _POWER = re.compile(r"(?<=[^\W\d])(\})?[\^_]\{?-?\w+\}?")  # cm^2, x_1
-_NUMBER = re.compile(  # a minus behind a word, a number or a bracket is a hyphen or an operator
+_NUMBER = re.compile(  # a minus after a word, a number or a bracket is a hyphen or an operator
     r"""(?: (?<![\w)\]}.]) (?P<sign>[-+]) )?
         (?: [$€£] \s? (?P<minus>-)? )?
         (?<![\d.])
@@ -23,12 +23,12 @@ _NUMBER = re.compile(  # a minus behind a word, a number or a bracket is a hyphe
 
 
 def normalised(text: str) -> str:
-    """The text with every stretch of white space as one space, and none at its ends; case and marks stay."""
+    """The text with each run of white space replaced by one space and stripped; case and punctuation are kept."""
     return " ".join(text.split())
 
 
 def marked(text: str) -> str | None:
-    """What stands behind the last `####` or else in the last `\\boxed{}`, braces within it matched; None without."""
+    """The text after the last `####`, or else in the last `\\boxed{}` (with matching braces); None without a mark."""
     if found := _MARK.findall(text):
         return found[-1].strip()
     for box in reversed(list(_BOX.finditer(text))):
@@ -41,7 +41,7 @@ def marked(text: str) -> str | None:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number in which a solution ends; None without one. A unit or % sign behind it is not looked at."""
+    """The last number of a solution's final answer, or None. A unit or % sign after it is ignored."""
     answer = marked(text)
     answer = text if answer is None else answer
     for written, read in (("\u2212", "-"), ("{,}", ","), ("\\$", "$"), ("\\!", ""), ("\\,", " ")):
@@ -52,7 +52,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """None where something is divided by zero."""
+    """The matched number, or None if it divides by zero."""
     below = int(match["below"] or 1)
     if not below:
         return None
@@ -61,9 +61,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def correct(answer: str, reference: str, how: str) -> bool:
-    """Whether an answer is the reference's: `exact` as normalised text, `final_number` by their last numbers.
+    """Whether an answer agrees with the reference. how: `exact` compares texts, `final_number` final numbers.
 
-    `auto` takes the number where the reference marks one, else the text.
+    `auto` compares numbers if the reference marks one, else texts.
     """
     number = final_number(reference) if how == "final_number" or (how == "auto" and marked(reference)) else None
     if number is not None:

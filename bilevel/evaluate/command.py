@@ -1,15 +1,16 @@
-"""Judge a trained model on held-out records: loss, perplexity, and whether its answers are right.
+"""Evaluate a model on held-out records: loss, perplexity, and the share of correct answers.
 
     python -m bilevel.evaluate outputs/mine --data test.json
 
-MODEL is a run's folder, a model's folder or a hub id. Prompts are those of training without the response; answers are
-generated greedily. Loss and perplexity are per supervised token, all tokens alike. Results are printed as a table and
-as JSON, for all records, by file, and by kind of task where records have a field `task` or `category`.
+MODEL is a run folder, a model folder or a hub id. Answers are generated greedily from the training prompts. Loss and
+perplexity are means over all supervised tokens. Results are printed as JSON and as a table: for all records, per file,
+and per kind of task if the records have a field `task` or `category`.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,23 +18,23 @@ from typing import TYPE_CHECKING, Any
 from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.errors import UserError
 from bilevel.evaluate.answers import correct
-from bilevel.files import content_hash
+from bilevel.files import content_hash, whole_file
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
 
-if TYPE_CHECKING:  # imported where they are used, so that --help and mistakes are answered at once
+if TYPE_CHECKING:  # imported in the functions that use it, so that --help and mistakes are answered at once
     import pandas as pd
 
-KINDS = ("task", "category")  # fields of a record that tell its kind
+KINDS = ("task", "category")  # fields of a record that name its kind of task
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake."""
+    """Run the command. Exit code: 0 done, 2 a mistake of the user."""
     args = _parser().parse_args(argv)
     try:
-        if args.out and args.out.exists():
-            raise UserError(f"--out {args.out}: is there already, and nothing is overwritten; give another name")
+        if args.out and os.path.lexists(args.out):
+            raise UserError(f"--out {args.out}: the file exists and is not overwritten; give another name")
         settings, files = find(args)
         result = evaluate_model(settings, files, args.answer, args.max_new_tokens, args.batch_size)
     except UserError as error:
@@ -44,7 +45,8 @@ def main(argv: list[str]) -> int:
     print(table(result))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
+        with whole_file(args.out, replace=False) as new:
+            new.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
@@ -52,18 +54,33 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bilevel.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="a finished run's folder, a model's folder, or a hub id")
-    parser.add_argument("--data", nargs="+", metavar="FILE", help="files or patterns; default: the run's test_data")
+    parser.add_argument("model", metavar="MODEL", help="folder of a finished run, folder of a model, or a hub id")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", help="held-out files or glob patterns (default: the run's test_data)"
+    )
     parser.add_argument("--answer", choices=("auto", "exact", "final_number", "none"), default="auto",
-                        help="what makes an answer right: the same text but for white space; the same final number "
-                        "(behind ####, in \\boxed{}, or the last); auto: the number where the reference marks one, "
-                        "else the text; none: only the loss")  # fmt: skip
-    parser.add_argument("--max_new_tokens", type=_count, default=64, help="longest answer, in tokens (default: 64)")
-    parser.add_argument("--batch_size", type=_count, default=32, help="answers at a time; memory only (default: 32)")
-    parser.add_argument("--format", help="as in training (default: the run's, or auto)")
-    parser.add_argument("--max_length", type=int, help="longest record for the loss, in tokens (default: the run's)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="default: bf16 on a GPU that has it, else fp32")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results here as JSON")
+                        help="how to judge answers. exact: same text, apart from white space. final_number: same last "
+                        "number (after ####, in \\boxed{}, or in the whole text). auto: final_number if the reference "
+                        "marks a number, else exact. none: no answers, only the loss (default: auto)")  # fmt: skip
+    parser.add_argument(
+        "--max_new_tokens", type=_count, default=64, help="maximum length of an answer, in tokens (default: 64)"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=_count,
+        default=32,
+        help="answers generated at a time; affects memory and speed (default: 32)",
+    )
+    parser.add_argument("--format", help="record format, as in training (default: the run's, or auto)")
+    parser.add_argument(
+        "--max_length", type=int, help="maximum length of a record for the loss, in tokens (default: the run's)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        help="dtype of the forward passes (default: bf16 on a GPU that supports it, else fp32)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results to this file, as JSON")
     return parser
 
 
@@ -74,20 +91,20 @@ def _count(word: str) -> int:
 
 
 def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
-    """What to load, as settings, and the files to judge on. Raises UserError."""
+    """The model to load, as settings, and the files to evaluate on. Raises UserError."""
     from bilevel.data.records import find_files
 
     folder, values = Path(args.model), {"train_data": ["-"], "method": "fixed", "model_name_or_path": args.model}
     if (folder / "config.yaml").is_file():
         if not (folder / "model").is_dir():
-            raise UserError(f"{folder} holds no model/: the run has not finished, or save_model was none")
+            raise UserError(f"{folder} has no model/: the run has not finished, or it had save_model=none")
         ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
         ours += ("turns", "template_kwargs", "special_tokens_in_text")
         config = read_yaml(str(folder / "config.yaml"))
         values |= {name: config[name] for name in ours if name in config}
         values["model_name_or_path"] = str(folder / "model")
     elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is neither a finished run nor a model: it holds no config.yaml and no config.json")
+        raise UserError(f"{folder} is neither a run folder nor a model: it has no config.yaml and no config.json")
     elif args.max_length is None:
         values["max_length"] = _length(values)
     given = {"test_data": args.data, "format": args.format, "max_length": args.max_length, "dtype": args.dtype}
@@ -96,12 +113,12 @@ def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
     if problems:
         raise UserError("; ".join(problems))
     if not settings.test_data:
-        raise UserError("no data to judge on: give --data FILE, or a run that has test_data")
+        raise UserError("no data to evaluate on: give --data FILE, or a run with test_data")
     return settings, find_files(settings.test_data)
 
 
 def _length(values: dict[str, Any]) -> int:
-    """The default of max_length, or as many positions as the model has."""
+    """Default of max_length for a model without a run: the setting's default, at most the model's positions."""
     from bilevel.model.loading import model_shape
 
     shape = model_shape(Settings(**values | {"max_length": 2}))
@@ -111,7 +128,7 @@ def _length(values: dict[str, Any]) -> int:
 def evaluate_model(
     settings: Settings, files: list[Path], answer: str = "auto", max_new_tokens: int = 64, batch_size: int = 32
 ) -> dict[str, Any]:
-    """Scores of the model of settings.model_name_or_path: {overall, by_file, by_task} and what they are of."""
+    """Scores {overall, by_file, by_task} of the model settings.model_name_or_path, with the options used."""
     import torch
     import transformers
 
@@ -138,7 +155,7 @@ def evaluate_model(
 
 
 def heldout(copy: Any, settings: Settings, files: list[Path], tokeniser: Any) -> "pd.DataFrame":
-    """A row for each sample: file, task, loss (the sum over its supervised tokens, in nats), tokens."""
+    """A row per sample: file, task, loss (sum over its supervised tokens, in nats), tokens."""
     import pandas as pd
     import torch
     from tqdm import tqdm
@@ -164,7 +181,7 @@ def heldout(copy: Any, settings: Settings, files: list[Path], tokeniser: Any) ->
 def right(
     copy: Any, settings: Settings, files: list[Path], tokeniser: Any, answer: str, max_new_tokens: int, batch_size: int
 ) -> "pd.DataFrame":
-    """A row for each record that has a prompt: file, task, right (whether the model's answer is the reference's)."""
+    """A row per record that has a prompt: file, task, right (whether the model's answer agrees with the reference)."""
     import pandas as pd
     from tqdm import tqdm
 
@@ -188,13 +205,13 @@ def right(
 
 
 def kinds_of(file: Path) -> list[str | None]:
-    """The kind of task of each record of a file, None where it says nothing."""
+    """The kind of task of each record in a file; None for a record without one."""
     records = parse_records(file, read_bytes(file, content_hash(file)))
     return [next((str(record[kind]) for kind in KINDS if kind in record), None) for record in records]
 
 
 def scores(tables: "list[pd.DataFrame]") -> dict[str, Any]:
-    """Scores of all rows, by file, and by task where there is one."""
+    """Scores of all rows together, per file, and per task."""
     return {
         "overall": _score(tables),
         **{
@@ -217,7 +234,7 @@ def _score(tables: "list[pd.DataFrame]") -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores as lines of a table."""
+    """The scores as a printable table."""
     import pandas as pd
 
     rows = {"all": result["overall"]} | result["by_task"]

@@ -1,4 +1,4 @@
-"""A model's answers by greedy generation, in batches."""
+"""Greedy generation of answers in batches."""
 
 import itertools
 import math
@@ -18,14 +18,17 @@ def generate(
     batch_size: int,
     done: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
-    """The most likely token after each prompt, again and again: the new token ids of each, without what ends them.
+    """The token ids generated greedily after each prompt, without the stop token.
 
-    A prompt that leaves the model fewer positions gets fewer tokens. What is generated does not depend on batch_size;
-    done is told how many prompts are. Changes the model's generation_config, and no random number.
+    An answer is shorter than max_new_tokens if the model has no positions left. Answers do not depend on batch_size.
+    done is called with the number of prompts finished. Sets the model to evaluation mode and changes its
+    generation_config; draws no random numbers.
     """
     device, positions = next(model.parameters()).device, getattr(model.config, "max_position_embeddings", None)
     model.eval()
-    model.generation_config = transformers.GenerationConfig()  # which fills in what is not said below
+    model.generation_config = (
+        transformers.GenerationConfig()
+    )  # otherwise its values would fill in what is not given below
     longest = math.inf if positions is None else positions
     rooms = [max(0, min(max_new_tokens, longest - len(prompt.ids))) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
@@ -44,7 +47,7 @@ def generate(
 def _generate(
     model: transformers.PreTrainedModel, prompts: list[list[int]], room: int, stop: int, device: torch.device
 ) -> torch.Tensor:
-    """New tokens (B, at most room), behind prompts that are padded on the left."""
+    """New tokens (B, at most room); prompts are padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[stop] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

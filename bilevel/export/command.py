@@ -1,9 +1,9 @@
-"""Cleaned data from a finished run: its training records chosen by their weights, or all with their weight.
+"""Write a cleaned dataset from a finished run: training records selected by weight, or all of them with weights.
 
     python -m bilevel.export RUN [--keep SHARE | --threshold T | --sample N [--replacement] | --all] [--out FILE]
 
-Records stand in the order of the files and of their places in them, and are not touched: to JSON and JSON Lines goes a
-record's own text. README.md says which records each option takes.
+Records keep the order of the files and their order within a file. They are not changed: JSON and JSON Lines files get
+the original text of each record.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from bilevel.files import whole_file
 from bilevel.run.finished import FinishedRun, read_finished
 from bilevel.weights.two_groups import split
 
-Records = Iterator[tuple[dict[str, Any], str]]  # each with its text
+Records = Iterator[tuple[dict[str, Any], str]]  # each record with its original text
 
 _LINE_BREAK = re.compile(r"[\r\n]+")
-ROWS = 1000  # of a table that Parquet's types are found in
+ROWS = 1000  # records per table when writing Parquet
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ ROWS = 1000  # of a table that Parquet's types are found in
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake, with nothing written."""
+    """Run the command. Exit code: 0 done, 2 a mistake of the user, with nothing written."""
     options = _options(argv)
     try:
         export(options)
@@ -51,22 +51,37 @@ def _options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--keep", metavar="SHARE", type=_number(0, 1), help="the share of largest weights, such as 0.5")
-    choice.add_argument("--threshold", metavar="T", type=_number(0, math.inf), help="weights c (mean 1) of T and more")
-    choice.add_argument("--sample", metavar="N", type=_whole(1), help="N records drawn in proportion to the weights")
-    choice.add_argument("--all", action="store_true", help="every record, with its weight in a field of its own")
-    parser.add_argument("--replacement", action="store_true", help="with --sample: a record can be drawn again")
-    parser.add_argument("--weight_field", metavar="NAME", help="with --all: name of that field [weight]")
-    parser.add_argument("--marks", metavar="FILE", help="marks saved from report.html: keep is always in, drop never")
-    parser.add_argument("--seed", metavar="N", type=_whole(0), default=0, help="of what chance decides [0]")
+    choice.add_argument(
+        "--keep",
+        metavar="SHARE",
+        type=_number(0, 1),
+        help="this fraction of the records, those with the largest weights, such as 0.5",
+    )
+    choice.add_argument(
+        "--threshold", metavar="T", type=_number(0, math.inf), help="records with weight c >= T (the mean of c is 1)"
+    )
+    choice.add_argument(
+        "--sample", metavar="N", type=_whole(1), help="N records drawn with probability proportional to c"
+    )
+    choice.add_argument("--all", action="store_true", help="all records, each with its weight in an extra field")
+    parser.add_argument("--replacement", action="store_true", help="with --sample: draw with replacement")
+    parser.add_argument("--weight_field", metavar="NAME", help="with --all: name of the extra field [weight]")
     parser.add_argument(
-        "--out", metavar="FILE", help=".jsonl, .json or .parquet; never overwritten [.jsonl beside the run's folder]"
+        "--marks",
+        metavar="FILE",
+        help="marks saved in report.html: always include records marked keep, never those marked drop",
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole(0), default=0, help="seed of random choices [0]")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="output file, .jsonl, .json or .parquet; never overwritten [a .jsonl beside the run folder]",
     )
     options = parser.parse_args(argv)
     if options.replacement and options.sample is None:
-        parser.error("--replacement is for --sample")
+        parser.error("--replacement can only be used with --sample")
     if options.weight_field is not None and not options.all:
-        parser.error("--weight_field is for --all")
+        parser.error("--weight_field can only be used with --all")
     return options
 
 
@@ -74,7 +89,9 @@ def _number(above: float, most: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = float(text)
         if not above < value <= most or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text} is not above {above:g}" + f" and at most {most:g}" * (most == 1))
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be above {above:g}" + f" and at most {most:g}" * (most == 1)
+            )
         return value
 
     return number
@@ -84,18 +101,18 @@ def _whole(least: int) -> Callable[[str], int]:
     def whole(text: str) -> int:
         value = int(text)
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
         return value
 
     return whole
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# the way through
+# the export
 
 
 def export(options: argparse.Namespace) -> None:
-    """Choose, write, and say what was chosen. Raises UserError, with nothing written."""
+    """Select records, write them, and print what was selected. Raises UserError, with nothing written."""
     from bilevel.export.quality import look
 
     out = _target(options)
@@ -103,19 +120,19 @@ def export(options: argparse.Namespace) -> None:
     marks = read_marks(options.marks, run)
     counts, words = choose(run, marks, options)
     if not counts.any():
-        raise UserError(f"nothing is selected: {words}")
+        raise UserError(f"no record is selected: {words}")
     field = (options.weight_field or "weight") if options.all else None
     write(chosen(run, counts, field), out, int(counts.sum()))
     print(words)
     print(table(run, counts))
     quality = look(run, counts > 0)
-    print(f"among them: {quality.repeated:,} equal to an earlier one but for white space and case; responses without a "
-          f"letter or digit: {quality.empty:,}, with one or two: {quality.near_empty:,}")  # fmt: skip
+    print(f"of these, {quality.repeated:,} repeat an earlier one (apart from white space and case); responses without "
+          f"letters and digits: {quality.empty:,}, with only one or two: {quality.near_empty:,}")  # fmt: skip
     print(f"wrote {out}: {counts.sum():,} records")
 
 
 def _target(options: argparse.Namespace) -> Path:
-    """Where to write. Raises UserError."""
+    """The output file. Raises UserError."""
     if options.out is None:
         parts = [("keep", options.keep), ("threshold", options.threshold), ("sample", options.sample)]
         named = [f"{name}{value:g}" if name != "sample" else f"{name}{value}" for name, value in parts if value]
@@ -126,46 +143,54 @@ def _target(options: argparse.Namespace) -> Path:
     else:
         out = Path(options.out)
     if out.suffix not in WRITERS:
-        raise UserError(f"--out {plain(str(out), 300)}: it must end in {', '.join(WRITERS)}")
+        raise UserError(f"--out {plain(str(out), 300)}: the name must end in {', '.join(WRITERS)}")
     name = f"--out {plain(str(out), 300)}"
     try:
         os.lstat(out)
     except FileNotFoundError:
         if out.parent.is_dir():
             return out
-        raise UserError(f"{name}: there is no folder {plain(str(out.parent), 300)}") from None
-    except (OSError, ValueError) as error:  # a name that is too long, a NUL in it
+        raise UserError(f"{name}: the folder {plain(str(out.parent), 300)} does not exist") from None
+    except (OSError, ValueError) as error:  # the name is too long or contains NUL
         raise UserError(f"{name}: {getattr(error, 'strerror', error)}") from None
-    raise UserError(f"{name}: it is there already and is never overwritten; give another, or move it away")
+    raise UserError(f"{name}: the file exists and is never overwritten; give another name, or move the file away")
 
 
 def choose(run: FinishedRun, marks: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, str]:
-    """How often each record (N,) is written, and why in words. Raises UserError."""
+    """How often each record is written, (N,) int64, and a description of the selection. Raises UserError."""
     c = np.concatenate(run.weights)
     if options.all:
-        return (marks != DROP).astype(np.int64), "every record, with its weight"
+        return (marks != DROP).astype(np.int64), "all records, each with its weight"
     if options.keep is not None:
-        return heaviest(c, marks, options.keep, options.seed), f"the share {options.keep:g} of largest weights"
+        return heaviest(
+            c, marks, options.keep, options.seed
+        ), f"the fraction {options.keep:g} of records with the largest weights"
     if options.threshold is not None:
-        return at_least(c, marks, options.threshold), f"weights c of {options.threshold:g} and more"
+        return at_least(c, marks, options.threshold), f"records with weight c >= {options.threshold:g}"
     if options.sample is not None:
         counts = draw(c, marks, options.sample, options.replacement, options.seed)
         how = "with" if options.replacement else "without"
-        return counts, f"{options.sample:,} records drawn in proportion to the weights, {how} replacement"
+        return counts, f"{options.sample:,} records drawn with probability proportional to c, {how} replacement"
     logarithm = run.settings.x_map == "softmax" or not run.per_sample
     found = split(c[~np.isnan(c)], logarithm, few=not run.per_sample)
     if found is None:
-        raise UserError(f"all weights of {run.folder} are equal, which suggests no threshold; give --keep or --sample")
-    groups = zip(("below", "from there on"), found.sizes, found.means, strict=True)
+        raise UserError(
+            f"{run.folder}: all weights are equal, so no threshold can be suggested; give --keep or --sample"
+        )
+    groups = zip(("below", "above"), found.sizes, found.means, strict=True)
     words = f"two-means on {'log c' if logarithm else 'c'} suggests the threshold {found.threshold:.4g}: " + ", ".join(
         f"{size:,} records {where} (mean weight {mean:.4g})" for where, size, mean in groups
     )
-    doubt = "" if found.convincing else "WARNING, not two separate groups, look at the records before you trust it: "
+    doubt = (
+        ""
+        if found.convincing
+        else "WARNING: the weights do not form two separate groups; look at the records before you use them: "
+    )
     return at_least(c, marks, found.threshold), f"{words}\n{doubt}{found.reason}"
 
 
 def table(run: FinishedRun, counts: np.ndarray) -> str:
-    """Of each source: its records, those that were kept, and the mean weights of these and of the others."""
+    """A row per source: number of records, of those kept, and the mean weights of kept and other records."""
     import pandas as pd
 
     rows, ends = [], np.cumsum([file.records for file in run.train])[:-1]
@@ -173,12 +198,16 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
         kept, known = n > 0, ~np.isnan(c)
         means = [float(c[part & known].mean()) if (part & known).any() else math.nan for part in (kept, ~kept)]
         rows.append([Path(file.file).stem, file.records, kept.sum(), n.sum(), kept.mean(), *means])
-    names = ["source", "records", "kept", "rows", "share", "mean c kept", "mean c left"]
+    names = ["source", "records", "kept", "rows", "share", "mean c kept", "mean c other"]
     found = pd.DataFrame(rows, columns=names)
     if (found["kept"] == found["rows"]).all():
         found = found.drop(columns="rows")
     dropped = sum(int(np.isnan(c).sum()) for c in run.weights)
-    note = f"\n{dropped:,} records have no weight, as they had no response within max_length" if dropped else ""
+    note = (
+        f"\n{dropped:,} records have no weight, because no part of their response is within max_length"
+        if dropped
+        else ""
+    )
     return found.to_string(index=False, float_format="{:.4f}".format, na_rep="") + note
 
 
@@ -187,7 +216,7 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
 
 
 def chosen(run: FinishedRun, counts: np.ndarray, field: str | None) -> Records:
-    """Every record as often as it counts; with its weight under this name, where one is given. Raises UserError."""
+    """Yield each record as often as counts (N,) says; `field`: add its weight under this name. Raises UserError."""
     start = 0
     for number, file in enumerate(run.train):
         here = counts[start : start + file.records]
@@ -195,7 +224,7 @@ def chosen(run: FinishedRun, counts: np.ndarray, field: str | None) -> Records:
             if here[index] and field is not None:
                 if field in record:
                     raise UserError(
-                        f"{file.path}, record {index}: it has a field {plain(field)} already; name another with "
+                        f"{file.path}, record {index}: it already has a field {plain(field)}; choose another name with "
                         "--weight_field"
                     )
                 weight = run.weights[number][index]
@@ -206,27 +235,27 @@ def chosen(run: FinishedRun, counts: np.ndarray, field: str | None) -> Records:
 
 
 def _with_weight(record: dict[str, Any], text: str, field: str, weight: float | None) -> tuple[dict[str, Any], str]:
-    """The record with one field more, at its end."""
+    """The record and its text with one more field at the end."""
     before = text.rstrip()[:-1].rstrip()
     return record | {field: weight}, f"{before}, {json.dumps(field)}: {json.dumps(weight)}}}"
 
 
 def write(records: Records, out: Path, total: int) -> None:
-    """A new file, whole or absent. Raises UserError."""
+    """Write the records to a new file, which is either complete or absent. Raises UserError."""
     from tqdm import tqdm
 
     bar = tqdm(records, total=total, unit="record", desc=f"writing {out.name}", disable=None, leave=False)
     try:
-        with bar, whole_file(out, shared=True) as new, new.open("xb") as file:
+        with bar, whole_file(out, replace=False) as new, new.open("wb") as file:
             WRITERS[out.suffix](iter(bar), file)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
 
 
 def _json_lines(records: Records, file: IO[bytes]) -> None:
-    """A line per record: that of a JSON Lines file, or the lines that it has in an array put on one."""
+    """Write one line per record. Line breaks of a record from a JSON array are replaced by spaces."""
     for _, text in records:
-        parts = _LINE_BREAK.split(text)  # outside of strings, which hold no line breaks
+        parts = _LINE_BREAK.split(text)  # these are never inside strings, where JSON escapes line breaks
         line = text if len(parts) == 1 else " ".join(part.strip(" \t") for part in parts)
         file.write(line.encode() + b"\n")
 
@@ -238,7 +267,7 @@ def _json_array(records: Records, file: IO[bytes]) -> None:
 
 
 def _parquet(records: Records, file: IO[bytes]) -> None:
-    """Columns in the order in which fields turn up; a field that a record lacks is null. Raises UserError."""
+    """Write columns in the order in which fields appear; missing fields are null. Raises UserError."""
     import itertools
 
     import pyarrow as pa
@@ -253,8 +282,8 @@ def _parquet(records: Records, file: IO[bytes]) -> None:
         pyarrow.parquet.write_table(whole, file)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UserError(
-            f"Parquet wants one type for each field, which these records do not have ({short(str(error), 200)}); "
-            "write .jsonl"
+            f"Parquet needs one type per field, but the types of these records differ ({short(str(error), 200)}); "
+            "write a .jsonl file instead"
         ) from None
 
 

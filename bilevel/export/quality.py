@@ -1,4 +1,4 @@
-"""What to look out for among chosen records: duplicates, and responses with next to nothing in them."""
+"""Counts of suspicious records in a selection: duplicates, and empty or nearly empty responses."""
 
 import dataclasses
 import hashlib
@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevel.data.records import cached_rows
+from bilevel.data.records import rows_table
 from bilevel.run.finished import FinishedRun
 
-LETTERS = 2  # letters and digits in a response, up to which it is near-empty
+LETTERS = 2  # a response with at most this many letters and digits is nearly empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Numbers of records. repeated: equal to an earlier one but for white space and case; empty: whose response has no
-    letter or digit; near_empty: one or two of them."""
+    """Numbers of records.
+
+    repeated: equal to an earlier record, apart from white space and case. empty: the response has no letter or digit.
+    near_empty: it has one or two.
+    """
 
     repeated: int
     empty: int
@@ -24,23 +27,21 @@ class Quality:
 
 
 def look(run: FinishedRun, chosen: np.ndarray) -> Quality:
-    """Of the chosen records (N,) bool. Texts are compared by 64 bits of their hash. Raises DataError."""
-    import pyarrow
+    """Count among the chosen records (N,) bool. Texts are compared by a 64-bit hash. Raises DataError."""
     from tqdm import tqdm
 
     hashes, letters = np.empty(len(chosen), dtype=np.uint64), np.zeros(len(chosen), dtype=np.int8)
     place = 0
     with tqdm(total=len(chosen), unit="record", desc="looking for duplicates", disable=None, leave=False) as bar:
         for file in run.train:
-            with pyarrow.memory_map(str(cached_rows(Path(file.path), run.settings.format))) as rows:
-                for batch in pyarrow.ipc.open_stream(rows):
-                    part = slice(place, place + len(batch))
-                    here = np.flatnonzero(chosen[part])
-                    for i, row in zip(here + place, batch.take(here).to_pylist(), strict=True):
-                        hashes[i] = _hash(row["contents"])
-                        letters[i] = _letters(row["roles"], row["contents"])
-                    place = part.stop
-                    bar.update(len(batch))
+            for batch in rows_table(Path(file.path), run.settings.format).to_batches():
+                part = slice(place, place + len(batch))
+                here = np.flatnonzero(chosen[part])
+                for i, row in zip(here + place, batch.take(here).to_pylist(), strict=True):
+                    hashes[i] = _hash(row["contents"])
+                    letters[i] = _letters(row["roles"], row["contents"])
+                place = part.stop
+                bar.update(len(batch))
     hashes, letters = hashes[chosen], letters[chosen]
     return Quality(
         repeated=len(hashes) - len(np.unique(hashes)),
@@ -55,7 +56,7 @@ def _hash(contents: list[str]) -> int:
 
 
 def _letters(roles: list[str], contents: list[str]) -> int:
-    """Letters and digits in the responses, counted as far as LETTERS + 1."""
+    """Number of letters and digits in the responses, counted up to LETTERS + 1."""
     responses = (c for role, c in zip(roles, contents, strict=True) if role in ("response", "assistant", "text"))
     found = filter(str.isalnum, itertools.chain.from_iterable(responses))
     return len(list(itertools.islice(found, LETTERS + 1)))

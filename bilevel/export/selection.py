@@ -1,7 +1,7 @@
-"""Which records of a finished run to keep, and how often: a count for each. Marks made by eye go before weights.
+"""Which records of a finished run to keep, and how often: a count for each. Marks made by eye overrule weights.
 
-Weights c are (N,) float64, NaN of a record that was dropped in training, which only a mark can bring in; marks (N,) are
-KEEP, DROP or 0. Where chance decides, it is numpy's default generator from a seed.
+Weights c are (N,) float64. A record that was dropped in training has NaN, and only a mark can select it. Marks (N,) are
+KEEP, DROP or 0. Random choices come from numpy's default generator and a seed.
 """
 
 from pathlib import Path
@@ -12,14 +12,17 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bilevel.errors import UserError, plain
+from bilevel.files import open_regular
 from bilevel.run.finished import FinishedRun
 
 KEEP, DROP = 1, -1
+MOST_DRAWS = 1000  # with replacement, for each record of the run: more is a slip of the keyboard
+CHUNK = 1 << 20  # draws at a time
 
 
 @dataclass(config=ConfigDict(strict=True), frozen=True)
 class Mark:
-    """One record's mark: always in, or never; index is its place in the file, from 0."""
+    """The mark of one record: always in, or never. index: its place in the file, from 0."""
 
     file: str
     index: Annotated[int, Field(ge=0)]
@@ -28,19 +31,20 @@ class Mark:
 
 @dataclass(config=ConfigDict(strict=True), frozen=True)
 class Marks:
-    """What report.html saves."""
+    """The file of marks that report.html saves."""
 
     run: str
     marks: list[Mark]
 
 
 def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
-    """(N,) int8. Raises UserError where the file is not marks of this run's records."""
+    """The marks of all records, (N,) int8; none if path is None. Raises UserError if they do not fit this run."""
     marked = [np.zeros(file.records, dtype=np.int8) for file in run.train]
     if path is None:
         return np.concatenate(marked)
     try:
-        marks = TypeAdapter(Marks).validate_json(Path(path).read_bytes())
+        with open_regular(Path(path)) as file:
+            marks = TypeAdapter(Marks).validate_json(file.read())
     except OSError as error:
         raise UserError(f"--marks {plain(path, 300)}: {error.strerror or error}") from None
     except ValueError as error:
@@ -61,7 +65,7 @@ def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
 def heaviest(c: np.ndarray, marks: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Counts 0 and 1: this share of the records that have a weight, the largest weights first.
 
-    What has the same weight at the cut, as whole sources do, is drawn, each record with the same chance.
+    Among records of equal weight at the cut (whole sources, for instance) those to keep are drawn with equal chances.
     """
     rank = np.where(marks == KEEP, np.inf, np.where(np.isnan(c) | (marks == DROP), -np.inf, c))
     chance = np.random.default_rng(seed).permutation(len(c))
@@ -71,43 +75,49 @@ def heaviest(c: np.ndarray, marks: np.ndarray, share: float, seed: int) -> np.nd
 
 
 def at_least(c: np.ndarray, marks: np.ndarray, threshold: float) -> np.ndarray:
-    """Counts 0 and 1: c >= threshold."""
+    """Counts 0 and 1: 1 where c >= threshold."""
     return ((marks == KEEP) | (c >= threshold) & (marks != DROP)).astype(np.int64)
 
 
 def draw(c: np.ndarray, marks: np.ndarray, n: int, replacement: bool, seed: int) -> np.ndarray:
-    """Counts with sum n, drawn in proportion to c; what is marked KEEP is in once before the draw. Raises UserError.
+    """Counts with sum n, drawn in proportion to c; records marked KEEP are in once before the draw. Raises UserError.
 
-    With replacement: independent draws, of which record i is each with probability c_i / sum c. Without: record i is in
+    With replacement, draws are independent and each is record i with probability c_i / sum c. Without, record i is in
     with probability `inclusion`, by systematic sampling over the records in random order (Madow 1949, Hartley and Rao
     1962).
     """
     generator, kept = np.random.default_rng(seed), marks == KEEP
     pool, left = np.where(np.isnan(c) | (marks == DROP), 0.0, c), n - int(kept.sum())
     if left < 0:
-        raise UserError(f"--sample {n}: {int(kept.sum())} records are marked keep; draw as many at least")
+        raise UserError(f"--sample {n}: {int(kept.sum())} records are marked keep; draw at least as many")
     counts = kept.astype(np.int64)
     if replacement:
         ends = pool.cumsum()
         if left and not ends[-1] > 0:
             raise UserError(f"--sample {n}: no record has a weight above 0")
-        places = ends.searchsorted(generator.random(left) * ends[-1], side="right")
-        return counts + np.bincount(np.minimum(places, ends.argmax()), minlength=len(c))
+        if n > MOST_DRAWS * len(c):
+            raise UserError(f"--sample {n}: at most {MOST_DRAWS:,} draws for each of the run's {len(c):,} records")
+        for start in range(0, left, CHUNK):
+            places = ends.searchsorted(generator.random(min(CHUNK, left - start)) * ends[-1], side="right")
+            counts += np.bincount(np.minimum(places, ends.argmax()), minlength=len(c))
+        return counts
     pool[kept] = 0
     if np.count_nonzero(pool) < left:
         most = np.count_nonzero(pool) + n - left
-        raise UserError(f"--sample {n}: {most} records have a weight above 0; draw as many at most, or --replacement")
+        raise UserError(
+            f"--sample {n}: {most} records have a weight above 0; draw at most as many, or add --replacement"
+        )
     chances = inclusion(pool, left)
     counts[chances == 1] += 1
     order = generator.permutation(np.flatnonzero((chances > 0) & (chances < 1)))
     ends = np.floor(chances[order].cumsum() + generator.random())
-    ends[-1:] = left - np.count_nonzero(chances == 1)  # what it is but for rounding
+    ends[-1:] = left - np.count_nonzero(chances == 1)  # exact, without rounding error
     counts[order] += np.diff(ends, prepend=0).astype(np.int64)
     return counts
 
 
 def inclusion(c: np.ndarray, n: int) -> np.ndarray:
-    """(N,) probabilities with sum n, n c_i / sum c; those above 1 are 1 and the others share what is left of n."""
+    """Probabilities (N,) with sum n: n c_i / sum c, where those above 1 become 1 and the others share the rest of n."""
     chances, rest = np.zeros(len(c)), c > 0
     while left := n - np.count_nonzero(chances == 1):
         scaled = left * c / c[rest].sum()

@@ -1,4 +1,4 @@
-"""What a forward and backward pass holds at once, found by a pass on the meta device, where tensors have no data."""
+"""Memory of a forward and backward pass, measured by a pass on the meta device, where tensors have no data."""
 
 import dataclasses
 import weakref
@@ -19,16 +19,17 @@ from bilevel.model.loading import trained_shape
 from bilevel.model.losses import returns_logits_as_they_are
 from bilevel.settings.fields import Settings
 
-KERNEL = "without_scores"  # sdpa and flash attention: neither keeps (T, T) scores
+KERNEL = "without_scores"  # name of our stand-in for sdpa and flash attention, which do not store (T, T) scores
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """Bytes of one micro-batch beyond weights and kept gradients.
+    """Bytes that one micro-batch needs in addition to weights and stored gradients.
 
-    kept: alive when the last block's output is there. logits: beyond that, while the head and the loss run forward and
-    backward. block: beyond kept, while the blocks run backward. Logits and block come one after the other.
+    kept: activations alive after the forward pass of the blocks. logits: peak in addition to kept during forward and
+    backward of head and loss. block: peak in addition to kept during the backward pass of the blocks. The two peaks
+    occur one after the other.
     """
 
     kept: int
@@ -37,7 +38,7 @@ class Pass:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is on."""
+    """Counts the bytes of all storages that operations create while this mode is active."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +52,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def ignore(self, model: torch.nn.Module) -> None:
-        """The weights are counted elsewhere."""
+        """Do not count the weights of the model, which the plan has in other lines."""
         for tensor in (*model.parameters(), *model.buffers()):
             storage = tensor.untyped_storage()
             self.known[id(storage)] = weakref.ref(storage)
@@ -71,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: str) -> torch.nn.Module:
-    """The model without weights, in the dtype of its forward pass and in training mode."""
+    """The model on the meta device (no data), in the dtype of its forward pass and in training mode."""
     wanted = settings.attn_implementation
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
@@ -89,13 +90,13 @@ def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: 
 
 
 def micro_batch(settings: Settings) -> tuple[int, int]:
-    """(B, T) of the largest micro-batch: as many of the longest rows as the budget holds; a last token is no input."""
+    """(B, T) of the largest micro-batch: rows of max_length - 1 inputs (the last token is only a target)."""
     length = settings.max_length - 1
     return max(1, settings.micro_batch_tokens // length), length
 
 
 def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
-    """One micro-batch, every position supervised; a gradient goes as soon as it is whole."""
+    """Measure one micro-batch in which every position is supervised. Complete gradients are freed at once."""
     rows, length = micro_batch(settings)
     tokens = torch.zeros(rows, length, dtype=torch.long, device="meta")
     with LiveBytes() as bytes_, dropped_gradients(model):
@@ -115,7 +116,7 @@ def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
 
 
 def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The head as in bilevel.model.losses: on a copy of the supervised positions, in chunks if it can be, in fp32."""
+    """The loss as bilevel.model.losses computes it: on a copy of the supervised positions, in fp32, or in chunks."""
     head, cut, targets = model.get_output_embeddings(), hidden.flatten(0, 1).clone().unsqueeze(0), targets.flatten()
     one = targets[None, :1]
     if is_linear(head) and returns_logits_as_they_are(model, head, input_ids=one, attention_mask=torch.ones_like(one)):
@@ -128,7 +129,7 @@ def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tenso
 
 
 def draw_worst(settings: Settings, layers: Layers) -> tuple[int, ...]:
-    """The drawn blocks that need most memory: the largest, of equal ones the first, as gradients reach down to them."""
+    """The drawn blocks that need most memory: the largest, or of equal ones the first, as backward goes deepest."""
     sizes = [sum(p.numel() for p in block) for block in layers.blocks]
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
     return tuple(sorted(order[: settings.lisa_layers]))
@@ -136,7 +137,7 @@ def draw_worst(settings: Settings, layers: Layers) -> tuple[int, ...]:
 
 @contextmanager
 def dropped_gradients(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, a parameter's gradient goes as soon as it is whole, as it does into ZeRO's buffers."""
+    """A context in which complete gradients are freed at once, as ZeRO does by copying them into its buffers."""
 
     def drop(parameter: torch.Tensor) -> None:
         parameter.grad = None
@@ -157,6 +158,6 @@ def attention(
     attention_mask: torch.Tensor | None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What a kernel without scores keeps: query, key and value (B, heads, T, D), its output, a sum per row."""
+    """Attention that stores what sdpa stores: query, key, value (B, heads, T, D), the output, and a sum per row."""
     out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)[0]
     return out.transpose(1, 2).contiguous(), None

@@ -1,7 +1,7 @@
-"""What a run will need per GPU, per host and on the disk, before it loads anything: memory_report(settings, processes).
+"""The memory plan: what a run will need per GPU, per host and on disk, computed before anything is loaded.
 
-Tensors (parameters, masters, moments, gradients, residual bits) are counted as bilevel.model.torch_copy and
-bilevel.model.zero_copy lay them out, padding included, and agree with measured bytes (tests/memory/test_plan.py).
+Tensors (parameters, masters, moments, gradients, residual bits) are counted in the layout of bilevel.model.torch_copy
+and bilevel.model.zero_copy, padding included; tests/memory/test_plan.py compares the counts with measured bytes.
 Activations and logits come from a pass on the meta device (bilevel.memory.activations). Buckets and gathered parameters
 are upper bounds. GB = 1e9 bytes.
 """
@@ -25,23 +25,23 @@ GB = 1e9
 SHAPES = Path(__file__).parents[2] / "configs" / "models"
 SIZE = {"fp32": 4, "bf16": 2}
 CPU = {"device": "cpu"}
-RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5, NCCL and cuBLAS workspaces 0.6, the allocator's gaps
-HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA and the tokenised data
-SHARD = 10 * GB  # the largest file of a checkpoint; the hub's default is 5
+RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5 GB, NCCL and cuBLAS workspaces 0.6 GB, the rest fragmentation
+HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA, tokenised data
+SHARD = 10 * GB  # the largest weights file of a pretrained model; the hub's default is 5 GB
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Bytes by line. gpu: of one process; lines of `or_else` take turns, so that only the largest of them counts."""
+    """Bytes by line. gpu: of one process. Lines of `or_else` never occur together: only the largest counts."""
 
     title: str
     gpu: dict[str, float]
     or_else: dict[str, float]
     host: dict[str, float]
     at_load: dict[str, float]
-    disk: dict[str, float]  # of the run's folder
-    residual: float  # bytes per GPU, if its bits are kept
-    residual_place: str  # device, host, off, or none where there are none to keep
+    disk: dict[str, float]  # in the run folder
+    residual: float  # bytes per GPU, if residual bits are kept on it
+    residual_place: str  # device, host, off; none if there are no residual bits
     limit: float | None
     remedies: tuple[str, ...] = ()
 
@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def with_residual(self) -> float:
-        """Residual bits on the device, wherever the settings put them."""
+        """Bytes per GPU if residual bits were kept on it, whatever the settings say."""
         return self.without_residual + self.residual
 
     @property
@@ -64,17 +64,17 @@ class Plan:
 
 
 def memory_report(settings: Settings, processes: int, hosts: int = 1) -> str:
-    """The plan of a run as a table; `processes` in all, one per GPU. Reads no weights and needs no network."""
+    """The plan of a run as a table. processes: in total, one per GPU. Reads no weights and needs no network."""
     dtype = settings.dtype or ("bf16" if torch.cuda.is_available() or settings.gpu_memory_gib else "fp32")
     shape = run_shape(settings)
     try:
         return render(plan(settings, shape, processes, dtype, hosts))
-    except RuntimeError as error:  # an operation that torch cannot do without numbers, such as experts in fp32
-        return f"no memory plan for a model of type {shape.model_type} in {dtype}: {error}"
+    except RuntimeError as error:  # an operation that does not work on the meta device, such as experts in fp32
+        return f"no memory plan: a model of type {shape.model_type} in {dtype} cannot be measured without data: {error}"
 
 
 def run_shape(settings: Settings) -> transformers.PretrainedConfig:
-    """The model's numbers: from configs/models when they ship with us, else as the run will find them."""
+    """The model's configuration: the one in configs/models if there is one, else the one that the run will load."""
     shipped = SHAPES / f"{(settings.model_name_or_path or '').replace('/', '--')}.json"
     if settings.model_name_or_path is not None and shipped.is_file():
         settings = dataclasses.replace(settings, model_name_or_path=str(shipped))
@@ -82,7 +82,7 @@ def run_shape(settings: Settings) -> transformers.PretrainedConfig:
 
 
 def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: int, dtype: str, hosts: int = 1) -> Plan:
-    """What the run needs, and when that is too much what would help."""
+    """The plan of the run. If it exceeds the limit, it includes remedies."""
     config = zero_config(settings, dtype) if settings.backend == "deepspeed" else {}
     model = meta_model(settings, shape, dtype)
     found = _estimate(settings, model, processes, dtype, hosts, config)
@@ -95,16 +95,16 @@ def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: in
         other = _estimate(changed, model, processes, dtype, hosts, changed_config)
         saved = (found.total - other.total) / GB
         if saved > 0.05:
-            verdict = "fits" if other.fits else "still too much"
-            remedies.append(f"{words}: saves {saved:.1f} GB, {other.total / GB:.1f} GB in all, {verdict}")
+            verdict = "fits" if other.fits else "does not fit yet"
+            remedies.append(f"{words}: saves {saved:.1f} GB, then {other.total / GB:.1f} GB in total, {verdict}")
     return dataclasses.replace(found, remedies=tuple(remedies))
 
 
 def _estimate(
     settings: Settings, model: torch.nn.Module, processes: int, dtype: str, hosts: int, config: dict[str, Any]
 ) -> Plan:
-    """The plan of these settings with DeepSpeed's config (empty under plain torch); freezes what LISA lets rest."""
-    groups, resting = _groups(settings, model)
+    """The plan of these settings; config is DeepSpeed's, empty under plain torch. Freezes parameters of the model."""
+    groups, frozen = _groups(settings, model)
     layout = _layout(settings, dtype, processes, config)
     one_pass = measure_pass(settings, model)
     size = sum(p.numel() for p in model.parameters())
@@ -120,24 +120,24 @@ def _estimate(
         "fp32 copy of gradients in the step": _step_copy(layout, groups) - one_pass.kept,
     }
     keeps_bits = layout.stage > 0 and dtype == "bf16" and settings.lisa_layers is not None
-    residual = layout.copies * 2 * sum(map(layout.partition, resting)) if keeps_bits else 0
+    residual = layout.copies * 2 * sum(map(layout.partition, frozen)) if keeps_bits else 0
     host = {"processes": HOST_PROCESS * processes} | layout.host(model, groups)
     if residual and settings.lisa_residual == "host":
         host["residual bits"] = residual * processes
     checkpoint = layout.checkpoint(model, groups)
     if settings.lisa_residual != "off":
         checkpoint += residual * processes
-    host["a checkpoint while it is written"] = checkpoint
+    host["checkpoint being written"] = checkpoint
     disk = {
-        "checkpoints that are kept": settings.keep_checkpoints * checkpoint,
-        "the next while it is written": checkpoint,
+        "checkpoints kept": settings.keep_checkpoints * checkpoint,
+        "next checkpoint being written": checkpoint,
         "model": 0 if settings.save_model == "none" else size * layout.parameter_size,
     }
     host = {line: size / hosts for line, size in host.items()}
     whole = size * layout.parameter_size * processes
     at_load = {
         "processes": host["processes"],
-        "the checkpoint, read once": min(SHARD, whole) if layout.stage == 3 else whole / hosts,
+        "pretrained weights, read once": min(SHARD, whole) if layout.stage == 3 else whole / hosts,
     }
     if layout.offloaded("param"):
         at_load["offloaded parameters"] = host["offloaded parameters"]
@@ -156,18 +156,18 @@ def _estimate(
 
 
 def _groups(settings: Settings, model: torch.nn.Module) -> tuple[list[Parameters], list[Parameters]]:
-    """The optimizer's parameter groups in the worst draw, and the blocks that rest; requires_grad is set to match."""
-    groups, resting = [[p for p in model.parameters() if settings.lora_rank is None or p.requires_grad]], []
+    """The optimizer's parameter groups in the worst draw of blocks, and the frozen blocks; sets requires_grad."""
+    groups, frozen = [[p for p in model.parameters() if settings.lora_rank is None or p.requires_grad]], []
     if settings.lisa_layers is not None:
         layers = Layers(model)
         drawn = draw_worst(settings, layers)
         always_on, blocks = layers.active(drawn, settings.lisa_train_embeddings)
         groups = [group for group in (always_on, *blocks) if group]
-        resting = [block for i, block in enumerate(layers.blocks) if i not in drawn]
+        frozen = [block for i, block in enumerate(layers.blocks) if i not in drawn]
     active = {id(p) for group in groups for p in group}
     for p in model.parameters():
         p.requires_grad_(id(p) in active)
-    return groups, resting
+    return groups, frozen
 
 
 def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, Any]) -> Layout:
@@ -181,7 +181,7 @@ def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, An
 
 
 def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
-    """In ZeRO's step one copy's gradients exist once more, in fp32, group by group."""
+    """Bytes of the fp32 copy that ZeRO's step makes of one model copy's gradients, one group at a time."""
     if not layout.stage or layout.offloaded("optimizer"):
         return 0
     return 4 * max(layout.partition(group) for group in groups)
@@ -190,7 +190,7 @@ def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
 def _changes(
     settings: Settings, model: torch.nn.Module, config: dict[str, Any]
 ) -> list[tuple[str, Settings, dict[str, Any]]]:
-    """What could be changed to need less, cheapest first, each by itself: words, settings, DeepSpeed's config."""
+    """Single changes that need less memory, cheapest first: (words, settings, DeepSpeed's config)."""
     s, change, found = settings, dataclasses.replace, []
     shorter = max(s.max_length - 1, s.micro_batch_tokens // 2)
     if micro_batch(change(s, micro_batch_tokens=shorter)) != micro_batch(s):
@@ -211,8 +211,10 @@ def _changes(
     if s.lisa_residual == "device":
         found.append(("lisa_residual host", change(s, lisa_residual="host"), config))
     offloading = _with(config, stage=max(2, stage), offload_optimizer=CPU)
-    found.append(("offload_optimizer to cpu (deepspeed FILE)", s, offloading))
-    found.append(("offload_param to cpu as well (stage 3)", s, _with(offloading, stage=3, offload_param=CPU)))
+    found.append(("offload_optimizer to cpu (in a DeepSpeed file, deepspeed=FILE)", s, offloading))
+    found.append(
+        ("offload_optimizer and offload_param to cpu (stage 3)", s, _with(offloading, stage=3, offload_param=CPU))
+    )
     return found
 
 
@@ -244,25 +246,25 @@ def render(plan: Plan) -> str:
     lines += [_row(line, size) for line, size in plan.gpu.items()]
     largest = max(plan.or_else, key=plan.or_else.get)
     for line, size in plan.or_else.items():
-        lines.append(_row(line, size, "" if line == largest else "in turn with the larger one, not counted"))
+        lines.append(_row(line, size, "" if line == largest else "not counted: never together with the larger one"))
     if plan.residual_place != "none":
-        place = {"device": "", "host": "on the host, not counted", "off": "off, not counted"}[plan.residual_place]
+        place = {"device": "", "host": "not counted: on the host", "off": "not counted: off"}[plan.residual_place]
         lines.append(_row("residual bits", plan.residual, place))
     lines.append(_row("sum", plan.total, _verdict(plan)))
     if plan.residual_place != "none":
         lines.append(_row("without residual bits", plan.without_residual))
-        lines.append(_row("with them on the GPU", plan.with_residual))
-    tables = {"per host, training": plan.host, "per host, loading": plan.at_load, "on the disk": plan.disk}
+        lines.append(_row("with residual bits on the GPU", plan.with_residual))
+    tables = {"per host, training": plan.host, "per host, loading": plan.at_load, "on disk": plan.disk}
     for title, table in tables.items():
         lines += ["", title, *(_row(line, size) for line, size in table.items()), _row("sum", sum(table.values()))]
     if plan.remedies:
-        lines += ["", "what would help, each by itself:", *(f"  {remedy}" for remedy in plan.remedies)]
+        lines += ["", "each of these changes alone would help:", *(f"  {remedy}" for remedy in plan.remedies)]
     return "\n".join(lines)
 
 
 def _verdict(plan: Plan) -> str:
     if plan.limit is None:
-        return "gpu_memory_gib says what a GPU has"
+        return "set gpu_memory_gib to compare with the memory of a GPU"
     return f"{'fits' if plan.fits else 'does not fit'} {plan.limit / 2**30:g} GiB = {plan.limit / GB:.1f} GB"
 
 

@@ -1,4 +1,4 @@
-"""How the tensors of a copy are laid out on the processes of a run, under plain torch and under ZeRO."""
+"""Layout of a copy's tensors over the processes of a run, under plain torch and under ZeRO."""
 
 import dataclasses
 from typing import Any
@@ -10,15 +10,15 @@ Parameters = list[torch.nn.Parameter]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one copy lies on the GPUs: the ZeRO stage (0 is plain torch as well) and the number of processes it spans."""
+    """Layout of the copies on the GPUs. stage: the ZeRO stage; 0 also stands for plain torch."""
 
     stage: int
     processes: int
     zero: dict[str, Any]  # DeepSpeed's zero_optimization section
-    parameter_size: int  # bytes
+    parameter_size: int  # bytes per element
     gradient_size: int
-    autocast: bool = False  # bf16 at stage 0: fp32 weights, cast in each pass
-    copies: int = 2  # of the model
+    autocast: bool = False  # bf16 at stage 0: weights are fp32 and cast in each pass
+    copies: int = 2  # number of model copies
 
     def offloaded(self, what: str) -> bool:
         return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
@@ -27,18 +27,18 @@ class Layout:
         return int(self.zero.get(f"stage3_{name}", self.zero.get(name, default)))
 
     def padded(self, group: Parameters) -> int:
-        """Elements of a parameter group's flat buffer over all processes."""
-        if self.stage == 3:  # each parameter is cut by itself
+        """Elements of a parameter group's flat buffer, padding included, over all processes."""
+        if self.stage == 3:  # each parameter is partitioned on its own
             return sum(-(-p.numel() // self.processes) * self.processes for p in group)
         whole = sum(p.numel() for p in group)
         return whole if self.stage == 0 else -(-whole // (2 * self.processes)) * 2 * self.processes
 
     def partition(self, group: Parameters) -> int:
-        """Elements of it that one process steps."""
+        """Elements of this buffer that one process updates."""
         return self.padded(group) // (self.processes if self.stage else 1)
 
     def gradient_elements(self, group: Parameters) -> int:
-        """Elements of gradients that the process which holds most keeps until the step."""
+        """Gradient elements kept until the step, on the process that keeps the most."""
         if self.stage < 2:
             return sum(p.numel() for p in group)
         if self.stage == 3 or self.offloaded("optimizer") or self.gradient_size != self.parameter_size:
@@ -52,16 +52,16 @@ class Layout:
         return max(held)
 
     def gpu(self, model: torch.nn.Module, groups: list[Parameters]) -> dict[str, float]:
-        """Bytes that all copies keep on a process's GPU from step to step, and gradients at their most."""
+        """Bytes that all copies keep on one GPU between steps, and the peak of their gradients."""
         everything = list(model.parameters())
         active = [p for group in groups for p in group]
         partitions = sum(self.partition(group) for group in groups)
         gradients = sum(self.gradient_elements(group) for group in groups)
-        resting = set(everything) - set(active)
+        frozen = set(everything) - set(active)
         if self.stage == 3:
             weights = self.partition(everything)
         else:
-            weights = sum(p.numel() for p in resting) + sum(self.padded(group) for group in groups)
+            weights = sum(p.numel() for p in frozen) + sum(self.padded(group) for group in groups)
         lines = {
             "parameters": 0 if self.offloaded("param") else weights * self.parameter_size,
             "fp32 masters": 4 * partitions if self.stage else 0,
@@ -74,7 +74,7 @@ class Layout:
         return {line: self.copies * size for line, size in lines.items()}
 
     def host(self, model: torch.nn.Module, groups: list[Parameters]) -> dict[str, float]:
-        """Bytes that the copies of all processes keep off the GPUs."""
+        """Bytes that the copies of all processes keep in host memory."""
         partitions = sum(self.partition(group) for group in groups)
         lines = {}
         if self.offloaded("param"):
@@ -86,31 +86,31 @@ class Layout:
         return {line: self.copies * self.processes * size for line, size in lines.items()}
 
     def checkpoint(self, model: torch.nn.Module, groups: list[Parameters]) -> float:
-        """Bytes of all copies in a checkpoint, of all processes, without residual bits."""
+        """Bytes of a checkpoint: all copies, all processes, without residual bits."""
         parameters = list(model.parameters())
         weights = self.processes * self.partition(parameters) if self.stage == 3 else sum(p.numel() for p in parameters)
         partitions = self.processes * sum(self.partition(group) for group in groups)
         return self.copies * (weights * self.parameter_size + (12 if self.stage else 8) * partitions)
 
     def passing(self, model: torch.nn.Module, groups: list[Parameters]) -> float:
-        """Bytes of one copy's parameters and gradients that come and go in a pass, at most."""
+        """Peak bytes of one copy's parameters and gradients that exist only during a pass."""
         everything = [p.numel() for p in model.parameters()]
         active = [p.numel() for group in groups for p in group]
         if self.stage == 0:  # autocast keeps a bf16 copy of each weight until the backward pass is over
             cast = 2 * sum(everything) if self.autocast else 0
             reduced = min(self.setting("reduce_bucket_size", 5e8), sum(active)) if self.processes > 1 else 0
             return cast + reduced * self.gradient_size
-        if self.stage < 3:  # the bucket in which gradients are reduced, or a larger gradient of its own
+        if self.stage < 3:  # the bucket in which gradients are reduced, or a single larger gradient
             return max(self.setting("reduce_bucket_size", 5e8), max(active)) * self.gradient_size
         small = sum(n for n in everything if n <= self.setting("param_persistence_threshold", 1e5))
         reuse, ahead = self.setting("max_reuse_distance", 1e9), self.setting("prefetch_bucket_size", 5e7)
-        # What is used again soon stays, the next is fetched; embedding and head overlap, and after a draw the other
-        # copy's embedding stays whole.
+        # Parameters that are needed again soon stay gathered and the next ones are prefetched. Embedding and head
+        # overlap, and after a draw of blocks the other copy's embedding stays gathered.
         large = 2 * max(everything) + sorted(everything)[-2]
         whole = min(sum(everything) - small, reuse // 2 + ahead + large) + self.copies * small
         scattered = max(min(self.setting("reduce_bucket_size", 5e8), sum(active)), max(active))
         return (whole + scattered) * self.parameter_size
 
     def _buckets(self, active: int) -> int:
-        """ZeRO-3 keeps a bucket per engine; the other stages make theirs anew in each pass."""
+        """ZeRO-3 keeps one bucket per engine; other stages allocate theirs in each pass."""
         return self.setting("reduce_bucket_size", 5e8) * self.parameter_size if self.stage == 3 else 0

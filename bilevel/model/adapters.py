@@ -1,17 +1,17 @@
-"""LoRA by peft: low-rank adapters beside every linear layer but the head train, and everything else rests.
+"""LoRA with peft: low-rank adapters on every linear layer except the head are trained; all else is frozen.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". A layer's weight W acts as W + alpha/r B A, with A
-(r, K) drawn at random and B (N, r) zero at the start, so that the model begins as it was.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". A layer with weight W (N, K)
+computes with W + alpha/r B A. A (r, K) is random and B (N, r) zero at the start, so the model starts unchanged.
 """
 
 import torch
 import transformers
 
-NAME = "trained"  # of our adapters, beside which a model may have come with others
+NAME = "trained"  # of our adapters; the model may already have others
 
 
 def add_adapters(model: transformers.PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
-    """Put adapters into the model, in place; only they can be trained then."""
+    """Add adapters to the model, in place, and freeze everything else."""
     import peft  # takes a second to import
 
     conv = any(isinstance(module, transformers.pytorch_utils.Conv1D) for module in model.modules())
@@ -21,7 +21,7 @@ def add_adapters(model: transformers.PreTrainedModel, rank: int, alpha: float, s
 
 
 def merge_adapters(model: transformers.PreTrainedModel) -> None:
-    """Add what our adapters, if there are any, have learned to the weights, in place: a plain model is left."""
+    """Merge our adapters, if there are any, into the weights, in place. The result is a plain model."""
     if NAME not in getattr(model, "peft_config", {}):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer

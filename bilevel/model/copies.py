@@ -1,4 +1,4 @@
-"""The model copies of a run and the processes they live in, as the settings' backend wants them."""
+"""The model copies of a run and its processes, for the chosen backend (torch or DeepSpeed)."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from bilevel.settings.fields import Settings
 
 
 def start_world(settings: Settings) -> World:
-    """The processes of the run; under plain torch this one alone, on the GPU when there is one."""
+    """The processes of the run. Under plain torch there is one, on the GPU if the machine has one."""
     if settings.backend == "deepspeed":
         from bilevel.model import zero_copy as zero  # DeepSpeed takes seconds to import
 
@@ -32,7 +32,7 @@ def make_copies(
     tokenizer: transformers.PreTrainedTokenizerBase,
     steps_done: int = 0,
 ) -> tuple[dict[str, ModelCopy], Lisa | None]:
-    """The copies by name, equal at the start, and what LISA lets them train after so many steps."""
+    """The copies by name, with equal weights, and LISA (or None) at its state after steps_done steps."""
     s = settings
     if not s.copies:
         return {}, None
@@ -58,8 +58,8 @@ def make_copies(
 
 
 def chosen_dtype(settings: Settings, device: torch.device) -> str:
-    """The dtype setting; null is bf16 where a GPU computes in it. Raises UserError for bf16 on a GPU that does not."""
+    """The dtype setting, or if it is null, bf16 on a GPU that supports it, else fp32. Raises UserError."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if settings.dtype == "bf16" and device.type == "cuda" and not has_bf16:
-        raise UserError(f"dtype=bf16: {torch.cuda.get_device_name(device)} does not compute in bf16; use dtype=fp32")
+        raise UserError(f"dtype=bf16: {torch.cuda.get_device_name(device)} does not support bf16; use dtype=fp32")
     return settings.dtype or ("bf16" if has_bf16 else "fp32")

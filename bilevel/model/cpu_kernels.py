@@ -1,7 +1,7 @@
-"""The model's layers by faster kernels: the same mathematics, other rounding.
+"""Faster kernels for the model's layers on a CPU: the same mathematics with different rounding.
 
-On CPUs that are not Intel's, torch's fp32 products (MKL) take twice as long as oneDNN's. GPT-2's gelu_new is eight
-passes over its input, where torch has one kernel.
+On non-Intel CPUs, torch's fp32 matrix products (MKL) take twice as long as oneDNN's. GPT-2's gelu_new makes eight
+passes over its input; torch has a single kernel for it.
 """
 
 import os
@@ -12,21 +12,21 @@ from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
-# A product's kernel is made for its shape, in half a millisecond, and takes up to a megabyte while it is kept. Shapes
-# of micro-batches seldom come again after their step: the 1,024 kept by default would be memory for nothing.
+# oneDNN compiles a kernel per shape (half a millisecond) and caches it (up to a megabyte). Shapes of micro-batches
+# seldom recur after their step, so the default of 1,024 cached kernels would waste memory.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first product
     os.environ.setdefault(_cache, "128")
 
 
 def speed_up(model: torch.nn.Module) -> torch.nn.Module:
-    """Turn the layers that there is a faster class for into that class, in place: parameters and names stay."""
+    """Change the class of each layer that has a faster one, in place; parameters and names do not change."""
     for module in model.modules():
         module.__class__ = FASTER.get(type(module), type(module))
     return model
 
 
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """a (M, K) times b (N, K) transposed, plus bias (N,): (M, N)."""
+    """a @ b.T + bias, (M, N), for a (M, K), b (N, K), bias (N,)."""
     if _fast(a) and a.numel() and b.numel():
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return functional.linear(a, b, bias)
@@ -37,7 +37,7 @@ def _fast(tensor: torch.Tensor) -> bool:
 
 
 def _apart(layer: torch.nn.Module, inputs: torch.Tensor) -> bool:
-    """Whether the layer's own way is to be left alone: off fp32 on a CPU, and where ZeRO-3 has its own product."""
+    """Whether to keep the layer's original forward: outside fp32 on CPU, or when ZeRO-3 has patched the product."""
     mixed = torch.is_autocast_enabled("cpu") or layer.weight.dtype != torch.float32
     return mixed or hasattr(layer.weight, "ds_id") or not _fast(inputs)
 
@@ -60,7 +60,7 @@ class TanhGELU(NewGELUActivation):
 
 
 class _Linear(torch.autograd.Function):
-    """inputs (..., K) times weight (N, K) transposed, or (K, N) as it is, plus bias; keeps what a gradient needs."""
+    """inputs (..., K) @ weight.T + bias, or @ weight if `turned` (weight (K, N)); saves only what a gradient needs."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turned: bool):

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model's passes, from the shapes of the micro-batches alone."""
+"""Number of floating-point operations of a model's passes, computed from the shapes of the micro-batches."""
 
 import functools
 import json
@@ -9,19 +9,22 @@ import transformers
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.data.tokenise import IGNORE
 
 
 class Passes:
-    """What passed through a model: sums of B T, B T^2, B, M over micro-batches of B rows, T tokens, M supervised ones.
+    """Sums of B T, B T^2, B and M over all micro-batches of B rows, T tokens and M supervised tokens.
 
-    A pass over them takes a B T + b B T^2 + c B + d M operations, whatever the architecture: those of the blocks, of
-    attention scores, of what a row costs beside its tokens, and of a head that sees supervised positions only.
+    A pass takes a B T + b B T^2 + c B + d M operations in every architecture: a for the blocks, b for attention scores,
+    c for what a row costs besides its tokens, d for the head, which runs on supervised positions only.
     """
 
     def __init__(self):
-        self.forward, self.backward = np.zeros(4), np.zeros(4)  # backward passes follow a forward pass
+        self.forward, self.backward = (
+            np.zeros(4),
+            np.zeros(4),
+        )  # backward counts forward passes that a backward pass followed
 
     def add(self, micro: MicroBatch, backward: bool) -> None:
         terms = _terms(*micro.input_ids.shape, int((micro.targets != IGNORE).sum()))
@@ -30,15 +33,15 @@ class Passes:
             self.backward += terms
 
     def add_last_block(self, micro: MicroBatch, blocks: int) -> None:
-        """A forward pass, and back through the head and the last of so many blocks, to gradients of single samples."""
+        """Add a forward pass, and a backward pass through the head and the last of `blocks` decoder blocks only."""
         terms = _terms(*micro.input_ids.shape, int((micro.targets != IGNORE).sum()))
         self.forward += terms
-        self.backward += terms * (1 / blocks, 1 / blocks, 1 / blocks, 0.5)  # the head's matrix gets no gradient
+        self.backward += terms * (1 / blocks, 1 / blocks, 1 / blocks, 0.5)  # no gradient of the head's matrix
 
     def operations(self, config: transformers.PretrainedConfig) -> float:
-        """Of all passes through a model of this shape, all of whose parameters train: LISA and LoRA need fewer.
+        """Operations of all passes through a model of this configuration; NaN if they cannot be counted.
 
-        nan where they cannot be counted.
+        They assume that all parameters are trainable; LISA and LoRA need fewer.
         """
         coefficients = _coefficients(type(config), config.to_json_string())
         return float(self.forward @ coefficients[:, 0] + self.backward @ coefficients[:, 1])
@@ -49,10 +52,10 @@ SHAPES = ((1, 8, 4), (2, 8, 5), (2, 16, 7), (3, 10, 20), (4, 30, 11))  # B, T, M
 
 @functools.cache
 def _coefficients(kind: type[transformers.PretrainedConfig], numbers: str) -> np.ndarray:
-    """(4, 2): a, b, c, d of a forward and of a backward pass; nan of a model that they cannot be found for.
+    """Coefficients a, b, c, d of a forward and of a backward pass, (4, 2); NaN if they cannot be found.
 
-    They fit exactly what torch.utils.flop_counter counts on a model of this shape that has no numbers (device meta),
-    under eager attention, whose T^2 is computed whole, with experts whose products do not depend on where tokens go.
+    They reproduce exactly what torch.utils.flop_counter counts on a model of this shape without data (device meta). It
+    counts eager attention, which computes all T^2 scores, and experts whose products do not depend on the routing.
     """
     unknown = np.full((4, 2), np.nan)
     try:
@@ -62,7 +65,7 @@ def _coefficients(kind: type[transformers.PretrainedConfig], numbers: str) -> np
                 config, attn_implementation="eager", experts_implementation="batched_mm"
             )
         counts = np.array([_count(model, *shape) for shape in SHAPES], dtype=float)
-    except Exception:  # what a model does that has no numbers is its own affair, and ends no run that trains it
+    except Exception:  # a model may fail on the meta device in any way, and that must not stop its training
         return unknown
     terms = np.array([_terms(*shape) for shape in SHAPES])
     found, *_ = np.linalg.lstsq(terms, counts)
@@ -77,7 +80,7 @@ def _count(model: torch.nn.Module, rows: int, length: int, supervised: int) -> t
     """Operations of a forward pass, and of the backward pass after it."""
     ids = torch.ones(rows, length, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
-        # Without a mask, some models look at numbers.
+        # With a mask, because without one some models read token ids, which do not exist on device meta.
         hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
         head = model.get_output_embeddings()
         logits = functional.linear(hidden.flatten(0, 1)[:supervised], head.weight, head.bias)

@@ -1,4 +1,4 @@
-"""Held-out loss of a copy."""
+"""Held-out loss of a model copy."""
 
 from collections.abc import Callable
 
@@ -19,9 +19,9 @@ def heldout_loss(
 ) -> float:
     """Cross-entropy in nats per supervised token: summed over all tokens of all samples on all ranks, then divided.
 
-    by_sample (N, 2) float64, where it is wanted: each sample's sum of losses and number of tokens are added to it on
-    the rank that has them. Changes nothing else: evaluation mode draws no random number, and the model's mode is put
-    back.
+    by_sample (N, 2) float64, optional: each sample's sum of losses and number of tokens are added to it, on the rank
+    that computes the sample. Nothing else changes: evaluation mode draws no random numbers, and the model's mode is
+    restored.
     """
     was_training, device = copy.model.training, copy.world.device
     copy.model.eval()

@@ -1,20 +1,19 @@
-"""LISA: which layers train in which interval (Pan et al. 2024, "LISA: Layerwise Importance Sampling").
+"""LISA: which decoder blocks are trained in which interval (Pan et al. 2024, "LISA: Layerwise Importance Sampling").
 
-Each interval of optimizer steps trains a few decoder blocks drawn at random; embedding, head and final norm train
-always, or never.
+In each interval of optimizer steps a few decoder blocks, drawn at random, are trained and the others frozen. Embedding,
+head and final norm are trained always or never.
 """
-
-import hashlib
 
 import torch
 
 from bilevel.errors import UserError
 from bilevel.model.base_copy import Active, ModelCopy
+from bilevel.seeding import generator
 from bilevel.settings.fields import Settings
 
 
 class Layers:
-    """A model's parameters as LISA sees them: decoder blocks, and the rest."""
+    """A model's parameters, grouped for LISA: those of each decoder block, and the rest."""
 
     def __init__(self, model: torch.nn.Module):
         found = find_blocks(model)
@@ -23,28 +22,26 @@ class Layers:
         self.rest = [p for p in model.parameters() if id(p) not in inside]
 
     def active(self, drawn: tuple[int, ...], train_rest: bool) -> Active:
-        """What trains when these blocks are drawn: always-on parameters, and each drawn block's."""
+        """The trainable parameters when these blocks are drawn: always-on parameters, and those of each drawn block."""
         return (self.rest if train_rest else []), [self.blocks[i] for i in drawn]
 
 
 class LayerDraw:
-    """The blocks drawn for each interval, by a generator of its own: the same on every rank and after a resume."""
+    """Draws the blocks of each interval from its own generator: the same on every rank and after a resume."""
 
     def __init__(self, blocks: int, layers: int, seed: int, shared: bool):
         if layers > blocks:
-            raise UserError(f"lisa_layers {layers}: the model has {blocks} decoder blocks; draw at most that many")
+            raise UserError(f"lisa_layers {layers}: the model has {blocks} decoder blocks; use {blocks} or less")
         self.blocks, self.layers, self.seed, self.shared = blocks, layers, seed, shared
 
     def __call__(self, interval: int, copy: str) -> tuple[int, ...]:
-        """Numbers of the blocks that train in an interval, sorted; copy is u or w, which draw alike when shared."""
-        key = f"lisa {self.seed} {interval} {'both' if self.shared else copy}"
-        digest = hashlib.sha256(key.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return tuple(sorted(torch.randperm(self.blocks, generator=generator)[: self.layers].tolist()))
+        """Sorted indices of the blocks trained in an interval; copies u and w draw the same blocks if `shared`."""
+        draw = generator(self.seed, "lisa", interval, "both" if self.shared else copy)
+        return tuple(sorted(torch.randperm(self.blocks, generator=draw)[: self.layers].tolist()))
 
 
 class Lisa:
-    """What trains when, for all copies: `models` by their names u and w, after so many steps."""
+    """The schedule of trainable blocks for all copies; `models` has them by name (u, w), after steps_done steps."""
 
     def __init__(self, settings: Settings, models: dict[str, torch.nn.Module], steps_done: int = 0):
         self.interval, self.train_rest = settings.lisa_interval, settings.lisa_train_embeddings
@@ -56,11 +53,11 @@ class Lisa:
         self._before: list[torch.Tensor] = []
 
     def active(self, name: str) -> Active:
-        """The parameters of a copy that train now: always on, and drawn."""
+        """The parameters of a copy that are trainable now."""
         return self.layers[name].active(self.drawn[name], self.train_rest)
 
     def switch(self, step: int, copies: dict[str, ModelCopy]) -> None:
-        """Where an interval begins, activate its blocks; a draw equal to the one before changes nothing."""
+        """At the first step of an interval, activate its blocks, unless they are the same as before."""
         if step % self.interval:
             return
         if step == 0:
@@ -74,10 +71,10 @@ class Lisa:
                 copy.activate(*self.active(name))
 
     def verify(self, moved: bool) -> None:
-        """After the first step that moves the copies: a drawn block has moved and a resting one has not.
+        """After the first step that moves the copies, check that a drawn block moved and a frozen one did not.
 
-        Both would fail silently if the optimizer underneath took no notice of what is frozen. Looks at the first
-        interval alone. Raises RuntimeError.
+        Both could go wrong silently if the optimizer ignored what is frozen. Only the first interval is checked.
+        Raises RuntimeError.
         """
         if not moved or not self._before:
             return
@@ -86,29 +83,29 @@ class Lisa:
             if drawn and same and before.numel():
                 raise RuntimeError("LISA self-check: a drawn block did not move in the first step")
             if not drawn and not same:
-                raise RuntimeError("LISA self-check: a resting block moved in the first step")
+                raise RuntimeError("LISA self-check: a frozen block moved in the first step")
         self._before = []
 
     def _watched(self) -> list[torch.Tensor]:
-        """This rank's values of a drawn and of a resting block of each copy, in turn; a resting one may be missing."""
+        """This rank's values of one drawn and one frozen block of each copy, in turn; empty if no block is frozen."""
         watched = []
         for name, layers in self.layers.items():
-            resting = [i for i in range(self.blocks) if i not in self.drawn[name]]
-            for block in (self.drawn[name][0], *resting[:1]):
+            frozen = [i for i in range(self.blocks) if i not in self.drawn[name]]
+            for block in (self.drawn[name][0], *frozen[:1]):
                 values = [getattr(p, "ds_tensor", p).detach().flatten() for p in layers.blocks[block]]
                 watched.append(torch.cat(values))
-            if not resting:
+            if not frozen:
                 watched.append(torch.empty(0))
         return watched
 
 
 def find_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The decoder blocks, by structure: of all lists of modules, the one with most parameters, the outer of equals."""
+    """The decoder blocks: the module list with the most parameters, and the outer one of equals. Raises UserError."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     largest = max(lists, key=_size, default=None)
     if largest is None or not _size(largest):
         raise UserError(
-            f"lisa_layers: {type(model).__name__} has no list of decoder blocks to draw from; train it without LISA"
+            f"lisa_layers: {type(model).__name__} has no list of decoder blocks to draw from; remove lisa_layers"
         )
     return largest
 

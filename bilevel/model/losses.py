@@ -1,7 +1,4 @@
-"""Losses of a micro-batch, with logits only where there is a label, in fp32, and never all of them at once.
-
-fp64 of fp64 models.
-"""
+"""Losses of a micro-batch, from logits at supervised positions only, in chunks, in fp32 (fp64 for fp64 models)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
 
@@ -20,13 +17,13 @@ _returned_as_they_are: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDiction
 def token_losses(
     model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in nats of every supervised token, (M,), and the row each belongs to, (M,).
+    """Cross-entropy in nats of every supervised token, (M,), and the row it belongs to, (M,).
 
-    The head runs on supervised positions only: its input (B, T, H) is cut to (1, M, H), so logits are (1, M, V),
-    whatever the architecture does to them afterwards. Where it does nothing, a linear head gives the losses at once,
-    in chunks of M, and logits never exist whole. For that it must know the gradients before the backward pass:
-    factors (B,) are what the rows' mean losses will be multiplied by there; in_place as in bilevel.model.chunked_head.
-    Right padding needs no mask under causal attention.
+    The head runs on supervised positions only: its input (B, T, H) is cut to (1, M, H), so the logits are (1, M, V). If
+    the model returns the head's output unchanged and the head is linear, the head computes the losses itself in chunks
+    of M, and the full logits never exist. It must then know the gradients before the backward pass: factors (B,) are
+    what the rows' mean losses will be multiplied by. in_place: see bilevel.model.chunked_head. Rows are padded on the
+    right, so causal attention needs no mask.
     """
     supervised = batch.targets != IGNORE
     targets, rows = batch.targets[supervised], supervised.nonzero()[:, 0]
@@ -47,9 +44,9 @@ def token_losses(
 def sample_losses(
     model: torch.nn.Module, batch: MicroBatch, factors: torch.Tensor | None = None, in_place: bool = False
 ) -> torch.Tensor:
-    """l_i, the mean over sample i's supervised tokens of their cross-entropy in nats: (B,); 0 without one.
+    """l_i, the mean cross-entropy in nats over the supervised tokens of each row, (B,); 0 for a row without any.
 
-    factors, in_place: as for token_losses.
+    factors, in_place: see token_losses.
     """
     losses, rows = token_losses(model, batch, factors, in_place)
     sums = losses.new_zeros(len(batch.input_ids)).index_add_(0, rows, losses)
@@ -58,19 +55,19 @@ def sample_losses(
 
 @torch.no_grad()
 def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **token: torch.Tensor) -> bool:
-    """Whether the model passes on what its head returns, as most do; some scale, squash or cut it.
+    """Whether the model returns its head's output unchanged. Most do; some scale, squash or cut it.
 
-    Seen once for each head, on one token, (1, 1) input_ids, with telltale values in place of logits.
+    Tested once per head, on one token, (1, 1) input_ids, with recognisable values in place of the logits.
     """
     if head not in _returned_as_they_are:
         values = torch.linspace(-1e5, 1e5, head.out_features, device=token["input_ids"].device)
         values = values.view(1, 1, -1) / 3
         was_training = model.training
-        model.eval()  # draws no random numbers
+        model.eval()  # evaluation mode draws no random numbers
         with _head_on(head, torch.ones(1, 1, dtype=torch.bool), lambda _: values):
             found = model(**token, use_cache=False).logits
         model.train(was_training)
-        # The same tensor, or under ZeRO-3, which wraps what modules return, an equal one.
+        # The same tensor, or an equal one, because ZeRO-3 wraps the outputs of modules.
         _returned_as_they_are[head] = found is values or (not found.is_meta and torch.equal(found, values))
     return _returned_as_they_are[head]
 
@@ -79,9 +76,9 @@ def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **
 def _head_on(
     head: torch.nn.Module, positions: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None
 ) -> Iterator[None]:
-    """Inside, the head sees these positions (B, T) alone and, if one is given, has this forward function.
+    """A context in which the head runs on these positions (B, T) only, with this forward function if one is given.
 
-    The hooks on the head run as ever: under ZeRO-3 they gather its weights.
+    Other hooks of the head still run; under ZeRO-3 they gather its weights.
     """
 
     def cut(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

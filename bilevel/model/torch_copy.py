@@ -1,7 +1,4 @@
-"""One copy of the model with its optimizer: the interface, and plain torch in one process.
-
-bilevel.model.zero_copy has the same under DeepSpeed; nobody else knows which it is.
-"""
+"""A model copy under plain torch in one process; bilevel.model.zero_copy does the same under DeepSpeed."""
 
 from contextlib import AbstractContextManager
 from itertools import chain
@@ -19,7 +16,7 @@ from bilevel.processes import World
 
 
 class TorchCopy(ModelCopy):
-    """A copy in one process under plain torch. Its weights are fp32; with bf16 they are cast in each forward pass."""
+    """A model copy in one process. Its weights are fp32; with bf16 they are cast in each forward pass."""
 
     def __init__(
         self,
@@ -29,7 +26,7 @@ class TorchCopy(ModelCopy):
         active: Active | None = None,
         bf16: bool = False,
     ):
-        # Another order of sums than autograd's, which bf16 would make more of than rounding.
+        # in_place sums gradients in another order than autograd, a difference that bf16 would amplify.
         self.bf16, self.in_place = bf16, not bf16
         self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
         self.world, self.passed = World(device=next(model.parameters()).device), Passes()

@@ -1,12 +1,12 @@
-"""A copy of the model under DeepSpeed: ZeRO stages 0 to 3 over any number of processes.
+"""A model copy under DeepSpeed: ZeRO stages 0 to 3 over any number of processes.
 
-One engine per set of active parameters. An engine's optimizer, masters and partitions are laid out once for the
-parameters it is given, and freezing some of them later neither stops them nor frees anything. So when LISA draws other
-blocks the engine is taken down and a new one made of what is active now, with a parameter group for what is always on
-and one for each drawn block; the always-on group's masters and moments move over. Under bf16 a block that rests keeps
-its fp32 master as bf16 weights and 16 residual bits each, so that no update is lost.
+There is one engine per set of trainable parameters. An engine lays out its optimizer, master weights and partitions
+once; freezing parameters later neither stops their updates nor frees memory. So when LISA draws other blocks, the
+engine is destroyed and a new one is created for the parameters that are trainable now: one parameter group for those
+that are always trained, and one per drawn block. Masters and moments of the first group move over. Under bf16 a frozen
+block keeps its fp32 masters as bf16 weights plus 16 residual bits each, so no update is lost.
 
-Pinned to the DeepSpeed of requirements.txt: this file reads some of its private names.
+This file uses private names of DeepSpeed, so it works only with the version in requirements.txt.
 """
 
 import copy
@@ -45,7 +45,7 @@ HOOKS = (
 
 
 def start_world() -> World:
-    """Join the processes that a launcher started (torchrun, deepspeed); alone, a world of one."""
+    """Join the processes that torchrun or deepspeed launched; without a launcher, a world of one process."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if "RANK" not in os.environ:
         os.environ |= alone
@@ -55,17 +55,17 @@ def start_world() -> World:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    # Not used here, and built under a lock: a launch killed meanwhile would leave it, and all later ones wait for ever.
+    # Unused here, and built under a lock: a launch that is killed meanwhile makes all later ones wait forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with redirect_stdout(io.StringIO()):  # it tells of the kernels it builds
+    with redirect_stdout(io.StringIO()):  # it prints which kernels it builds
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return World(rank, int(os.environ["WORLD_SIZE"]), device)
 
 
 class ZeroCopy(ModelCopy):
-    """A copy under DeepSpeed. config: DeepSpeed's own, with everything that bilevel decides filled in.
+    """A model copy under DeepSpeed. config: from bilevel.settings.deepspeed.zero_config.
 
-    residual: where resting blocks' residual bits are kept under bf16, device, host or off (then they are lost).
+    residual: where the residual bits of frozen blocks are kept under bf16: device, host, or off (they are lost).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ZeroCopy(ModelCopy):
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.world.size)  # DeepSpeed takes the mean over ranks
+        self.engine.backward(loss * self.world.size)  # DeepSpeed averages over ranks, and we want the sum
 
     def gradient_norm(self) -> float:
         optimizer = self.engine.optimizer
@@ -105,7 +105,7 @@ class ZeroCopy(ModelCopy):
         norm = (
             optimizer.scaled_global_norm() if self.stage < 3 else combine_grad_norm_groups(optimizer._get_norm_groups())
         )
-        return float(norm) if norm >= 0 else math.nan  # DeepSpeed says -1 for a norm that is not finite
+        return float(norm) if norm >= 0 else math.nan  # DeepSpeed returns -1 for a norm that is not finite
 
     def step(self, lr: float, norm: float) -> None:
         for group in self.engine.optimizer.param_groups:
@@ -114,7 +114,7 @@ class ZeroCopy(ModelCopy):
 
     def discard(self) -> None:
         inner = self._inner()
-        inner.step = lambda *_, **__: None  # the engine clears its buffers as ever, and nothing moves
+        inner.step = lambda *_, **__: None  # engine.step then clears its buffers, but no parameter moves
         self.engine.step()
         del inner.step
 
@@ -138,7 +138,7 @@ class ZeroCopy(ModelCopy):
         self.world.wait()
 
     def whole_state(self) -> dict[str, torch.Tensor]:
-        """All parameters whole, on the CPU of rank 0; elsewhere empty. Gathered one at a time."""
+        """All parameters, gathered one at a time, on the CPU of rank 0; an empty dict on other ranks."""
         state = {}
         for name, p in self.module.state_dict(keep_vars=True).items():
             with whole(p):
@@ -149,7 +149,7 @@ class ZeroCopy(ModelCopy):
     def state_dict(self) -> dict[str, Any]:
         inner = self._inner().state
         parameters = {}
-        if self.stage == 3 or self.world.main:  # else all ranks have the same
+        if self.stage == 3 or self.world.main:  # otherwise all ranks hold the same weights
             parameters = {name: getattr(p, "ds_tensor", p) for name, p in self.module.named_parameters()}
         partitions = [(self._key(ids), partition) for ids, partition in self._partitions()]
         return {
@@ -164,7 +164,7 @@ class ZeroCopy(ModelCopy):
         for name, p in self.module.named_parameters():
             if self.stage == 3:
                 p.ds_tensor.data.copy_(state["parameters"][name])
-                if p.ds_status == ZeroParamStatus.AVAILABLE:  # whole, and now out of date
+                if p.ds_status == ZeroParamStatus.AVAILABLE:  # a gathered copy exists and is now out of date
                     p.partition(has_been_updated=False)
             else:
                 if self.world.main:
@@ -184,7 +184,7 @@ class ZeroCopy(ModelCopy):
             self.residuals[ids] = bits if self.residual == "host" else bits.to(self.world.device)
 
     def _key(self, ids: tuple[int, ...]) -> str:
-        """The parameters of a partition by their names."""
+        """Key of a partition in a checkpoint: the names of its parameters."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         return ",".join(names[i] for i in ids)
 
@@ -192,7 +192,7 @@ class ZeroCopy(ModelCopy):
         return self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
 
     def _partitions(self) -> list[tuple[tuple[int, ...], torch.Tensor]]:
-        """What the inner optimizer steps: this rank's flat fp32 partitions, each with the ids of its parameters."""
+        """This rank's flat fp32 partitions, which the inner optimizer steps, each with the ids of its parameters."""
         optimizer = self.engine.optimizer
         if self.stage == 0:
             return [((id(p),), p) for group in optimizer.param_groups for p in group["params"]]
@@ -201,7 +201,7 @@ class ZeroCopy(ModelCopy):
         return [(tuple(map(id, group)), master) for group, master in zip(groups, flat, strict=True)]
 
     def _stop(self, keep: set[int]) -> Kept:
-        """Take the engine down; returns masters and moments of the partitions whose parameters are all to be kept."""
+        """Destroy the engine; return masters and moments of the partitions whose parameters are all in `keep`."""
         if self.engine is None:
             return {}
         state, kept = self._inner().state, {}
@@ -219,16 +219,16 @@ class ZeroCopy(ModelCopy):
                 for key in [key for key in hooks if key not in known]:
                     del hooks[key]
         for p in self.module.parameters():
-            vars(p).pop("_z3_optimizer", None)  # the engine's, which would live on until the next has been made
-        gc.collect()  # engines are full of cycles
+            vars(p).pop("_z3_optimizer", None)  # it would keep the old engine alive until the next one exists
+        gc.collect()  # engines contain reference cycles
         for p in self.module.parameters() if self.stage == 3 else ():
-            # Out of the buffer that it shares with all that was active, which it would keep alive while it rests.
+            # Copy it out of the buffer shared by all formerly trainable parameters, or it would keep that buffer alive.
             if p.ds_tensor.untyped_storage().nbytes() > p.ds_tensor.nbytes:
                 p.ds_tensor.data = p.ds_tensor.data.clone()
         return kept
 
     def _restore(self, kept: Kept) -> None:
-        """Give the partitions that were there before their masters and moments back, and the others their last bits."""
+        """Restore masters and moments of kept partitions, and the residual bits of the others."""
         for ids, partition in self._partitions():
             if ids in kept:
                 master, state = kept[ids]
@@ -245,13 +245,18 @@ def load_copies(
     tokenizer: transformers.PreTrainedTokenizerBase,
     config: dict[str, Any],
 ) -> dict[str, torch.nn.Module]:
-    """The run's copies, equal. Under ZeRO-3 a pretrained model is partitioned as its checkpoint is read, shard by
-    shard, and a second one is filled partition by partition from the first: no process ever holds a whole one."""
+    """The models of a run's copies, with equal weights.
+
+    Under ZeRO-3 a pretrained model is partitioned while its checkpoint is read, shard by shard, and a second one is
+    filled from the first, partition by partition. No process ever holds a whole model.
+    """
     dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
     if config["zero_optimization"]["stage"] < 3 or settings.model_config is not None:
         model = load_model(settings, shape, tokenizer, dtype).to(world.device)
         return {name: copy.deepcopy(model) if number else model for number, name in enumerate(settings.copies)}
-    partitioning = HfDeepSpeedConfig(copy.deepcopy(config))  # transformers partitions what it makes while this lives
+    partitioning = HfDeepSpeedConfig(
+        copy.deepcopy(config)
+    )  # while this object exists, transformers partitions the models it makes
     first, *others = (
         load_model(settings, shape, tokenizer, dtype, read_weights=number == 0)
         for number in range(len(settings.copies))
@@ -270,23 +275,23 @@ def load_copies(
 
 
 def residual_bits(master: torch.Tensor) -> torch.Tensor:
-    """What fp32 weights have beyond their rounding to bf16, in units of their last bit: int16.
+    """Difference between fp32 weights and their rounding to bf16, in units of the last fp32 bit, as int16.
 
-    Rounding to the nearest bf16 moves a weight by at most half a bf16 step, 2^15 fp32 steps; the one tie that an int16
-    cannot hold is off by one fp32 step.
+    Rounding to the nearest bf16 moves a weight by at most half a bf16 step, which is 2^15 fp32 steps. One tie does not
+    fit into int16; it ends off by one fp32 step.
     """
     rounded = master.to(torch.bfloat16).float()
     return (master.view(torch.int32) - rounded.view(torch.int32)).clamp_(-(2**15), 2**15 - 1).to(torch.int16)
 
 
 def add_residual_bits(master: torch.Tensor, bits: torch.Tensor) -> None:
-    """Undo the rounding: master holds bf16 values as fp32 and gets its residual bits back, in place."""
+    """Undo the rounding in place: master holds bf16 values as fp32, and its residual bits are added."""
     master.view(torch.int32).add_(bits.to(master.device))
 
 
 @contextmanager
 def whole(parameter: torch.nn.Parameter) -> Iterator[None]:
-    """Inside, a parameter that ZeRO-3 has partitioned is whole on every rank, to be read."""
+    """A context in which a parameter that ZeRO-3 has partitioned is whole on every rank, for reading."""
     if hasattr(parameter, "ds_id"):
         with deepspeed.zero.GatheredParameters([parameter]):
             yield

@@ -1,4 +1,5 @@
-"""What a person would notice in a run's curves: a loss that jumps or runs away, weights that collapse or never move."""
+"""Warnings about what a person would see in a run's curves: a loss that jumps or diverges, weights that collapse or
+never move."""
 
 import logging
 import math
@@ -9,37 +10,39 @@ from bilevel.errors import TrainingStopped
 from bilevel.settings.fields import Settings
 from bilevel.step.result import StepResult
 from bilevel.step.schedule import schedule
-from bilevel.weights.learned import SampleWeights, SourceWeights, parts
+from bilevel.weights.chunks import chunks
+from bilevel.weights.fixed import Weights
 
 log = logging.getLogger("bilevel")
 
-WINDOW = 32  # steps whose median a loss is compared with
-COLLAPSED = 0.99  # share of the largest source
+WINDOW = 32  # steps; a loss is compared with their median
+COLLAPSED = 0.99  # weight of the largest source
 SPREAD = 0.01  # effective number of records, as a share of all
-MOVED = 0.01  # of x, anywhere: less is frozen
-NEAR, FAR = 1, 3  # x that is carried less than NEAR leaves the weights much alike; FAR takes one near 0
-ASCENT = 5  # steps whose median says where u's validation loss is
+MOVED = 0.01  # if no entry of x has moved so far, x has not started to learn
+NEAR, FAR = 1, 3  # moves of x: less than NEAR leaves the weights similar, FAR brings a weight near 0
+ASCENT = 5  # steps; their median is the present validation loss of u
 
 
 class Watch:
-    """Warns of each kind of trouble, with what to try; changes nothing, but ends a run whose u runs away.
+    """Warns of each kind of trouble and says what to try. It changes nothing, but stops a run in which u diverges.
 
-    x is at its start when this is made.
+    Make it while x is at its start.
     """
 
-    def __init__(self, settings: Settings, x: SourceWeights | SampleWeights, sources: list[str], steps: int):
-        self.settings, self.x, self.sources, self.steps = settings, x, sources, steps
-        equal = x.x.min() == x.x.max()
-        self.start = x.x[:1].clone() if equal else x.x.clone()  # one number where it is that of all
+    def __init__(self, settings: Settings, weights: Weights, sources: list[str], steps: int):
+        self.settings, self.watched, self.sources, self.steps = settings, weights, sources, steps
+        equal = weights.x.min() == weights.x.max()
+        self.start = weights.x[:1].clone() if equal else weights.x.clone()  # one number if all are equal
         self.losses: list[float] = []
         self.val_start: float | None = None  # u's first validation loss
         self.val_losses: list[float] = []  # its last ones
         self.told: list[str] = []
 
     def loss(self, step: int, result: StepResult) -> None:
-        """After each step: twice the median of the last ones, and 0.5 nats above it, is a spike; nan is no loss.
+        """Call after each step. A loss of twice the median of the last ones, and 0.5 nats above it, is a spike.
 
-        Weighted draws let loss_w jump with every sample that stands for many; validation is drawn uniformly.
+        A NaN is no loss. With sampling=weighted, loss_w jumps with every sample that stands for many, so the validation
+        loss is looked at, whose batches are drawn uniformly.
         """
         weighted = self.settings.learned and self.settings.sampling == "weighted"
         name, loss = ("val_loss_w", result.val_loss) if weighted else ("loss_w", result.loss_w)
@@ -49,16 +52,16 @@ class Watch:
             usual = statistics.median(self.losses)
             if loss > usual + max(usual, 0.5):
                 log.warning(
-                    f"step {step}: {name} {loss:.4g} after {usual:.4g} in the {WINDOW} steps before; if it stays, "
+                    f"step {step}: {name} {loss:.4g} after {usual:.4g} in the {WINDOW} steps before. If it stays high, "
                     f"try a smaller lr_y ({self.settings.lr_y:g}), clip_grad_norm=1 or a larger warmup_ratio"
                 )
                 self.losses = []
         self.losses = [*self.losses, loss][-WINDOW:]
 
     def ascent(self, val_loss: float | None) -> None:
-        """After each step: u's validation loss, which order 2 lets it ascend; cross-entropy has no bound above.
+        """Call after each step with the validation loss of u, which u ascends with order 2; cross-entropy is unbounded.
 
-        Raises TrainingStopped where the median of the last ones is twice the first, and 0.5 nats above it.
+        Raises TrainingStopped if the median of the last ones is twice the first and 0.5 nats above it.
         """
         if val_loss is None:
             return
@@ -68,41 +71,42 @@ class Watch:
         now, start = statistics.median(self.val_losses), self.val_start
         if len(self.val_losses) == ASCENT and now > start + max(start, 0.5):
             raise TrainingStopped(
-                f"u's validation loss has risen from {start:.4g} to {now:.4g}: with order=2 u ascends it, and training "
-                f"no longer holds it back. Start again with a larger alpha ({self.settings.alpha:g}), a smaller lr_y "
-                f"({self.settings.lr_y:g}), or order=1"
+                f"u's validation loss has risen from {start:.4g} to {now:.4g}: with order=2 u ascends it, and the "
+                f"training loss no longer holds it back. Start again with a larger alpha ({self.settings.alpha:g}), "
+                f"a smaller lr_y ({self.settings.lr_y:g}), or order=1"
             )
 
     def weights(self, step: int) -> None:
-        """At evaluations: all weight in one place, or none moved by the middle of the run. Each is told once."""
+        """Call at evaluations. Warns once each if x cannot move far, the weights collapse, or x is idle halfway."""
         s = self.settings
-        if step == 0 and s.lr_x and s.x_optimizer == "adam" and (reach := self.reach()) < NEAR:
+        if step == 0 and s.lr_x and (reach := self.reach()) < NEAR:
             words = (
-                f"in this run Adam moves x by {reach:.2g} at most; about {FAR} bring a weight near 0, so the weights "
-                f"will differ little. Try lr_x={s.lr_x * FAR / reach:.1g} ({s.lr_x:g}), more steps or a smaller "
-                f"upper_every ({s.upper_every})"
+                f"in this run x_optimizer={s.x_optimizer} moves x by {reach:.2g} at most; about {FAR} bring a weight "
+                f"near 0, so the weights will differ little. Try lr_x={s.lr_x * FAR / reach:.1g} ({s.lr_x:g}), more "
+                f"steps or a smaller upper_every ({s.upper_every})"
             )
             if s.weights == "sample":
                 words += f"; or x_optimizer=mirror sigmoid_start=0.98 lr_x={8 / s.alpha:.2g}"
             self._tell(step, "slow", words)
         early = step <= self.steps / 10
-        if isinstance(self.x, SourceWeights):
-            top = int(self.x.p.argmax())
-            # Of two sources one is meant to win; at once is too soon.
-            if self.x.p[top] > COLLAPSED and (early or len(self.sources) > 2):
+        if not self.watched.per_sample:
+            p = self.watched.p
+            top = int(p.argmax())
+            # One of two sources is meant to win, but not at the start.
+            if p[top] > COLLAPSED and (early or len(self.sources) > 2):
                 self._tell(
                     step,
                     "collapsed",
-                    f"{self.x.p[top]:.1%} of the weight is on {self.sources[top]}, and the other sources hardly train "
-                    f"the model. If that is too soon or not wanted, try a smaller lr_x ({s.lr_x:g}), x_warmup_steps or "
+                    f"{p[top]:.1%} of the weight is on {self.sources[top]}, so the other sources hardly train the "
+                    f"model. If that is too early or not wanted, try a smaller lr_x ({s.lr_x:g}), x_warmup_steps or "
                     "more validation data",
                 )
-        elif (share := self.x.effective_share()) < SPREAD:
+        elif (share := self.watched.effective_share()) < SPREAD:
             self._tell(
                 step,
                 "collapsed",
-                f"the weights are as uneven as if {share:.2%} of the records counted and no others. If that is not "
-                f"wanted, try a smaller lr_x ({s.lr_x:g}), x_map=sigmoid, or more validation data",
+                f"the weights are as uneven as if {share:.2%} of the records counted and the others did not. If that "
+                f"is not wanted, try a smaller lr_x ({s.lr_x:g}), x_map=sigmoid, or more validation data",
             )
         waiting = s.x_warmup_steps + 10 * s.upper_every
         if s.lr_x and step >= max(self.steps / 2, waiting) and self._moved() < MOVED:
@@ -110,20 +114,21 @@ class Watch:
                 step,
                 "frozen",
                 f"the weights are still where they started. Try a larger lr_x ({s.lr_x:g}) or a smaller upper_every "
-                f"({s.upper_every}); where gap in metrics.csv is near 0, a larger lr_y ({s.lr_y:g}) or a smaller alpha "
-                f"({s.alpha:g})",
+                f"({s.upper_every}). If gap in metrics.csv is near 0, try a larger lr_y ({s.lr_y:g}) or a smaller "
+                f"alpha ({s.alpha:g})",
             )
 
     def reach(self) -> float:
-        """How far Adam can carry an entry of x by the end of the run: lr_x at each of its visits."""
-        s, x = self.settings, self.x
-        rates = (
+        """How far x_optimizer can carry an entry of x in this run, from the learning rates of its visits."""
+        s, weights = self.settings, self.watched
+        rates = [
             s.lr_x * schedule(step, self.steps, s.warmup_ratio, s.x_lr_schedule)
             for step in range(s.x_warmup_steps, self.steps)
             if (step + 1) % s.upper_every == 0
-        )
-        visited = min(1, s.upper_every * s.global_batch_size / len(x.x)) if isinstance(x, SampleWeights) else 1
-        return visited * sum(rates)
+        ]
+        # A record is visited at a share of the steps of x, a source at all of them.
+        visited = min(1, s.upper_every * s.global_batch_size / weights.n) if weights.per_sample else 1
+        return visited * weights.optimizer.reach(rates)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -138,9 +143,10 @@ class Watch:
             setattr(self, name, value)
 
     def _moved(self) -> float:
-        """How far the entry of x that has moved furthest is from its start."""
-        x, start = self.x.x, self.start.expand(len(self.x.x))
-        return max(float((x[part] - start[part]).abs().max()) for part in parts(len(x)))
+        """The largest distance of an entry of x from its start."""
+        x = self.watched.x
+        start = self.start.expand(len(x))
+        return max(float((x[part] - start[part]).abs().max()) for part in chunks(len(x)))
 
     def _tell(self, step: int, kind: str, words: str) -> None:
         if kind not in self.told:

@@ -1,34 +1,34 @@
-"""Judge a run: held-out loss, and what the weights say about sources and records (bilevel.weights.statistics)."""
+"""Evaluate a run: held-out loss, and statistics of the weights of sources and records (bilevel.weights.statistics)."""
 
 from collections.abc import Callable
 
 from bilevel.data.samples import Samples
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.heldout import heldout_loss
-from bilevel.weights.learned import SampleWeights, SourceWeights
+from bilevel.weights.fixed import Weights
 from bilevel.weights.statistics import QUANTILES, noise_detection, quantiles, source_shares
 
 
 def evaluate(
     copies: dict[str, ModelCopy],
-    x: SourceWeights | SampleWeights,
+    weights: Weights,
     train: Samples,
     test: Samples | None,
     token_budget: int,
     pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The columns of metrics.csv that cost more than a step's by-products; recomputes x's normaliser exactly.
+    """The columns of metrics.csv that a step does not produce; also recomputes the normaliser of the weights exactly.
 
-    pause is called between two micro-batches, and may raise.
+    pause: called between two micro-batches; it may raise.
     """
-    x.refresh()
+    weights.refresh()
     row: dict[str, float] = {}
     if test is not None:
         row |= {f"test_loss_{name}": heldout_loss(copy, test, token_budget, pause) for name, copy in copies.items()}
-    if isinstance(x, SampleWeights):
-        shares = source_shares(x, train.sizes).tolist()
+    if weights.per_sample:
+        shares = source_shares(weights, train.sizes).tolist()
         row |= {f"weight/{name}": share for name, share in zip(train.sources, shares, strict=True)}
-        row |= dict(zip((f"weight_q/{q}" for q in QUANTILES), quantiles(x, QUANTILES), strict=True))
+        row |= dict(zip((f"weight_q/{q}" for q in QUANTILES), quantiles(weights, QUANTILES), strict=True))
     if train.is_noisy is not None:
-        row |= noise_detection(x, train.is_noisy)
+        row |= noise_detection(weights, train.is_noisy)
     return row

@@ -1,53 +1,56 @@
-"""What a run writes down: metrics.csv and timing.csv always, wandb when asked; the one list of metric names.
+"""Metrics of a run: metrics.csv and timing.csv always, wandb on request; the one list of metric names.
 
-Every column of metrics.csv is a function of the computation alone; what the clock and the machine say is in timing.csv.
+Every column of metrics.csv depends on the computation alone. Measurements of time and memory are in timing.csv.
 """
 
 import csv
 import io
+import itertools
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bilevel.files import whole_file
+from bilevel.files import move, open_regular, whole_file
 from bilevel.monitor.tracker import NoTracker, WandbTracker
-from bilevel.weights.learned import SampleWeights
+from bilevel.weights.fixed import FixedSampleWeights
 from bilevel.weights.statistics import QUANTILES
 
 log = logging.getLogger("bilevel")
 
-# Name -> what it is. Losses are cross-entropies in nats; the first group is of the step's batch, before the step.
+# Name -> meaning. Losses are cross-entropies in nats. The columns up to grad_norm_u describe the step's batch, before
+# the step.
 METRICS = {
     "step": "model steps done",
     "epoch": "passes over the training samples",
     "loss_w": "mean training loss of w over the batch's samples, each a mean over its supervised tokens",
-    "loss_u": "the same of u; this and all else about u, validation and x only where weights are learned",
-    "gap": "loss_w - loss_u; per sample it says whether a sample helps (below 0: validation wants it learned)",
-    "gap_signal": "estimated correlation of the batch's gaps with unrounded ones; bf16 runs at steps 16, 32, 64, ...",
-    "computed": "share of the drawn training samples that were computed; runs with sampling=weighted",
+    "loss_u": "the same for u; like all columns about u, validation and x, only in runs that learn weights",
+    "gap": "loss_w - loss_u; the gap of a single sample says whether it helps (below 0: validation wants it learned)",
+    "gap_signal": "estimated correlation of the batch's gaps with unrounded ones; bf16 runs, at steps 16, 32, 64, ...",
+    "computed": "share of the drawn training samples whose loss was computed; runs with sampling=weighted",
     "val_loss_w": "mean validation loss of w over the batch's samples",
-    "val_loss_u": "the same of u, which ascends it; runs with order=2",
-    "grad_norm_w": "norm of w's gradient, before clipping",
-    "grad_norm_u": "norm of u's gradient, before clipping",
-    "lr_y": "step size of w and u",
-    "lr_x": "step size x has or would have at this step",
-    "weight/<source>": "share of the source: p_s, or the sum of its samples' weights c_i over N; sums to 1",
-    "test_loss_w": "held-out loss of w per supervised token, all tokens alike",
-    "test_loss_u": "the same of u",
+    "val_loss_u": "the same for u, which ascends it; runs with order=2",
+    "grad_norm_w": "norm of the gradient of w, before clipping",
+    "grad_norm_u": "norm of the gradient of u, before clipping",
+    "lr_y": "learning rate of w and u at this step",
+    "lr_x": "learning rate of x at this step (x itself moves every `upper_every` steps)",
+    "weight/<source>": "share of the source: p_s, or the sum of its samples' weights c_i over N; the shares sum to 1",
+    "test_loss_w": "held-out loss of w, the mean over all supervised tokens of the test data",
+    "test_loss_u": "the same for u",
     "weight_q/<q>": "quantile of the weights c_i of all records (mean 1); per-sample runs",
-    "roc_auc": "area under the ROC of 1 - weight against is_noisy, where corrupted records are known",
-    "threshold": "weight below which a record is called noisy: two-means on the weights alone",
-    "precision": "share of the records called noisy that are",
-    "recall": "share of the noisy records called so",
+    "roc_auc": "area under the ROC curve of 1 - weight against is_noisy, if the data say which records are corrupted",
+    "threshold": "weight below which a record is called noisy, from two-means on the weights alone",
+    "precision": "share of the records called noisy that are noisy",
+    "recall": "share of the noisy records that are called noisy",
 }
 
 
 class Columns:
-    """The columns of this run's metrics.csv, known before it starts."""
+    """The columns of a run's metrics.csv, known before it starts."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Columns:
 
 
 class MetricsLog:
-    """Rows of metrics.csv and timing.csv in a run's folder, mirrored to a tracker; without a folder, of nothing."""
+    """Writes rows to metrics.csv and timing.csv in a run's folder, if there is one, and to a tracker."""
 
     def __init__(self, folder: Path | None, columns: Columns, tracker: WandbTracker | NoTracker, steps_done: int = 0):
         self.tracker, self.started = tracker, time.perf_counter()
@@ -94,13 +97,14 @@ class MetricsLog:
         self.tokens, self.last = 0, self.started
 
     def count(self, tokens: int) -> None:
-        """Note the tokens that a step's passes have read."""
+        """Add the tokens that a step's passes have read."""
         self.tokens += tokens
 
-    def write(self, row: dict[str, Any], x: SampleWeights | None = None, operations: float = 0.0) -> None:
-        """One row; of x, given at evaluations of per-sample runs, a tracker shows the weights' histogram.
+    def write(self, row: dict[str, Any], weights: FixedSampleWeights | None = None, operations: float = 0.0) -> None:
+        """Write one row.
 
-        operations: of all passes so far, but for evaluations; nan, where they are not known, leaves its column empty.
+        weights: given at evaluations of per-sample runs, so that the tracker shows their histogram. operations:
+        floating-point operations of all passes so far, without evaluations; NaN (unknown) leaves the column empty.
         """
         now = time.perf_counter()
         timing = {
@@ -114,7 +118,7 @@ class MetricsLog:
         self.tokens, self.last = 0, now
         for file, values in zip(self.files, (row, timing), strict=False):
             file.write(values)
-        self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, x)
+        self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, weights)
 
     def close(self) -> None:
         for file in self.files:
@@ -123,33 +127,51 @@ class MetricsLog:
 
 
 class _CsvFile:
-    """A CSV with a header, a row at a time; floats are written so that reading gives the same float.
+    """A CSV file with a header, written a row at a time; reading a float gives the same float.
 
-    A file that is there keeps its rows of steps below steps_done, and loses the others, which the run makes again. What
-    a full disk does not take is kept and written with the next row.
+    An existing file keeps its rows of steps below steps_done and loses the others, because the run repeats them. Rows
+    that a full disk does not take are kept and written with the next row.
     """
 
     def __init__(self, path: Path, columns: list[str], steps_done: int):
         self.columns = columns
-        rows = []
-        if steps_done and path.exists():
-            with path.open(newline="", encoding="utf-8") as before:
-                read = (row for row in csv.DictReader(before) if row["step"].isdigit() and None not in row.values())
-                rows = [row for row in read if int(row["step"]) < steps_done]
+        rows = self._before(path, steps_done) if steps_done and path.exists() else []
         content = self._lines([dict(zip(columns, columns, strict=True)), *rows])
         with whole_file(path) as new:
             new.write_bytes(content)
         self.path, self.size, self.waiting, self.failing = path, len(content), b"", False
+
+    def _before(self, path: Path, steps_done: int) -> list[dict[str, Any]]:
+        """The rows of steps below steps_done. A file that is not as it was written is kept under another name."""
+        try:
+            with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames != self.columns:
+                    raise ValueError("it has other columns")
+                rows = list(reader)
+                whole = [row["step"].isdigit() and None not in row and None not in row.values() for row in rows]
+                if not all(whole[:-1]):  # of the last row, a killed run may have written a part
+                    raise ValueError(f"row {whole.index(False) + 1} is none")
+            return [row for row, good in zip(rows, whole, strict=True) if good and int(row["step"]) < steps_done]
+        except (ValueError, csv.Error) as error:
+            names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+            aside = next(name for name in names if not os.path.lexists(name))
+            move(path, aside)
+            log.warning(
+                f"{path} is not as the run has written it ({error}), as when a spreadsheet has saved it: it is now "
+                f"{aside.name}, and {path.name} begins anew, after step {steps_done - 1}"
+            )
+            return []
 
     def write(self, row: dict[str, Any]) -> None:
         self.waiting += self._lines([row])
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the rows that wait."""
         try:
             with self.path.open("r+b", buffering=0) as file:
-                file.seek(self.size)  # over half a row that found no room
+                file.seek(self.size)  # overwrite half a row that did not fit
                 while self.waiting:
                     written = file.write(self.waiting)
                     self.size, self.waiting = self.size + written, self.waiting[written:]
@@ -157,7 +179,7 @@ class _CsvFile:
         except OSError as error:
             if not self.failing:
                 log.warning(
-                    f"{self.path} CANNOT BE WRITTEN: {error}. The run goes on; the rows are kept and tried again"
+                    f"{self.path} CANNOT BE WRITTEN: {error}. The run goes on; it keeps the rows and tries again"
                 )
             self.failing = True
 
@@ -168,7 +190,7 @@ class _CsvFile:
 
 
 def _peak_memory() -> int:
-    """Peak bytes of this process: of the GPU when there is one, else resident."""
+    """Peak memory of this process in bytes: of the GPU if there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource

@@ -1,7 +1,7 @@
-"""How much of the gaps l_i(w) - l_i(u), which move x, survives bf16.
+"""How much of the gaps l_i(w) - l_i(u), which move x, survives rounding to bf16.
 
-A gap is a small difference of large losses. What lr_y and nu = 1/alpha make of it can be less than what rounding adds:
-then x follows noise, and as Adam scales any gradient to the same step it follows it at full speed.
+A gap is a small difference of large losses. With a small lr_y or nu = 1/alpha it can be smaller than the rounding
+error. Then x follows noise, and under Adam at full speed, because Adam scales any gradient to the same step.
 """
 
 import logging
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.errors import TrainingStopped
 from bilevel.model.base_copy import ModelCopy
 from bilevel.seeding import process_seed
@@ -19,15 +19,15 @@ from bilevel.settings.fields import Settings
 
 log = logging.getLogger("bilevel")
 
-FLIP = 1 / 12  # the variance of rounding to nearest, in squared units of the last place
-SAFE, HOPELESS = 0.9, 0.3  # gap signal
-FIRST, PATIENCE = 16, 64  # steps: of the first check, and before which no run is stopped
+FLIP = 1 / 12  # variance of rounding to nearest, in squared units in the last place
+SAFE, HOPELESS = 0.9, 0.3  # values of the gap signal
+FIRST, PATIENCE = 16, 64  # steps: the first check, and the first at which a run can be stopped
 
 
 class RoundingGuard:
-    """Checks the gap signal of bf16 at steps 16, 32, 64, ...; warns below 0.9, ends a run where it stays below 0.3.
+    """Checks the gap signal of bf16 runs at steps 16, 32, 64, ...; warns below 0.9, stops a run that stays below 0.3.
 
-    It judges from the first step of x on.
+    Steps before x starts to learn are measured but not judged.
     """
 
     def __init__(self, settings: Settings, copies: dict[str, ModelCopy]):
@@ -35,9 +35,9 @@ class RoundingGuard:
         self.on = self.copy is not None and self.copy.bf16 and settings.rounding_guard != "off"
 
     def check(self, step: int, batch: Batch, gaps: torch.Tensor) -> dict[str, float]:
-        """The column gap_signal of metrics.csv after a step that saw these gaps (|B|,), or nothing.
+        """The column gap_signal of metrics.csv after a step that saw these gaps (|B|,); empty if no check is due.
 
-        Costs two forward passes of the batch. Raises TrainingStopped.
+        A check costs two forward passes of the batch. Raises TrainingStopped.
         """
         if not self.on or step < FIRST or step & (step - 1) or len(gaps) < 2:
             return {}
@@ -53,26 +53,27 @@ class RoundingGuard:
         s = self.settings
         self.lost = self.lost + 1 if signal < HOPELESS else 0
         words = (
-            f"rounding to bf16 hides what moves x: the gaps l_i(w) - l_i(u) correlate with exact ones by "
-            f"about {signal:.2f} ({SAFE} is safe). Raise lr_y ({s.lr_y:g}), lower alpha ({s.alpha:g}), let x wait with "
-            f"x_warmup_steps ({s.x_warmup_steps}), or use dtype=fp32"
+            f"rounding to bf16 hides what moves x: the gaps l_i(w) - l_i(u) have a correlation of about {signal:.2f} "
+            f"with exact ones ({SAFE} is safe). Raise lr_y ({s.lr_y:g}), lower alpha ({s.alpha:g}), let x start later "
+            f"with a larger x_warmup_steps ({s.x_warmup_steps}), or use dtype=fp32"
         )
         if self.lost >= 2 and step >= PATIENCE and s.rounding_guard == "stop":
-            raise TrainingStopped(f"{words}; rounding_guard=warn goes on regardless")
+            raise TrainingStopped(f"{words}. With rounding_guard=warn the run goes on regardless")
         log.warning(f"step {step}: {words}")
 
 
 def gap_signal(gaps: torch.Tensor, noise: torch.Tensor) -> float:
-    """Estimated correlation of gaps (|B|,) with those in exact arithmetic; noise (|B|,) is a sample of rounding's."""
+    """Estimated correlation of gaps (|B|,) with those in exact arithmetic; noise (|B|,): sampled rounding errors."""
     variance = float(gaps.double().var())
     return math.sqrt(max(0.0, 1 - float(noise.double().square().mean()) / variance)) if variance > 0 else 0.0
 
 
 @torch.no_grad()
 def rounding_noise(copy: ModelCopy, batch: Batch, seed: int) -> torch.Tensor:
-    """A sample of what rounding adds to the difference of two losses of each sample: (|B|,), equal on all ranks.
+    """A sample of the rounding error in the difference of two losses of each sample: (|B|,), equal on all ranks.
 
-    The same losses twice, with the outputs of all layers that have weights dithered differently.
+    It is the difference of the same losses computed twice, with different dither on the outputs of all layers that have
+    weights.
     """
     losses = []
     for number in range(2):
@@ -83,8 +84,8 @@ def rounding_noise(copy: ModelCopy, batch: Batch, seed: int) -> torch.Tensor:
 
 @contextmanager
 def _dither(copy: ModelCopy, seed: int) -> Iterator[None]:
-    """Inside, each bf16 output of a layer with weights is one unit of its last place off, up or down, once in 12 times:
-    as much as rounding makes it. The head's are not rounded (bilevel.model.losses)."""
+    """Add dither: each bf16 output of a layer with weights moves by one unit in the last place, up or down, one time in
+    12. This has the variance of rounding. Outputs of the head are not rounded (bilevel.model.losses)."""
     start = process_seed(seed, copy.world.rank, copy.world.size)
     generator = torch.Generator(copy.world.device).manual_seed(start)
 
@@ -105,6 +106,6 @@ def _dither(copy: ModelCopy, seed: int) -> Iterator[None]:
 
 
 def last_place(values: torch.Tensor) -> torch.Tensor:
-    """The unit of the last place of bf16 values, float32: 2^-7 of the power of two below them."""
+    """The unit in the last place of bf16 values, float32: 2^-7 times the largest power of two not above them."""
     _, exponent = torch.frexp(values.float())
     return torch.ldexp(torch.ones_like(values, dtype=torch.float32), exponent - 8)

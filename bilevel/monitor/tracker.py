@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.csv: wandb, or nowhere."""
+"""Trackers, which receive metrics in addition to metrics.csv: wandb, or none."""
 
 import logging
 import netrc
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bilevel.weights.learned import SampleWeights
+from bilevel.weights.fixed import FixedSampleWeights
 from bilevel.weights.statistics import histogram
 
-if TYPE_CHECKING:  # imported where it is used: it takes a second
+if TYPE_CHECKING:  # importing it takes a second, so it is done late
     import wandb
 
 log = logging.getLogger("bilevel")
 
 
 class NoTracker:
-    """Takes metrics and does nothing with them."""
+    """Ignores all metrics."""
 
-    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
+    def log(self, row: dict[str, Any], weights: FixedSampleWeights | None) -> None:
         pass
 
     def close(self) -> None:
@@ -30,10 +30,10 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Metrics to wandb: to the account when logged in, else to a folder that can be sent later. Never asks.
+    """Sends metrics to wandb: to your account if you are logged in, else to a folder that can be sent later.
 
-    All of it is done by a thread, so that a server that does not answer neither stops nor slows training: after
-    PATIENCE seconds the run is kept in the folder only.
+    It never asks. A thread does all of it, so that a server that does not answer neither stops nor slows training:
+    after PATIENCE seconds the run is kept in the folder only.
     """
 
     PATIENCE = 30
@@ -44,11 +44,11 @@ class WandbTracker:
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self.thread.start()
 
-    def log(self, row: dict[str, Any], x: SampleWeights | None) -> None:
-        self.queue.put((row, histogram(x, x.n, 64) if x else None))
+    def log(self, row: dict[str, Any], weights: FixedSampleWeights | None) -> None:
+        self.queue.put((row, histogram(weights, weights.n, 64) if weights else None))
 
     def close(self) -> None:
-        """Wait until everything is sent or kept, a few minutes at most."""
+        """Wait until everything is sent or stored, three times PATIENCE at most."""
         self.queue.put(None)
         self.thread.join(3 * self.PATIENCE)
 
@@ -58,15 +58,15 @@ class WandbTracker:
             sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
             log.info(sync if run.offline else f"wandb: {run.url}")
             while (item := self.queue.get()) is not None:
-                row, weights = item
-                extra = {} if weights is None else {"weights": self.wandb.Histogram(np_histogram=weights)}
+                row, counted = item
+                extra = {} if counted is None else {"weights": self.wandb.Histogram(np_histogram=counted)}
                 run.log(row | extra, step=row["step"])
             run.finish()
-        except Exception as error:  # of many kinds, none of them worth a run
+        except Exception as error:  # whatever fails in wandb, training must go on
             log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
 
     def _start(self) -> "wandb.Run":
-        """A run online where that can be had, else offline."""
+        """Start a run online if possible, else offline."""
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -78,13 +78,13 @@ class WandbTracker:
             if mode != "online":
                 raise
             log.warning(f"wandb cannot be reached ({_short(error)}): the run is kept offline")
-        wandb.teardown()  # else it takes the run's id for one in use
+        wandb.teardown()  # otherwise it takes the run's id for one in use
         return self._init("offline")
 
     def _init(self, mode: str) -> "wandb.Run":
         folder = self.folder / "wandb"
         folder.mkdir(exist_ok=True)
-        known = folder / "run_id"  # a resumed run is the same run there
+        known = folder / "run_id"  # so that a resumed run continues the same wandb run
         if not known.exists():
             known.write_text(secrets.token_hex(4), encoding="utf-8")
         return self.wandb.init(
@@ -107,7 +107,7 @@ class WandbTracker:
 
 
 def wandb_logged_in() -> bool:
-    """Whether wandb would find a key without asking: in the environment or in the netrc file."""
+    """Whether wandb finds a key without asking, in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc

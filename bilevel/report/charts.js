@@ -1,5 +1,5 @@
-// The upper half of bilevel/report/page.html's page: facts, curves, histogram, the table of sources.
-// Whatever comes from a run reaches the document as text nodes and attributes' values, never as markup.
+// The upper half of page.html: facts, curves, histogram, table of sources.
+// Everything that comes from a run enters the document as text nodes or attribute values, never as markup.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -38,7 +38,7 @@ function track(share, mark) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Charts: each is drawn at its real width, and shows the values at one place, which pointer or arrow keys choose.
+// Charts, each drawn at its real width. Pointer or arrow keys choose the place whose values are shown.
 
 function ticks(low, high, most) {
   const raw = (high - low) / most, power = 10 ** Math.floor(Math.log10(raw));
@@ -63,7 +63,7 @@ function axes(svg, width, x, y) {
 }
 
 // chart: { title, note, count, start, paint(svg, width) -> scale, place(scale, k) -> x, legend(k) -> nodes,
-// show(scale, k) }, and pick(k) where a click or Enter does something
+// show(scale, k) }, and pick(k) if a click or Enter has an effect
 function figure(chart) {
   const svg = draw("svg", { role: "img", tabindex: 0, "aria-label": `${chart.title}; arrow keys move along it` });
   const legend = make("div", { class: "legend" });
@@ -77,7 +77,7 @@ function figure(chart) {
   };
   svg.addEventListener("pointermove", (event) => {
     const at = event.clientX - svg.getBoundingClientRect().left;
-    let nearest = 0; // places stand in order of x
+    let nearest = 0; // places are sorted by x
     for (let k = 1; k < chart.count; k++) {
       if (Math.abs(chart.place(scale, k) - at) < Math.abs(chart.place(scale, nearest) - at)) nearest = k;
     }
@@ -160,9 +160,9 @@ function histogram({ edges, groups, threshold }) {
   const sum = (counts) => counts.reduce((a, b) => a + b);
   const upto = totals.map((_, k) => sum(totals.slice(0, k + 1)) / sum(totals));
   let bars;
-  const parted = threshold === null ? "" : `; dashed: ${number(threshold)}, where two-means parts them`;
+  const parted = threshold === null ? "" : `; dashed line: ${number(threshold)}, the two-means threshold`;
   return figure({
-    title: "Weights of all records", note: `click or Enter: the records of a bar${parted}`,
+    title: "Weights of all records", note: `click a bar or press Enter to see its records${parted}`,
     count: totals.length, start: totals.indexOf(Math.max(...totals)),
     pick: (k) => findWeights(edges[k], edges[k + 1]),
     place: (scale, k) => scale.X((edges[k] + edges[k + 1]) / 2),

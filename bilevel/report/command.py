@@ -1,8 +1,8 @@
-"""report.html of a finished run: one page, which loads nothing from anywhere, to judge the weights by eye.
+"""Write report.html of a finished run: a self-contained page on which to inspect weights and records.
 
     python -m bilevel.report RUN [--out FILE] [--records 10000]
 
-The page is page.html, page.css and the two scripts, and the run as JSON in the middle of them.
+The page consists of page.html, page.css, charts.js, records.js, and the run's data as JSON. It loads nothing else.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,27 +23,27 @@ from bilevel.run.finished import read_finished
 log = logging.getLogger("bilevel")
 
 HERE = Path(__file__).parent
-RECORDS = 10_000  # shown in all
+RECORDS = 10_000  # number of records shown
 _ESCAPED = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake."""
+    """Run the command. Exit code: 0 done, 2 a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m bilevel.report", description=__doc__.split("\n")[0])
-    parser.add_argument("run", metavar="RUN", help="a finished run's folder")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page to write [RUN/report.html]")
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write [RUN/report.html]")
     parser.add_argument(
         "--records", type=int, default=RECORDS, metavar="N",
-        help="records to show: those of the lowest and of the highest weights, half of them each [%(default)s]",
+        help="number of records to show, half with the lowest and half with the highest weights [%(default)s]",
     )  # fmt: skip
     given = parser.parse_args(argv)
     try:
         if given.records < 2:
             raise UserError(f"--records {given.records}: give 2 or more")
-        if given.out and given.out.exists():
-            raise UserError(f"--out {given.out} is there already, and is not overwritten: give another name")
+        if given.out and os.path.lexists(given.out):
+            raise UserError(f"--out {given.out}: the file exists and is not overwritten; give another name")
         if given.out and not given.out.parent.is_dir():
-            raise UserError(f"--out {given.out}: there is no folder {given.out.parent}")
+            raise UserError(f"--out {given.out}: the folder {given.out.parent} does not exist")
         path = write_report(Path(given.run), given.out, given.records)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,28 +53,28 @@ def main(argv: list[str]) -> int:
 
 
 def write_report(folder: Path, out: Path | None = None, records: int = RECORDS) -> Path:
-    """Write the page of a finished run, by default to report.html in its folder, anew each time. Raises UserError."""
+    """Write the page of a finished run. The default, report.html in its folder, is overwritten. Raises UserError."""
     run = read_finished(folder)
     page = as_html(page_data(run, records))
-    out = out or folder / "report.html"
+    path = out or folder / "report.html"
     try:
-        with whole_file(out) as new:
+        with whole_file(path, replace=out is None) as new:
             new.write_bytes(page)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
-    return out
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path
 
 
 def report_on(folder: Path) -> None:
-    """The page of a run that has just finished; whatever is wrong with it, the run is well."""
+    """Write the page of a run that has just finished. If this fails, only warn, because the run is complete."""
     try:
         write_report(folder)
     except Exception as error:
-        log.warning(f"no report.html: {error}. `python -m bilevel.report {folder}` tries again")
+        log.warning(f"report.html was not written: {error}. Try again with `python -m bilevel.report {folder}`")
 
 
 def as_html(data: dict[str, Any]) -> bytes:
-    """The page. The browser runs and applies only the parts that have the hashes named in it, and fetches nothing."""
+    """The page as HTML. Its security policy allows only the script and style with these hashes, and no network."""
     style, charts, records = (
         (HERE / name).read_text(encoding="utf-8") for name in ("page.css", "charts.js", "records.js")
     )

@@ -1,4 +1,4 @@
-"""What report.html shows of a finished run: facts, curves, sources, histogram, and the records to judge."""
+"""The data of report.html: facts, curves, sources, histogram and records of a finished run."""
 
 import itertools
 import re
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-CHARACTERS = 40_000_000  # of all the records shown; a browser reads as many in a second or two
+CHARACTERS = 40_000_000  # of all shown records together; a browser loads them in a second or two
 LONGEST = 2_000_000  # characters of one text
-POINTS = 400  # of a curve
-CURVES = 24  # sources that have one
+POINTS = 400  # per curve
+CURVES = 24  # number of sources with a curve
 BINS = 60
 _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 
 
 def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
-    """All that the page holds, as JSON has it; of the records about `most`."""
+    """The data of the page, ready for JSON, with about `most` records."""
     rows = [read_rows(Path(file.path), run.settings.format) for file in run.train]
     noisy = known_noise(rows)
     sources = source_table(run)
@@ -55,7 +55,7 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
 
 
 def known_noise(rows: "list[datasets.Dataset]") -> list[np.ndarray] | None:
-    """is_noisy of each file's records, (records,) bool each, where any record says so; silence then means clean."""
+    """is_noisy of each file's records, (records,) bool each, missing values as clean; None if no record has it."""
     columns = [table.data.column("is_noisy") for table in rows]
     if all(column.null_count == len(column) for column in columns):
         return None
@@ -63,9 +63,9 @@ def known_noise(rows: "list[datasets.Dataset]") -> list[np.ndarray] | None:
 
 
 def source_table(run: FinishedRun) -> list[dict[str, Any]]:
-    """Of each source: records, share of the samples before and of the weights now, mean weight, number of its curve.
+    """Per source: records, share of the samples, learned share of the weights, mean weight, and number of its curve.
 
-    Where texts were cut into pieces, a source's share is that of its records' mean weights times its samples.
+    The learned share is proportional to samples times mean record weight, also if texts were cut into several samples.
     """
     before = np.array([file.samples for file in run.train], dtype=float)
     before /= before.sum()
@@ -87,13 +87,13 @@ def source_table(run: FinishedRun) -> list[dict[str, Any]]:
 
 
 def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str]]:
-    """Name, value and a note of what a reader wants to know first."""
+    """The key figures of the run: (name, value, note)."""
     c = np.concatenate([weights[np.isfinite(weights)] for weights in run.weights])
     dropped = sum(file.records for file in run.train) - len(c)
-    found = [("records", f"{len(c):,}", f"{dropped:,} more dropped: too long" if dropped else "")]
+    found = [("records", f"{len(c):,}", f"{dropped:,} more were dropped as too long" if dropped else "")]
     if run.per_sample:
         found.append(
-            ("count as much as", f"{c.sum() ** 2 / (c**2).sum():,.0f}", "records of equal weight: (Σc)² / Σc²")
+            ("effective number", f"{c.sum() ** 2 / (c**2).sum():,.0f}", "records of equal weight: (Σc)² / Σc²")
         )
     if len(metrics):
         found.append(("steps", f"{metrics.index[-1]:,}", ""))
@@ -111,7 +111,7 @@ def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str
 
 
 def read_metrics(run: FinishedRun, sources: list[dict[str, Any]]) -> "pd.DataFrame":
-    """The columns of metrics.csv that are shown, by step; no column where there is no such file."""
+    """The columns of metrics.csv that the page shows, indexed by step; empty without the file."""
     import pandas as pd
 
     path = run.folder / "metrics.csv"
@@ -123,12 +123,12 @@ def read_metrics(run: FinishedRun, sources: list[dict[str, Any]]) -> "pd.DataFra
 
 
 def evaluated(metrics: "pd.DataFrame", name: str) -> "pd.Series":
-    """The values of a column that not every step has, nor every run."""
+    """The non-empty values of a column; empty if the run does not have the column."""
     return metrics[name].dropna() if name in metrics else metrics.index.to_series()[:0]
 
 
 def charts(metrics: "pd.DataFrame", sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each a title, the steps x, and series of values or None; bands are pairs of series with colour between them."""
+    """Charts with title, steps x, and series (values or None); bands are pairs of series, filled in between."""
     shown = {f"weight/{s['name']}": s["name"] for s in sources if s["curve"] is not None}
     left_out = len(sources) - len(shown)
     note = f"the {len(shown)} of {len(sources)} sources that moved most" if left_out else ""
@@ -138,9 +138,9 @@ def charts(metrics: "pd.DataFrame", sources: list[dict[str, Any]]) -> list[dict[
     losses = {"test_loss_w": "w", "test_loss_u": "u"}
     found = [
         _chart(metrics, shown if len(sources) > 1 else {}, "Shares of the sources", note, low=0, high=1),
-        _chart(metrics, quantiles, "Weights of the records", "quantiles; 1 is the mean", low=0, bands=bands),
-        _chart(metrics, losses, "Test loss", "nats per token; u has seen training data only"),
-        _chart(metrics, {"roc_auc": "area"}, "ROC area", "how well low weights point at noisy records", high=1),
+        _chart(metrics, quantiles, "Weights of the records", "quantiles; the mean is 1", low=0, bands=bands),
+        _chart(metrics, losses, "Test loss", "nats per token; w is trained with validation data, u without"),
+        _chart(metrics, {"roc_auc": "area"}, "ROC area", "how well low weights identify noisy records", high=1),
     ]
     return [chart for chart in found if chart]
 
@@ -150,7 +150,7 @@ def _quantile_name(q: float) -> str:
 
 
 def _chart(metrics: "pd.DataFrame", names: dict[str, str], title: str, note: str, **more) -> dict[str, Any] | None:
-    """A chart of these columns under these names at no more than POINTS of their steps; None where there are none."""
+    """A chart of these columns (column: shown name) at up to POINTS steps; None without data."""
     table = metrics[[name for name in names if name in metrics]].dropna(how="all")
     if table.empty:
         return None
@@ -164,7 +164,7 @@ def _chart(metrics: "pd.DataFrame", names: dict[str, str], title: str, note: str
 
 
 def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.DataFrame") -> dict[str, Any]:
-    """Counts of all records' weights between the edges, of clean and noisy ones apart where that is known."""
+    """Histogram of all records' weights, with clean and noisy records counted separately if they are known."""
     c = np.concatenate(run.weights)
     seen = np.isfinite(c)
     groups = {"records": seen}
@@ -182,10 +182,10 @@ def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.Dat
 
 
 def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
-    """Of each training file the places (k,) of the records to show, rising, and what was chosen in words.
+    """Indices (k,), ascending, of the records to show from each training file, and a description of the choice.
 
-    Per sample those of the lowest and of the highest weights, half of `most` each; per source, where all of a source's
-    records weigh the same, as many of each source, drawn at random.
+    With per-sample weights: the records with the lowest and the highest weights, half of `most` each. With per-source
+    weights, which are equal within a source: a random draw of equal size from each source.
     """
     known = [np.flatnonzero(np.isfinite(c)) for c in run.weights]
     total = sum(map(len, known))
@@ -194,21 +194,24 @@ def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
     if not run.per_sample:
         each, rng = max(1, most // len(known)), np.random.default_rng(0)
         drawn = [np.sort(rng.choice(places, min(len(places), each), replace=False)) for places in known]
-        return drawn, f"{each:,} records of each source, drawn at random, or all that it has; they share its weight."
+        return (
+            drawn,
+            f"Up to {each:,} records of each source, drawn at random. All records of a source have its weight.",
+        )
     starts = np.cumsum([0, *map(len, run.weights)])
     everywhere, half = np.concatenate([start + places for start, places in zip(starts, known, strict=False)]), most // 2
     order = np.argpartition(np.concatenate(run.weights)[everywhere], [half, total - half])
     ends = np.sort(everywhere[np.concatenate([order[:half], order[-half:]])])
     parts = [ends[(start <= ends) & (ends < end)] - start for start, end in itertools.pairwise(starts)]
-    return parts, f"The {half:,} records of the lowest and the {half:,} of the highest weights, of {total:,}."
+    return parts, f"The {half:,} records with the lowest and the {half:,} with the highest weights, out of {total:,}."
 
 
 def records(
     run: FinishedRun, rows: "list[datasets.Dataset]", noisy: list[np.ndarray] | None, chosen: list[np.ndarray]
 ) -> dict[str, list | None]:
-    """A list per field, in order of file and place. A turn is role, text and the text's length before it was cut.
+    """One list per field, ordered by file and index. A turn is (role, text, length of the text before it was cut).
 
-    Texts longer than one length, the same for all, are cut to it, so that they have at most CHARACTERS together.
+    Long texts are cut to a common length, chosen so that all texts together have at most CHARACTERS.
     """
     lengths = [len(text) for _, texts in texts_of(rows, chosen) for text in texts]
     most = cut_length(np.array(lengths), CHARACTERS)
@@ -230,7 +233,7 @@ def records(
 
 
 def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:
-    """Roles and texts of each record; few at a time are in memory. An Alpaca prompt is without the outer headings."""
+    """Yield roles and texts of each record, reading few at a time. Alpaca prompts lose their outer headings."""
     for table, places in zip(rows, chosen, strict=True):
         for start in range(0, len(places), 100):
             part = table[places[start : start + 100]]
@@ -241,9 +244,9 @@ def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterat
 
 
 def cut_length(lengths: np.ndarray, most: int) -> int:
-    """The length at which to cut texts of these lengths (K,) so that they have at most `most` characters together."""
+    """The length to which texts of lengths (K,) must be cut so that together they have at most `most` characters."""
     lengths = np.sort(lengths)
-    left = most - (np.cumsum(lengths) - lengths)  # where all the shorter ones stay whole
+    left = most - (np.cumsum(lengths) - lengths)  # budget left for this and longer texts if shorter ones are not cut
     shares = left // np.arange(len(lengths), 0, -1)
     longer = lengths > shares
     return min(LONGEST, int(shares[longer.argmax()]) if longer.any() else most)

@@ -1,12 +1,12 @@
-// The lower half of bilevel/report/page.html's page: records in pages, searched, sorted and marked. Follows charts.js.
+// The lower half of page.html: pages of records, with search, sorting and marks. It is loaded after charts.js.
 
 const PAGE = 50; // records shown at a time
 const CLIP = 900; // characters of a text shown until it is opened
-const PIECE = 4000; // characters of an open text in one block: those out of sight are not laid out
-const HITS = 1000; // places marked in one block
+const PIECE = 4000; // characters per block of an open text; blocks out of sight are not laid out
+const HITS = 1000; // search hits highlighted per block
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Marks: by file and place in it, kept by the browser where it lets a page do so.
+// Marks, by file and index in it. The browser stores them if it lets a page do so.
 
 const STORE = `bilevel.report ${data.id}`;
 const marks = new Map(); // "index file" -> keep or drop
@@ -38,7 +38,7 @@ function remember() {
   } catch {
     kept = false;
   }
-  $("storage").textContent = kept ? "" : "This browser keeps no marks: save them before you leave.";
+  $("storage").textContent = kept ? "" : "This browser cannot store your marks: save them before you leave the page.";
   let [keep, drop] = [0, 0];
   for (const mark of marks.values()) mark === "keep" ? keep++ : drop++;
   $("tally").textContent = `${whole(keep)} keep, ${whole(drop)} drop`;
@@ -66,7 +66,7 @@ async function openMarks() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The records: data.records holds a list per field, in order of file and place.
+// Records: data.records holds one list per field, in order of file and index.
 
 const { file: FILE, index: INDEX, weight: WEIGHT, noisy: NOISY, turns: TURNS } = data.records;
 const N = INDEX.length;
@@ -79,9 +79,9 @@ const ORDERS = { weight: WEIGHT, response: RESPONSE, length: LENGTH };
 const markOf = (k) => marks.get(keyOf(data.files[FILE[k]], INDEX[k]));
 const placeOf = (k) => `${data.files[FILE[k]]} #${INDEX[k]}`;
 
-let found = []; // records that the filters let through, in order
+let found = []; // records that pass the filters, in the chosen order
 let page = 0;
-let pattern = null; // of the search, or null
+let pattern = null; // regular expression of the search, or null
 
 function matches(k) {
   return TURNS[k].some(([, text]) => pattern.test(text)) || pattern.test(placeOf(k));
@@ -140,7 +140,7 @@ function lit(text) {
   return [...parts, text.slice(end)];
 }
 
-// The place `at`, or the next one where it would part a pair of surrogates.
+// The index `at`, or the next one if `at` would split a surrogate pair.
 const between = (text, at) => (/[\ud800-\udbff]/.test(text[at - 1]) ? at + 1 : at);
 
 function pieces(text) {
@@ -245,7 +245,7 @@ function begin() {
     const stored = localStorage.getItem(STORE);
     if (stored) takeMarks(stored);
   } catch {
-    // What the browser does not give, or another page has written, is no mark.
+    // Ignore storage that the browser does not provide or that another page has written.
   }
   let waiting;
   const soon = () => {
@@ -256,7 +256,7 @@ function begin() {
   $("filters").addEventListener("change", (event) => {
     if (event.target.tagName === "SELECT") soon();
   });
-  $("filters").addEventListener("reset", soon); // the fields are empty only afterwards
+  $("filters").addEventListener("reset", soon); // the event fires before the fields are cleared
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("number").addEventListener("change", () => turn(Number($("number").value) - 1));
   for (const id of ["previous", "previous-below"]) $(id).addEventListener("click", () => turn(page - 1));

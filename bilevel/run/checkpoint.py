@@ -8,34 +8,43 @@ A state is a nested mapping of tensors and JSON values. It is copied to host mem
 thread into `step_000100.partial`, which is renamed when all processes have written theirs. Reading needs no pickle.
 """
 
-import json
+import contextlib
 import logging
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from bilevel.errors import UserError
+from bilevel.errors import UserError, short
+from bilevel.files import sync
 from bilevel.processes import World
 from bilevel.run.checkpoint_file import (
+    STATE_VERSION,
     DamagedCheckpoint,
     State,
     name_of,
+    read_manifest,
     read_state,
+    remove,
     split,
-    sync,
+    step_of,
+    steps_in,
     verify,
     write_manifest,
     write_state,
 )
 from bilevel.settings.fields import differing
 
+if TYPE_CHECKING:
+    from bilevel.run.state import Run
+
 log = logging.getLogger("bilevel")
 
+NOT_OURS = "{} holds a state that this run cannot go on from: {}. Give another checkpoint or output_dir"
 ASIDE = ".aside"  # ends the name of a checkpoint that no run goes on from
 
 
@@ -78,7 +87,7 @@ class Checkpoints:
             if not any(errors):
                 errors[0] = self._publish(writing)
             if found := [(rank, error) for rank, error in enumerate(errors) if error]:
-                shutil.rmtree(writing.folder, ignore_errors=True)
+                remove(writing.folder)
                 rank, error = found[0]
                 log.warning(
                     f"step {writing.step}: NO CHECKPOINT WRITTEN to {self.folder}: {error}"
@@ -93,24 +102,30 @@ class Checkpoints:
     def _publish(self, writing: "_Writing") -> str | None:
         """On the main process: seal what all have written, and remove checkpoints beyond `keep`; what went wrong."""
         try:
-            facts = {"processes": self.world.size, "settings": self.settings, "data": self.data}
-            write_manifest(writing.folder, {"step": writing.step} | facts)
+            facts = {"version": STATE_VERSION, "step": writing.step, "processes": self.world.size}
+            write_manifest(writing.folder, facts | {"settings": self.settings, "data": self.data})
             final = self.folder / name_of(writing.step)
             if final.exists():  # of the same step: damaged, or the run goes on from its like in another place
-                shutil.rmtree(final)
+                remove(final)
             writing.folder.rename(final)
             sync(self.folder)
         except OSError as error:
             return str(error)
         before = [path for path in [*self.all(ASIDE), *self.all()] if path != final]
         for old in before[: max(0, len(before) + 1 - self.keep)]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         return None
+
+    def discard(self, step: int) -> None:
+        """Remove the checkpoint of a step, and the folder of the checkpoints if it was the only one."""
+        if self.world.main:
+            remove(self.folder / name_of(step))
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def all(self, ending: str = "") -> list[Path]:
         """The checkpoints that have been completed, in order of steps; with ASIDE those that were set aside."""
-        found = [path for path in self.folder.glob("step_*") if path.suffix == ending and _digits(path).isdigit()]
-        return sorted(found, key=lambda path: int(_digits(path)))
+        return steps_in(self.folder, ending)
 
     def set_aside(self, step: int) -> None:
         """On the main process: what lies beyond the step gone on from, damaged or left behind, comes to be the oldest.
@@ -118,9 +133,9 @@ class Checkpoints:
         It is out of the way of the checkpoints that follow, and goes as they fill its place.
         """
         for path in self.all():
-            if int(_digits(path)) > step:
+            if step_of(path) > step:
                 aside = path.with_name(path.name + ASIDE)
-                shutil.rmtree(aside, ignore_errors=True)  # of the same step, from an earlier time
+                remove(aside)  # of the same step, from an earlier time
                 path.rename(aside)
                 sync(self.folder)
                 log.warning(f"{path} is beyond step {step}, after which the run goes on: set aside as {aside.name}")
@@ -163,7 +178,12 @@ class Checkpoints:
         return problem or ("on another process" if bad else None)
 
     def _read(self, path: Path) -> State:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_manifest(path)
+        if manifest["version"] != STATE_VERSION:
+            raise UserError(
+                f"{path} was written by another version of this tool: finish the run with that one, or give another "
+                "output_dir"
+            )
         if manifest["processes"] != self.world.size:
             raise UserError(
                 f"{path} was written by {manifest['processes']} processes and this run has {self.world.size}: each "
@@ -177,7 +197,29 @@ class Checkpoints:
                 f"{path} was made from other data ({', '.join(changed)}): a file, or what turns it into tokens, has "
                 "changed; put it back, or give another output_dir"
             )
-        return read_state(path, self.world.rank)
+        try:
+            state = read_state(path, self.world.rank)
+            if state["step"] != manifest["step"]:
+                raise DamagedCheckpoint(f"its state is of step {short(state['step'])}")
+        except (DamagedCheckpoint, KeyError) as error:
+            raise UserError(NOT_OURS.format(path, error)) from None
+        return state
+
+
+def restore(run: "Run", state: State, checkpoints: Checkpoints) -> None:
+    """Let a run go on from the state that was read. Raises UserError if it is not a state of this run."""
+    problem = f"it is of step {state['step']}, and the run has {run.steps}" if state["step"] > run.steps else None
+    if problem is None:
+        try:
+            if state["x"]["x"].shape != run.weights.x.shape:
+                raise ValueError(f"x has the shape {tuple(state['x']['x'].shape)}")
+            if state["x"]["x"].isnan().any():
+                raise ValueError("x is NaN")
+            run.load_state_dict(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            problem = f"{type(error).__name__} {short(str(error), 300)}"
+    if found := [problem for problem in run.world.gather(problem) if problem]:
+        raise UserError(NOT_OURS.format(checkpoints.last, found[0]))
 
 
 class _Writing:
@@ -187,8 +229,8 @@ class _Writing:
         self.folder, self.step, self.rank = folder, step, world.rank
         self.error: str | None = None
         if world.main:
-            for left in folder.parent.glob("step_*.partial"):  # by a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for left in steps_in(folder.parent, ".partial"):  # by a run that was killed
+                remove(left)
             try:
                 folder.mkdir(parents=True)
             except OSError as error:
@@ -210,8 +252,3 @@ class _Writing:
             self.error = self.error or str(error)
         finally:
             self.tensors = {}
-
-
-def _digits(path: Path) -> str:
-    """Of the step, in a checkpoint's name."""
-    return path.stem.removeprefix("step_")

@@ -1,15 +1,21 @@
 """A checkpoint on the disk: every process's tensors and facts in files of its own, under a manifest with checksums."""
 
+import contextlib
 import hashlib
 import json
-import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 
+from bilevel.errors import short
+from bilevel.files import open_regular, sync
+
 State = dict[str, Any]
+STATE_VERSION = 1  # raise it when a state of before cannot be gone on from
 SEPARATOR = " > "  # between the keys of a tensor's path
 
 
@@ -45,7 +51,7 @@ def join(tensors: dict[str, torch.Tensor], facts: State) -> State:
 
 def write_state(folder: Path, rank: int, tensors: dict[str, torch.Tensor], facts: State) -> None:
     """One process's part, and its checksums, on the disk when this returns."""
-    names = [f"rank{rank}.safetensors", f"rank{rank}.json"]
+    names = files_of(rank)
     safetensors.torch.save_file(tensors, folder / names[0])
     (folder / names[1]).write_text(json.dumps(facts), encoding="utf-8")
     for name in names:
@@ -70,37 +76,90 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 def verify(path: Path, rank: int) -> None:
     """Raises DamagedCheckpoint unless manifest and this process's files are what was written."""
+    manifest = read_manifest(path)
+    if name_of(manifest["step"]) != path.name:
+        raise DamagedCheckpoint(f"it is {name_of(manifest['step'])} under another name")
+    missing = [name for name in files_of(min(rank, manifest["processes"] - 1)) if name not in manifest["files"]]
+    missing += [name for name in manifest["files"] if not _OURS.fullmatch(name) or not (path / name).is_file()]
+    if missing:
+        raise DamagedCheckpoint(f"{short(missing[0])} is missing")
+    for name, expected in manifest["files"].items():
+        try:
+            if name in files_of(rank) and fingerprint(path / name) != expected:
+                raise DamagedCheckpoint(f"{name} has been changed")
+        except OSError as error:
+            raise DamagedCheckpoint(f"{name} cannot be read ({error})") from None
+
+
+# What a manifest holds, beside the checksum of all this.
+FACTS = {"version": int, "step": int, "processes": int, "settings": dict, "data": dict, "files": dict}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises DamagedCheckpoint unless it is what a run writes."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        with open_regular(path / "manifest.json") as file:
+            manifest = json.loads(file.read())
         sealed = manifest.pop("sha256")
         if sealed != _digest(manifest):
             raise DamagedCheckpoint("manifest.json has been changed")
-        if name_of(manifest["step"]) != path.name:
-            raise DamagedCheckpoint(f"it is {name_of(manifest['step'])} under another name")
-        for name, expected in manifest["files"].items():
-            if not (path / name).is_file():
-                raise DamagedCheckpoint(f"{name} is missing")
-            if name.startswith(f"rank{rank}.") and fingerprint(path / name) != expected:
-                raise DamagedCheckpoint(f"{name} has been changed")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest.setdefault("version", 0)
+        wrong = [name for name, kind in FACTS.items() if type(manifest.get(name)) is not kind]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"manifest.json cannot be read ({error})") from None
+    if wrong or manifest["step"] < 0 or manifest["processes"] < 1:
+        raise DamagedCheckpoint(f"manifest.json is not what a run writes ({', '.join(wrong) or 'step, processes'})")
+    return manifest
+
+
+def files_of(rank: int) -> tuple[str, str]:
+    """The files of one process."""
+    return f"rank{rank}.safetensors", f"rank{rank}.json"
+
+
+_OURS = re.compile(r"rank\d+\.(safetensors|json|sums)|manifest\.json")
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, whole or not. What a run does not write there stays, and the folder with it."""
+    with contextlib.suppress(OSError):  # it costs room and no result
+        for path in folder.iterdir():
+            if _OURS.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
+        folder.rmdir()
 
 
 def read_state(path: Path, rank: int) -> State:
-    """One process's state."""
-    tensors = safetensors.torch.load_file(path / f"rank{rank}.safetensors")
-    return join(tensors, json.loads((path / f"rank{rank}.json").read_text(encoding="utf-8")))
+    """One process's state, after `verify`. Raises DamagedCheckpoint if it is none, whatever the checksums."""
+    tensors, facts = files_of(rank)
+    try:
+        return join(safetensors.torch.load_file(path / tensors), json.loads((path / facts).read_bytes()))
+    except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{type(error).__name__} {short(str(error), 300)}") from None
+    except RecursionError:
+        raise DamagedCheckpoint(f"{facts} is nested too deeply") from None
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def name_of(step: int) -> str:
-    """Of a checkpoint's folder."""
+    """The name of a checkpoint's folder."""
     return f"step_{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder, whatever its ending."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def steps_in(folder: Path, ending: str) -> list[Path]:
+    """The folders that are named as checkpoints are, with this ending, in order of steps."""
+    found = [path for path in folder.glob("step_*") if re.fullmatch(rf"step_[0-9]+{re.escape(ending)}", path.name)]
+    return sorted(found, key=step_of)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -109,12 +168,3 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def _plain(value: dict[str, Any]) -> bool:
     return not any(isinstance(inner, (torch.Tensor, dict)) for inner in value.values())
-
-
-def sync(path: Path) -> None:
-    """What has been written to a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

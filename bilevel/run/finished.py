@@ -1,6 +1,6 @@
 """Reading a finished run: its settings, the data it was made on, and the weight of every training record.
 
-A run writes data.json beside config.yaml when it starts: what its weights.csv belongs to.
+A run writes data.json beside config.yaml when it starts. It says which files weights.csv will belong to:
 
     {"train": [{"file": ..., "path": ..., "sha256": ..., "records": ..., "samples": ...}, ...], "val": ..., "test": ...}
 """
@@ -18,25 +18,24 @@ from pydantic.dataclasses import dataclass
 
 from bilevel.data.json_file import parse_texts, read_bytes
 from bilevel.errors import DataError, UserError, first, plain
-from bilevel.files import content_hash, whole_file
+from bilevel.files import content_hash, open_regular, whole_file
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import Settings
 from bilevel.settings.rules import validate
+from bilevel.weights.csv_file import TrainingFiles, read_tables
+from bilevel.weights.shares import record_weights
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bilevel.data.samples import Samples
-
-CHUNK = 1 << 20  # rows of weights.csv read at a time
 
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True)
 class DataFile:
     """A file of records as a run has read it.
 
-    file: its name, as in weights.csv; path: where it was, absolute; sha256: of its bytes; samples: what its records
-    became, where a long text counts once for each piece and a record without a supervised token not at all.
+    file: its name, as in weights.csv. path: where it was, absolute. sha256: the hash of its bytes. samples: the number
+    of samples that its records became; a long text counts once for each piece, and a record without a supervised token
+    does not count.
     """
 
     file: str
@@ -48,7 +47,7 @@ class DataFile:
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True)
 class DataFiles:
-    """What data.json holds."""
+    """The content of data.json."""
 
     train: list[DataFile]
     val: list[DataFile]
@@ -57,11 +56,12 @@ class DataFiles:
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What a run was made on and what came of it; its training files are as they were then.
+    """A run's settings, data and weights; its training files are unchanged since it began.
 
-    weights: for each training file (records,) float64, c_i of its records in order, with mean 1 over all samples. A
-    record of a per-source run has its source's, N p_s / n_s; one cut into pieces the mean of theirs; one that was
-    dropped, as it has no supervised token within max_length, NaN (told per sample only).
+    weights: for each training file (records,) float64, the weights c_i of its records in order, with mean 1 over all
+    samples. In a per-source run a record has its source's weight N p_s / n_s. A record that was cut into pieces has the
+    mean weight of the pieces. A record that was dropped, because it has no supervised token within max_length, has NaN
+    (in per-sample runs; per source it is not recorded).
     """
 
     folder: Path
@@ -81,7 +81,7 @@ class FinishedRun:
 
 
 def write_data(folder: Path, train: "Samples", val: "Samples | None", test: "Samples | None") -> None:
-    """data.json of a run that starts."""
+    """Write data.json into the folder of a run that starts."""
     data = dataclasses.asdict(DataFiles(*(_files(part) if part else [] for part in (train, val, test))))
     with whole_file(folder / "data.json") as file:
         file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -95,25 +95,20 @@ def _files(samples: "Samples") -> list[DataFile]:
 
 
 def read_finished(run: str | Path) -> FinishedRun:
-    """Raises UserError where the run is not finished, or its training files or weights are not those of its start."""
+    """The run in this folder. Raises UserError if it is not finished, or its training files or weights have changed."""
     folder = Path(run)
     if not os.path.isfile(folder / "config.yaml"):
         raise UserError(f"{plain(str(run), 300)} is no run's folder: it holds no config.yaml")
     if not os.path.isfile(folder / "weights.csv"):
-        raise UserError(f"{run} is not finished, as it has no weights.csv; the command that began it goes on with it")
+        raise UserError(f"{run} is not finished: it has no weights.csv; the command that started it goes on with it")
     settings, problems = validate(read_yaml(str(folder / "config.yaml")))
     if settings is None:
         raise UserError(f"{folder / 'config.yaml'} is of another version of this tool: {problems[0]}")
     train = read_data(folder).train
     if problems := [problem for file in train if (problem := _changed(file))]:
         raise UserError("; ".join(first(problems, 10)))
-    path = folder / "weights.csv"
-    try:
-        per_sample, weights = _read_weights(path, train)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not any(c[c > 0].size for c in weights):
-        raise UserError(f"{path}: every weight is 0")
+    per_sample = settings.weights == "sample"
+    weights = _read_weights(folder / "weights.csv", per_sample, train)
     return FinishedRun(folder, settings, train, weights, per_sample)
 
 
@@ -121,81 +116,49 @@ def read_data(folder: Path) -> DataFiles:
     """data.json of a run. Raises UserError."""
     path = folder / "data.json"
     try:
-        content = path.read_bytes()
-        return TypeAdapter(DataFiles).validate_json(content)
+        with open_regular(path) as file:
+            return TypeAdapter(DataFiles).validate_json(file.read())
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no data.json, so that nobody knows which files its weights belong to: it was made by an "
-            f"earlier version; run it again with --config {folder / 'config.yaml'}"
+            f"{folder} has no data.json, which says which files its weights belong to: an earlier version of this "
+            f"tool made it; run it again with --config {folder / 'config.yaml'}"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not what a run writes: {' '.join(str(error).split())}") from None
 
 
 def _changed(file: DataFile) -> str | None:
-    """What is wrong with a data file since the run began."""
+    """How a data file differs from what the run has read; None if it does not."""
     try:
         now = content_hash(Path(file.path))
     except DataError as error:
-        return f"{error}: the run was made on it; put it back, or write its new place into data.json"
+        return f"{error}: the run was made on this file; put it back, or write its new path into data.json"
     if now == file.sha256:
         return None
     return (
         f"{file.path} is not the file that the run was made on (sha256 was {file.sha256[:12]}... and is "
-        f"{now[:12]}...): put that back, or train again"
+        f"{now[:12]}...): restore that file, or train again"
     )
 
 
-def _read_weights(path: Path, train: list[DataFile]) -> tuple[bool, list[np.ndarray]]:
-    """Whether a weights.csv is per sample, and the weights of each file's records. Raises UserError, ValueError."""
-    import pandas as pd
-
-    columns = set(pd.read_csv(path, nrows=0).columns)
-    if {"file", "index", "weight"} <= columns:
-        return True, _sample_weights(path, train)
-    if {"source", "weight", "samples"} <= columns:
-        return False, _source_weights(path, train)
-    raise UserError(f"{path}: expected columns source, weight, samples or file, index, weight")
+def training_files(train: list[DataFile]) -> TrainingFiles:
+    """What the weights.csv of a run on these files must belong to."""
+    samples, records = (np.array([getattr(file, name) for file in train]) for name in ("samples", "records"))
+    return TrainingFiles([file.file for file in train], samples, same_run=True, records=records)
 
 
-def _source_weights(path: Path, train: list[DataFile]) -> list[np.ndarray]:
-    import pandas as pd
-
-    dtype = {"source": str, "weight": float, "samples": np.int64}
-    table = pd.read_csv(path, dtype=dtype, keep_default_na=False)
-    expected = [(Path(file.file).stem, file.samples) for file in train]
-    if list(zip(table["source"], table["samples"], strict=True)) != expected:
-        raise _other(path, "sources or numbers of samples")
-    _check(path, table["weight"])
-    c = table["samples"].sum() * table["weight"] / table["samples"]
-    return [np.full(file.records, weight) for file, weight in zip(train, c, strict=True)]
-
-
-def _sample_weights(path: Path, train: list[DataFile]) -> list[np.ndarray]:
-    import pandas as pd
-
-    names = {file.file: number for number, file in enumerate(train)}
-    sums, rows = ([np.zeros(file.records, dtype) for file in train] for dtype in (float, np.int64))
-    dtype = {"file": str, "index": np.int64, "weight": float}
-    reader = pd.read_csv(path, usecols=list(dtype), dtype=dtype, keep_default_na=False, chunksize=CHUNK)
-    with reader as tables:
-        for table in tables:
-            _check(path, table["weight"])
-            for name, part in table.groupby("file", sort=False):
-                number, index = names.get(name), part["index"].to_numpy()
-                if number is None or index.min() < 0 or index.max() >= train[number].records:
-                    raise _other(path, "files or places in them")
-                np.add.at(sums[number], index, part["weight"].to_numpy())
-                np.add.at(rows[number], index, 1)
-    if [int(counted.sum()) for counted in rows] != [file.samples for file in train]:
-        raise _other(path, "numbers of samples")
-    return [np.where(n > 0, total / np.maximum(n, 1), np.nan) for total, n in zip(sums, rows, strict=True)]
-
-
-def _check(path: Path, weights: "pd.Series") -> None:
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise UserError(f"{path}: weights must be numbers, none negative")
-
-
-def _other(path: Path, what: str) -> UserError:
-    return UserError(f"{path} does not fit the data that data.json names: its {what} differ; it is of another run")
+def _read_weights(path: Path, per_sample: bool, train: list[DataFile]) -> list[np.ndarray]:
+    """The weights of each file's records, as in FinishedRun. Raises UserError."""
+    files = training_files(train)
+    tables = list(read_tables(path, per_sample, files, str(path)))
+    weights = np.concatenate([table["weight"].to_numpy() for table in tables])
+    if not per_sample:
+        c = record_weights(weights, files.samples)
+        return [np.full(file.records, weight) for file, weight in zip(train, c, strict=True)]
+    index = np.concatenate([table["index"].to_numpy() for table in tables])
+    found, ends = [], files.samples.cumsum()[:-1]
+    for file, places, here in zip(train, np.split(index, ends), np.split(weights, ends), strict=True):
+        pieces = np.bincount(places, minlength=file.records)
+        sums = np.bincount(places, here, minlength=file.records)
+        found.append(np.where(pieces > 0, sums / np.maximum(pieces, 1), np.nan))
+    return found

@@ -10,8 +10,9 @@ from bilevel.files import whole_file
 from bilevel.monitor.metrics import Columns, MetricsLog
 from bilevel.monitor.tracker import NoTracker, WandbTracker
 from bilevel.run.finished import write_data
+from bilevel.run.lock import at_work, hold
 from bilevel.run.messages import open_log
-from bilevel.run.preflight import AT_WORK, folder_taken, hold
+from bilevel.run.preflight import folder_taken
 from bilevel.settings.fields import dump
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _take(run: "Run", checkpoints: "Checkpoints") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run.lock = hold(folder)
     if run.lock is None:
-        raise UserError(AT_WORK.format(folder))
+        raise UserError(at_work(folder) or f"a process is still at work in {folder}: wait for it, and start again")
     with whole_file(folder / "config.yaml") as file:
         file.write_text(dump(run.settings), encoding="utf-8")
     write_data(folder, run.train, run.val, run.test)

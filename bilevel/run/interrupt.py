@@ -1,16 +1,23 @@
-"""SIGTERM and SIGINT: noted when they come, obeyed at the end of the step by all processes together."""
+"""SIGTERM, SIGINT and SIGHUP (a lost ssh): noted when they come, obeyed between two steps by all processes together.
+
+A process whose launcher is gone gets SIGTERM, too.
+"""
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # it imports torch, and mistakes are answered at once
+    from bilevel.processes import World
 
-from bilevel.processes import World
-
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 2.0  # seconds: a scheduler signals all processes of a job, and its launcher passes on what it gets
+WATCH = 1.0  # seconds between two looks at the launcher
 
 
 class Interrupted(Exception):
@@ -22,21 +29,32 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Inside, the first signal is held, and with it those that come within GRACE, which ask for the same.
+    """Handles the signals from the start of the program to its end.
 
-    A later one ends the process at once with 128 and its number.
+    While the run is loading, before `hold`, the first signal ends the program with 128 and its number. From then on it
+    is only noted, and with it those that come within GRACE, which ask for the same; a later one ends the process at
+    once with 128 and its number. A SIGHUP that is ignored, as under nohup, stays ignored.
     """
 
-    def __init__(self, world: World, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, world: "World | None" = None, clock: Callable[[], float] = time.monotonic):
         self.world, self.clock, self.signal = world, clock, 0
 
-    def __enter__(self) -> "Interrupt":
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+    def begin(self) -> "Interrupt":
+        """Handle signals from now on."""
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
+
+    __enter__ = begin
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def hold(self, world: "World") -> None:
+        """From here on the run ends between two steps, when its processes agree."""
+        self.world = world
 
     def check(self) -> None:
         """Raises Interrupted on all processes after a signal to any; all call it at the same places."""
@@ -45,6 +63,8 @@ class Interrupt:
 
     def agreed(self) -> int:
         """The signal that has reached any process, the same on all; 0 without one."""
+        import torch
+
         if self.world.size == 1:
             return self.signal
         seen = torch.zeros(self.world.size, dtype=torch.int64)
@@ -54,5 +74,23 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.since, self.signal = self.clock(), number  # in this order: the next may come between
+            if self.world is None:
+                print(f"signal {number}: ended before the first step; the same command starts again", file=sys.stderr)
+                raise SystemExit(128 + number)
         elif self.clock() - self.since > GRACE:
             os._exit(128 + number)
+
+
+def watch_launcher() -> None:
+    """If a launcher has started this process, send it SIGTERM when the launcher is gone, such as after kill -9.
+
+    Else the processes would go on, hold the run's folder and refuse a new start.
+    """
+    if "LOCAL_RANK" in os.environ:
+        threading.Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(WATCH)
+    os.kill(os.getpid(), signal.SIGTERM)

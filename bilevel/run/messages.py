@@ -1,4 +1,4 @@
-"""What a run says: on the screen and in run.log."""
+"""What a run tells its user, on the screen and in run.log."""
 
 import logging
 import sys
@@ -12,14 +12,15 @@ from bilevel.settings.fields import Settings
 
 log = logging.getLogger("bilevel")
 
-# Said of every model that trains with dropout.
+# Told about every model that trains with dropout.
 MASKS = (
-    "dropout is on: other micro_batch_tokens or processes draw other masks, and give equal results in distribution only"
+    "dropout is on: with another micro_batch_tokens or number of processes, masks differ and results are equal in "
+    "distribution only"
 )
 
 
 def open_log(run: Run) -> None:
-    """What is said goes to the screen and to run.log, by the main process."""
+    """Send messages to the screen and to run.log, from the main process only."""
     log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
     log.handlers = [logging.StreamHandler(sys.stdout)]
     if run.world.main:
@@ -27,12 +28,12 @@ def open_log(run: Run) -> None:
 
 
 def describe(run: Run) -> str:
-    """What is about to happen, in a few lines."""
+    """What the run is about to do, in a few lines."""
     s = run.settings
     processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
     copies = "two copies" if len(run.copies) == 2 else "one copy"
     trusted = f" and {s.val_batch_size} validation" if s.learned else ""
-    how = f"lr_y {s.lr_y:g}, weights {s.x_init}, which stay"
+    how = f"lr_y {s.lr_y:g}, fixed weights {s.x_init}"
     if s.learned:
         how = f"lr_y {s.lr_y:g}, lr_x {s.lr_x:g} every {s.upper_every} steps, alpha {s.alpha:g}"
     lines = [f"scores by method={s.method} on {run.world.device.type}{processes}"]
@@ -46,11 +47,13 @@ def describe(run: Run) -> str:
         lines.append(MASKS)
     if run.lisa:
         lines.append(
-            f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks at a time, redrawn every {s.lisa_interval} steps"
+            f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks train at a time, redrawn every {s.lisa_interval} steps"
         )
     if s.lora_rank is not None:
         trained = sum(p.numel() for p in run.copies["w"].model.parameters() if p.requires_grad)
-        lines.append(f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M parameters of adapters train, all else rests")
+        lines.append(
+            f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M adapter parameters train, all others are frozen"
+        )
     sizes = run.train.sizes.tolist()
     for source, size, dropped, notes in zip(run.train.sources, sizes, run.train.dropped, run.train.notes, strict=True):
         lines.append(f"  {source}: {size} samples" + _dropped(dropped))
@@ -71,7 +74,7 @@ def describe(run: Run) -> str:
 
 
 def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
-    """Loss and the noisy (or lowest) source's weight on the bar; a plain line at evaluations without a terminal."""
+    """Show the loss and the weight of the noisy (or lowest) source: on the bar, or without a terminal in lines."""
     facts = {"loss": row.get("loss_w"), "test": row.get("test_loss_w"), "ROC": row.get("roc_auc")}
     shares = {name.removeprefix("weight/"): value for name, value in row.items() if name.startswith("weight/")}
     if len(shares) > 1:
@@ -85,7 +88,7 @@ def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
 
 
 def what_next(settings: Settings, last: Path | None) -> str:
-    """What goes on with a run that ends before its time, and from where; last: its newest checkpoint."""
+    """How to resume a run that has stopped early, and from where; last: its newest checkpoint."""
     begins_there = settings.resume == "auto" or last == Path(settings.resume)
     command = "the same command" if begins_there else "the same command with resume=auto"
     if last is None:

@@ -1,22 +1,29 @@
 """What is wrong between the settings and the files, found before anything is loaded."""
 
 import dataclasses
-import fcntl
 import math
 import os
+import stat
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from bilevel.errors import ConfigError, UserError, plain, short
+from bilevel.files import is_unfinished
+from bilevel.run import lock
+from bilevel.run.lock import at_work
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.deepspeed import zero_config
 from bilevel.settings.fields import Settings, differing
+from bilevel.settings.methods import METHODS
 from bilevel.settings.rules import validate
 
 if TYPE_CHECKING:
     import transformers
 
-AT_WORK = "a process is still at work in {}: wait for it, end it, or give another run_name or output_dir"
+# What a run writes into its folder.
+FILES = ("config.yaml", "data.json", "metrics.csv", "timing.csv", "run.log")
+FILES += ("overlap.json", "weights.csv", "weights.png", "report.html")
+FOLDERS = ("checkpoints", "model", "wandb")
 
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
@@ -36,7 +43,7 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
         except DataError as error:
             problems.append(f"{part}_data: {error}")
     problems += shared_files(files)
-    if settings.weights == "source" and settings.method != "fixed" and len(files.get("train", [])) == 1:
+    if settings.weights == "source" and not METHODS[settings.method].weights_stay and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
             "give more files or use weights=sample"
@@ -80,20 +87,22 @@ def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
 
 
 def folder_taken(settings: Settings) -> list[str]:
-    """A problem where a process is at work in the run's folder, or it holds anything but this run, unfinished."""
+    """The problem if the run's folder is in use, cannot be written, or holds anything but this run, unfinished."""
     folder = settings.run_folder
     remedy = "give another run_name or output_dir, or move that folder away"
     try:
-        names = os.listdir(folder)
-        if "lock" in names and hold(folder) is None:
-            return [AT_WORK.format(folder)]
+        names = set(os.listdir(folder))
+        if working := at_work(folder):
+            return [working]
     except FileNotFoundError:
-        return []
+        return _unwritable(folder)
+    except UserError as error:
+        return [str(error)]
     except (OSError, ValueError) as error:  # a file of that name, one too long or with a NUL, no permission
         return [f"output_dir {plain(str(folder), 300)}: {getattr(error, 'strerror', error)}; {remedy}"]
-    if not set(names) - {"config.yaml.new", "lock"}:  # left by a start that failed before its settings were written
-        return []
-    if (folder / "weights.csv").exists() or not (folder / "config.yaml").exists():
+    if all(name == lock.NAME or is_unfinished(name) for name in names):  # a start that failed before it wrote settings
+        return _unwritable(folder)
+    if "config.yaml" not in names or ("weights.csv" in names and lock.NAME not in names):
         return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
     if settings.resume == "never":
         return [f"{folder} already holds an unfinished run and resume is never: {remedy}"]
@@ -102,18 +111,24 @@ def folder_taken(settings: Settings) -> list[str]:
         return [f"{folder} already holds an unfinished run of another version ({problems[0]}): {remedy}"]
     if found := differing(dataclasses.asdict(then), dataclasses.asdict(settings)):
         return [f"{folder} already holds an unfinished run of other settings, {found}: change them back, or {remedy}"]
-    return []
+    if foreign := _foreign(folder, names):
+        return [f"{', '.join(foreign)} in {folder}: a link, a device or a folder that no run has written; {remedy}"]
+    return _unwritable(folder)
 
 
-def hold(folder: Path) -> IO | None:
-    """A lock on a run's folder while the file that is returned is open; None when another process has it."""
-    file = (folder / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def _foreign(folder: Path, names: set[str]) -> list[str]:
+    """What bears the name of a run's file or folder and cannot be one. Users may link folders to another disk."""
+    files = [name for name in FILES if name in names and not stat.S_ISREG(os.lstat(folder / name).st_mode)]
+    return files + [name for name in FOLDERS if name in names and not os.path.isdir(folder / name)]
+
+
+def _unwritable(folder: Path) -> list[str]:
+    """A problem if the folder, or the nearest one above it that exists, cannot be written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return []
+    why = "cannot be written" if there.is_dir() else "is not a folder"
+    return [f"output_dir {plain(str(folder), 300)}: {plain(str(there), 300)} {why}; give another output_dir"]
 
 
 def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:

@@ -2,27 +2,32 @@
 
 import dataclasses
 import logging
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import torch
 import transformers
 
-from bilevel.data.samples import Batch, Samples
+from bilevel.data.batches import Batch
+from bilevel.data.samples import Samples
 from bilevel.data.stream import BatchStream
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.monitor.alarms import Watch
 from bilevel.monitor.rounding_guard import RoundingGuard
 from bilevel.processes import World
-from bilevel.run.results import read_start
 from bilevel.settings.fields import Settings
-from bilevel.step.f2sa import leave_out
-from bilevel.step.result import NonFiniteLoss
-from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights, WeightedStream
+from bilevel.settings.methods import METHODS
+from bilevel.step.result import NonFiniteLoss, leave_out
+from bilevel.step.schedule import Schedule
+from bilevel.weights.draws import WeightedStream
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.sampling import choose
+from bilevel.weights.start import read_start
 
 log = logging.getLogger("bilevel")
+
+Row: TypeAlias = dict[str, Any]  # columns of metrics.csv and their values
 
 
 @dataclasses.dataclass
@@ -38,29 +43,30 @@ class Run:
     pool: Samples  # of which training batches are drawn: train, and behind it, with val_in_training, val
     copies: dict[str, ModelCopy]  # by the settings' names: u and w, or w
     lisa: Lisa | None
-    x: SourceWeights | SampleWeights
+    weights: SourceWeights | SampleWeights
     steps: int
     step: int = 0  # steps done
     skipped: int = 0  # of them, left out as a loss or gradient was not finite
     operations: float = 0.0  # of the passes before a checkpoint, and of scoring
     scores: torch.Tensor | None = None  # (N,) that a baseline has given the samples
-    row: dict[str, Any] = dataclasses.field(default_factory=dict)  # of metrics.csv, of the last step
+    row: Row = dataclasses.field(default_factory=dict)  # what the last step saw
     lock: IO | None = None  # on the run's folder, while it is open
 
     def __post_init__(self):
         s = self.settings
         self.streams: dict[str, BatchStream] = {}
-        if s.method == "fixed":
+        if METHODS[s.method].weights_stay:
             c = torch.ones(len(self.pool), dtype=torch.float64)
-            c[: len(self.train)] = self.x.coefficients(slice(None))
+            c[: len(self.train)] = self.weights.coefficients(slice(None))
             self.streams = {"train": WeightedStream(c, s.global_batch_size, s.seed)}
         elif s.learned:
             self.streams = {
                 "train": BatchStream(len(self.train), s.global_batch_size, s.seed),
                 "val": BatchStream(len(self.val), s.val_batch_size, s.seed + 1),
             }
+        self.schedule = Schedule(s, self.steps)
         self.guard = RoundingGuard(s, self.copies)
-        self.watch = Watch(s, self.x, self.train.sources, self.steps)
+        self.watch = Watch(s, self.weights, self.train.sources, self.steps)
 
     @property
     def per_sample(self) -> bool:
@@ -72,15 +78,15 @@ class Run:
         return self.operations + self.world.size * sum(c.passed.operations(c.shape) for c in self.copies.values())
 
     def draw(self) -> tuple[Batch, Batch | None]:
-        """The step's batches, of training samples and, where the weights are learned, of validation samples."""
+        """The step's batches: of training samples and, if the weights are learned, of validation samples."""
         s = self.settings
         drawn = next(self.streams["train"])
-        if s.method == "fixed":
+        if not s.learned:
             return self.pool.batch(drawn, s.micro_batch_tokens, self.world), None
-        sample_ids, counts = choose(drawn, self.x, s, self.step)
-        train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world)
+        sample_ids, counts = choose(drawn, self.weights, s, self.step)
+        train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world, counts, len(drawn))
         validation = self.val.batch(next(self.streams["val"]), s.micro_batch_tokens, self.world)
-        return dataclasses.replace(train, counts=counts, drawn=len(drawn)), validation
+        return train, validation
 
     def skip(self, error: NonFiniteLoss) -> None:
         """Leave the step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""
@@ -99,7 +105,8 @@ class Run:
             "row": self.row,
             "watch": self.watch.state_dict(),
             "lost": self.guard.lost,
-            "x": self.x.state_dict(),
+            "x": self.weights.state_dict(),
+            "scores": self.scores,
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
             "copies": {name: copy.state_dict() for name, copy in self.copies.items()},
         }
@@ -107,9 +114,9 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the copies have the parameters active that LISA had drawn for the last step."""
         self.step, self.skipped, self.row = state["step"], state["skipped"], state["row"]
-        self.guard.lost, self.operations = state["lost"], state["operations"]
+        self.guard.lost, self.operations, self.scores = state["lost"], state["operations"], state["scores"]
         self.watch.load_state_dict(state["watch"])
-        self.x.load_state_dict(state["x"])
+        self.weights.load_state_dict(state["x"])
         for part in ("streams", "copies"):
             for name, thing in getattr(self, part).items():
                 thing.load_state_dict(state[part][name])
@@ -119,7 +126,7 @@ def make_weights(settings: Settings, train: Samples) -> SourceWeights | SampleWe
     """x at its start, of training samples. Raises UserError where x_init is a file that does not fit them."""
     s, per_sample = settings, settings.weights == "sample"
     start = read_start(s.x_init_file or s.x_init, per_sample, train)
-    if s.method == "fixed":
+    if METHODS[s.method].weights_stay:
         return FixedSampleWeights(len(train), start) if per_sample else FixedSourceWeights(train.source_ids, start)
     if per_sample:
         return SampleWeights(len(train), start, s.x_map, s.x_factor, s.x_optimizer, s.sigmoid_start)

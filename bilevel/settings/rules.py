@@ -1,4 +1,4 @@
-"""All that is wrong with settings, at once: unknown names, types, ranges, contradictions."""
+"""Checks of the settings: unknown names, types, ranges and contradictions, all problems reported at once."""
 
 import difflib
 import os
@@ -8,12 +8,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from bilevel.errors import first, plain, short
 from bilevel.settings.fields import FIELDS, Settings
+from bilevel.settings.methods import METHODS
 
-Rule = tuple[set[str], bool, str]  # the settings that it is about, whether they break it, what to say then
+Rule = tuple[set[str], bool, str]  # (settings involved, whether they break the rule, message if they do)
 
 
 def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
-    """Settings from a mapping, or None, and all problems: unknown keys, types, ranges, contradictions."""
+    """The settings in a mapping, or None if they are invalid, and a list of all problems."""
     adapter = TypeAdapter(Settings)
     problems = first([key for key in values if key not in FIELDS], 10, unknown_setting)
     known = {key: value for key, value in values.items() if key in FIELDS}
@@ -25,31 +26,31 @@ def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
         items = error.errors()
         bad = {str(item["loc"][0]) for item in items}
         problems += first(items, 10, _problem)
-    # Check the rest as well, so that the user sees everything in one go.
+    # Check the valid settings for contradictions as well, so that one error lists every problem.
     rest = {key: value for key, value in known.items() if key not in bad}
     rest.setdefault("train_data", ["?"])
     return None, problems + _contradictions(adapter.validate_python(rest), bad)
 
 
 def unknown_setting(key: str, dashes: str = "") -> str:
-    """What to say of a name that is no setting, with the nearest that is one; dashes as they were typed before it."""
+    """Message for a name that is not a setting, with the most similar one; `dashes` are put before the suggestion."""
     near = difflib.get_close_matches(key.lstrip("-")[:60], FIELDS, n=1, cutoff=0.5)
     return f"{plain(key)}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
 
 
 def _contradictions(s: Settings, bad: set[str]) -> list[str]:
-    """Problems between settings; `bad` are those already reported, about which nothing more can be said."""
+    """Contradictions between settings. Rules about `bad` settings, which are reported already, are left out."""
     rules = [*_of_model_and_data(s), *_of_method(s), *_of_machine(s), *_of_what_trains(s)]
     return [message for fields, broken, message in rules if broken and not fields & bad]
 
 
 def _of_model_and_data(s: Settings) -> list[Rule]:
-    """What is to be trained, and on what."""
+    """Rules about model and data."""
     return [
         (
             {"model_name_or_path", "model_config"},
             (s.model_name_or_path is None) == (s.model_config is None),
-            "give exactly one of model_name_or_path (a hub id or a folder) and model_config (numbers of a new model)",
+            "give exactly one of model_name_or_path (a hub id or a folder) and model_config (a new model)",
         ),
         (
             {"model_config"},
@@ -63,45 +64,45 @@ def _of_model_and_data(s: Settings) -> list[Rule]:
         ),
         (
             {"val_in_training", "method"},
-            s.val_in_training and s.method != "fixed",
-            f"val_in_training=true needs method=fixed; with {s.method} the validation records judge the weights",
+            s.val_in_training and not METHODS[s.method].weights_stay,
+            f"val_in_training=true needs method=fixed, but method is {s.method}",
         ),
     ]
 
 
 def _of_method(s: Settings) -> list[Rule]:
-    """What a method needs of the other settings."""
+    """Rules about what a method needs."""
     return [
         (
             {"save_model", "method"},
             s.save_model == "u" and "u" not in s.copies,
-            f"save_model=u: method={s.method} trains {'one copy, w' if s.copies else 'no copy'}",
+            f"save_model=u: there is no copy u; method={s.method} trains {'only w' if s.copies else 'no copy'}",
         ),
         (
             {"warmup_ratio", "x_warmup_steps", "max_steps", "method"},
             s.learned and s.max_steps is not None and s.x_warmup_steps >= s.max_steps,
-            f"x_warmup_steps {s.x_warmup_steps} leaves x no step to learn in max_steps {s.max_steps}",
+            f"x_warmup_steps {s.x_warmup_steps}: x never moves in max_steps {s.max_steps}; use fewer warm-up steps",
         ),
         (
             {"method", "backend"},
-            s.method in ("influence", "align") and s.backend != "torch",
-            f"method={s.method} needs backend=torch: it reads gradients of single samples, or moves all parameters",
+            METHODS[s.method].one_process and s.backend != "torch",
+            f"method={s.method} needs backend=torch, because it uses gradients that DeepSpeed partitions",
         ),
         (
             {"method", "lisa_layers", "gradient_checkpointing"},
-            s.method == "influence" and (s.lisa_layers is not None or s.gradient_checkpointing),
-            "method=influence reads gradients of the last decoder block; not with lisa_layers, gradient_checkpointing",
+            METHODS[s.method].whole_gradients and (s.lisa_layers is not None or s.gradient_checkpointing),
+            f"method={s.method} reads gradients of the last block: remove lisa_layers and gradient_checkpointing",
         ),
     ]
 
 
 def _of_machine(s: Settings) -> list[Rule]:
-    """The backend, and what belongs to one of the two."""
+    """Rules about the backend."""
     return [
         (
             {"zero_stage", "deepspeed"},
             s.zero_stage is not None and s.deepspeed is not None,
-            "give zero_stage or deepspeed (a file), not both",
+            "give either zero_stage or deepspeed (a file), not both",
         ),
         (
             {"backend", "zero_stage", "deepspeed"},
@@ -111,22 +112,23 @@ def _of_machine(s: Settings) -> list[Rule]:
         (
             {"backend"},
             s.backend == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1,
-            "several processes were launched, which needs backend=deepspeed",
+            "several processes were launched; training in several processes needs backend=deepspeed",
         ),
     ]
 
 
 def _of_what_trains(s: Settings) -> list[Rule]:
-    """LISA and LoRA, which train a part of the model."""
+    """Rules about LISA and LoRA, which train a part of the model."""
     return [
         (
             {"lisa_layers", "lisa_train_embeddings"},
             s.lisa_layers is None and not s.lisa_train_embeddings,
-            "lisa_train_embeddings=false needs lisa_layers; without LISA everything trains",
+            "lisa_train_embeddings=false needs lisa_layers; without LISA all parameters are trained",
         ),
         (
             {"lora_rank", "method", "lisa_layers", "backend"},
-            s.lora_rank is not None and (s.method != "fixed" or s.lisa_layers is not None or s.backend != "torch"),
+            s.lora_rank is not None
+            and (not METHODS[s.method].weights_stay or s.lisa_layers is not None or s.backend != "torch"),
             "lora_rank needs method=fixed, backend=torch and no lisa_layers",
         ),
     ]

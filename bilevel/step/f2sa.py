@@ -1,10 +1,11 @@
-"""The penalty step: one step of u and w, and the sums for x; and the plain step of one model on fixed weights.
+"""The penalty step of F2SA: one step of both model copies, and the gaps that move the weights.
 
-    u descends  g(x, u) = 1/|B| sum_B c_i l_i(u)
-    w descends  g(x, w) + nu f(w),   f = mean of l over the validation batch
-    x descends  1/nu (d/dx g(x, w) - d/dx g(x, u)), from the same losses (bilevel.weights.learned)
+    u descends  g(x, u) = 1/|B| sum_B c_i(x) l_i(u)           the model trained without validation
+    w descends  g(x, w) + nu f(w)                             the model trained with validation
+    x descends  1/nu (d/dx g(x, w) - d/dx g(x, u))            from the same losses (bilevel.weights.learned)
 
-or with order 2, the central difference, whose bias is O(nu^2) and not O(nu),
+f is the mean of l over the validation batch. The error of this x-gradient is O(nu). Order 2, the central difference,
+has an error of O(nu^2) for one more validation pass:
 
     u descends  g(x, u) - nu f(u)
     x descends  1/(2 nu) (d/dx g(x, w) - d/dx g(x, u))
@@ -13,35 +14,20 @@ F2SA: Kwon, Kwon, Wright and Nowak, "A Fully First-Order Method for Stochastic B
 Ma and Zhang, "Near-Optimal Nonconvex-Strongly-Convex Bilevel Optimization with Fully First-Order Oracles" (2025).
 """
 
-import math
-from collections.abc import Iterable
-
 import torch
 
-from bilevel.data.samples import Batch
-from bilevel.errors import TrainingStopped
+from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
-from bilevel.step.gradient import _add_gradient, _add_validation
-from bilevel.step.result import NonFiniteLoss, StepResult, _suspects
+from bilevel.settings.fields import Settings
+from bilevel.step.gradient import add_gradient, add_mean_gradient, tokens_read
+from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.learned import SampleWeights, SourceWeights
-
-
-def leave_out(error: NonFiniteLoss, records: str, copies: Iterable[ModelCopy], skipped: int, allowed: int) -> str:
-    """Discard the step's gradients and say so; raises TrainingStopped where as many as allowed were skipped before."""
-    if skipped == allowed:
-        raise TrainingStopped(
-            f"{error}; records {records}. Try a smaller lr_y or clip_grad_norm; "
-            f"skip_nonfinite={allowed + 1} leaves such a step out"
-        ) from error
-    for copy in copies:
-        copy.discard()
-    return f"{error}; records {records}. Left out, {skipped + 1} of {allowed}"
 
 
 def penalty_step(
     u: ModelCopy,
     w: ModelCopy,
-    x: SourceWeights | SampleWeights,
+    weights: SourceWeights | SampleWeights,
     train: Batch,
     validation: Batch | None,
     nu: float,
@@ -49,37 +35,62 @@ def penalty_step(
     seed: int,
     order: int = 1,
 ) -> StepResult:
-    """Forward, backward and step of u and w on one global batch; the gaps go to x, which does not move here.
+    """Forward, backward and step of u and w on one global batch. The gaps go to the weights, which do not move here.
 
     seed: both copies draw their dropout masks from it. Without validation w descends g alone, as u does. Every rank
-    returns the same result. Raises NonFiniteLoss on all of them before any parameter moves.
+    returns the same result. Raises NonFiniteLoss on every rank before any parameter moves.
     """
     central = order == 2 and validation is not None
-    losses_u = _add_gradient(u, train, x.coefficients, seed, last=not central)
-    losses_w = _add_gradient(w, train, x.coefficients, seed, last=validation is None)
-    losses_f, losses_f_u = torch.full((1,), math.nan), torch.zeros(1)
-    if validation is not None:
-        losses_f = _add_validation(w, validation, nu, seed + len(train.micro_batches))
-    if central:
-        losses_f_u = _add_validation(u, validation, -nu, seed + len(train.micro_batches))
-    norm_u, norm_w = u.gradient_norm(), w.gradient_norm()
-    passes = [train, train] + ([validation] * order if validation is not None else [])
+    val_seed = seed + len(train.micro_batches)
+
+    # Gradients of g(x, .) at u and at w, on the same samples and under the same dropout masks.
+    losses_u = add_gradient(u, train, weights.coefficients, seed, last=not central)
+    losses_w = add_gradient(w, train, weights.coefficients, seed, last=validation is None)
+
+    # + nu f for w; with order 2, - nu f for u.
+    val_losses = add_mean_gradient(w, validation, nu, val_seed) if validation else torch.full((1,), torch.nan)
+    val_losses_u = add_mean_gradient(u, validation, -nu, val_seed) if central else torch.zeros(1)
+
     result = StepResult(
         loss_u=train.mean(losses_u),
         loss_w=train.mean(losses_w),
-        val_loss=float(losses_f.mean()),
-        grad_norm_u=norm_u,
-        grad_norm_w=norm_w,
-        tokens=u.world.size * sum(m.input_ids.numel() for batch in passes for m in batch.micro_batches),
+        val_loss=float(val_losses.mean()),
+        grad_norm_u=u.gradient_norm(),
+        grad_norm_w=w.gradient_norm(),
+        tokens=u.world.size * tokens_read(train, train, *[validation] * (order if validation else 0)),
         gaps=losses_w - losses_u,
-        val_loss_u=float(losses_f_u.mean()) if central else None,
+        val_loss_u=float(val_losses_u.mean()) if central else None,
     )
-    seen = [norm_u, norm_w] + ([result.loss_u, result.loss_w] if len(train.sample_ids) else [])
-    seen += [result.val_loss] if validation is not None else []
-    seen += [result.val_loss_u] if central else []
-    if not all(map(math.isfinite, seen)):
-        raise NonFiniteLoss(result, _suspects(train, losses_u + losses_w, validation, losses_f + losses_f_u))
-    x.accumulate(train.sample_ids, result.gaps, train.counts)
-    u.step(lr_y, norm_u)
-    w.step(lr_y, norm_w)
+    _check(result, train, losses_u + losses_w, validation, val_losses + val_losses_u)
+
+    # The gaps move x when it is its turn; then both copies step.
+    weights.accumulate(train.sample_ids, result.gaps, train.counts)
+    u.step(lr_y, result.grad_norm_u)
+    w.step(lr_y, result.grad_norm_w)
     return result
+
+
+def _check(
+    result: StepResult, train: Batch, losses: torch.Tensor, validation: Batch | None, val_losses: torch.Tensor
+) -> None:
+    """Raise NonFiniteLoss if anything of the step is not finite. A batch of which nothing is computed has no loss."""
+    seen, parts = [result.grad_norm_u, result.grad_norm_w], {"train": (train, losses)}
+    if len(train.sample_ids):
+        seen += [result.loss_u, result.loss_w]
+    if validation is not None:
+        seen += [result.val_loss] if result.val_loss_u is None else [result.val_loss, result.val_loss_u]
+        parts["val"] = (validation, val_losses)
+    require_finite(result, seen, **parts)
+
+
+def step(
+    copies: dict[str, ModelCopy],
+    weights: SourceWeights | SampleWeights,
+    train: Batch,
+    validation: Batch,
+    lr_y: float,
+    seed: int,
+    settings: Settings,
+) -> StepResult:
+    """The step of method=f2sa."""
+    return penalty_step(copies["u"], copies["w"], weights, train, validation, settings.nu, lr_y, seed, settings.order)

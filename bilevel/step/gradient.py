@@ -1,30 +1,35 @@
-"""The gradient of a weighted mean of losses, micro-batch by micro-batch."""
+"""The gradient of a weighted mean of losses, added up micro-batch by micro-batch."""
 
 from collections.abc import Callable
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 
+Factors = Callable[[torch.Tensor], torch.Tensor]  # sample numbers (B,) -> factors (B,) float64
 
-def _add_gradient(
-    copy: ModelCopy, batch: Batch, factor: Callable[[torch.Tensor], torch.Tensor], seed: int, last: bool
-) -> torch.Tensor:
-    """Add the gradient of 1/|B| sum_B factor_i l_i; returns all l_i in the batch's order, (n,) on the CPU.
 
-    factor: from the numbers (B,) of a micro-batch's samples to their factors. Where of |B| samples only n are computed,
-    each l_i counts for as many as it stands for. last: the step's last gradient.
+def add_gradient(copy: ModelCopy, batch: Batch, factors: Factors, seed: int, last: bool) -> torch.Tensor:
+    """Add the gradient of 1/|B| sum_B factor_i l_i to the copy's; return all l_i in the batch's order, (n,) on the CPU.
+
+    If only n of the |B| drawn samples are computed, each l_i counts for as many samples as it stands for. seed: the
+    dropout masks of micro-batch k start from seed + k. last: this is the step's last gradient.
     """
     losses = []
     for number, micro in enumerate(batch.micro_batches):
-        factors = (factor(micro.sample_ids) * batch.counts_of(micro) / batch.drawn).to(copy.world.device)
-        loss = copy.losses(micro, seed + number, factors)
-        copy.backward((factors.to(loss.dtype) * loss).sum(), last and number + 1 == len(batch.micro_batches))
+        factor = (factors(micro.sample_ids) * micro.counts / batch.drawn).to(copy.world.device)
+        loss = copy.losses(micro, seed + number, factor)
+        copy.backward((factor.to(loss.dtype) * loss).sum(), last and number + 1 == len(batch.micro_batches))
         losses.append(loss.detach())
     return batch.collect(losses, copy.world)
 
 
-def _add_validation(copy: ModelCopy, batch: Batch, nu: float, seed: int) -> torch.Tensor:
-    """Add the gradient of nu f, the step's last; returns the validation losses, (|B|,) on the CPU."""
-    return _add_gradient(copy, batch, lambda ids: torch.full((len(ids),), nu, dtype=torch.float64), seed, last=True)
+def add_mean_gradient(copy: ModelCopy, batch: Batch, scale: float, seed: int) -> torch.Tensor:
+    """Add scale times the gradient of the mean loss, as the step's last; return the losses, (|B|,) on the CPU."""
+    return add_gradient(copy, batch, lambda ids: torch.full((len(ids),), scale, dtype=torch.float64), seed, last=True)
+
+
+def tokens_read(*batches: Batch) -> int:
+    """Padded tokens of this process's micro-batches."""
+    return sum(micro.input_ids.numel() for batch in batches for micro in batch.micro_batches)

@@ -1,27 +1,39 @@
-"""The step of one model on fixed weights."""
-
-import math
+"""The step of method=fixed: one model on the mean loss of batches that are drawn in proportion to fixed weights."""
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
-from bilevel.step.gradient import _add_gradient
-from bilevel.step.result import NonFiniteLoss, StepResult, _suspects
+from bilevel.settings.fields import Settings
+from bilevel.step.gradient import add_gradient, tokens_read
+from bilevel.step.result import StepResult, require_finite
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
 
 def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int) -> StepResult:
-    """Forward, backward and step of one model on the mean loss of a global batch, drawn as bilevel.weights.fixed does.
+    """Forward, backward and step of one model on the mean loss of a global batch.
 
-    Raises NonFiniteLoss as penalty_step does.
+    Raises NonFiniteLoss on every rank before any parameter moves.
     """
-    losses = _add_gradient(w, train, lambda ids: torch.ones(len(ids), dtype=torch.float64), seed, last=True)
+    losses = add_gradient(w, train, lambda ids: torch.ones(len(ids), dtype=torch.float64), seed, last=True)
     result = StepResult(
         loss_w=train.mean(losses),
         grad_norm_w=w.gradient_norm(),
-        tokens=w.world.size * sum(m.input_ids.numel() for m in train.micro_batches),
+        tokens=w.world.size * tokens_read(train),
     )
-    if not (math.isfinite(result.loss_w) and math.isfinite(result.grad_norm_w)):
-        raise NonFiniteLoss(result, _suspects(train, losses, None, None))
+    require_finite(result, [result.loss_w, result.grad_norm_w], train=(train, losses))
     w.step(lr_y, result.grad_norm_w)
     return result
+
+
+def step(
+    copies: dict[str, ModelCopy],
+    weights: FixedSourceWeights | FixedSampleWeights,
+    train: Batch,
+    validation: None,
+    lr_y: float,
+    seed: int,
+    settings: Settings,
+) -> StepResult:
+    """The step of method=fixed. The weights have decided which samples were drawn (bilevel.weights.fixed)."""
+    return plain_step(copies["w"], train, lr_y, seed)

@@ -1,27 +1,30 @@
-"""What one step saw, and the error of a step that is not finite."""
+"""What one step saw, and what happens when a loss or gradient of it is not finite."""
 
 import dataclasses
+import math
+from collections.abc import Iterable
 
 import torch
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.errors import TrainingStopped
+from bilevel.model.base_copy import ModelCopy
 
 
 @dataclasses.dataclass
 class StepResult:
-    """What one step saw, at the parameters before it: means over the batch of l_i, and of l over validation.
+    """What one step saw, at the parameters before it: means of l_i over the batch and over the validation batch.
 
-    None is what the step did not compute: a plain step has no u and no validation.
+    A value is None if the step does not compute it: a plain step has no u and no validation.
     """
 
     loss_w: float
     grad_norm_w: float
-    tokens: int
+    tokens: int  # padded tokens read by all passes of all processes
     loss_u: float | None = None
     grad_norm_u: float | None = None
     val_loss: float | None = None
-    val_loss_u: float | None = None  # of order 2
+    val_loss_u: float | None = None  # order 2 only
     gaps: torch.Tensor | None = None  # l_i(w) - l_i(u) of the samples computed, (n,)
 
     def row(self) -> dict[str, float]:
@@ -39,10 +42,10 @@ class StepResult:
 
 
 class NonFiniteLoss(TrainingStopped):
-    """A loss or gradient is not finite; no parameter has moved, and the gradients are still there to be discarded.
+    """A loss or gradient is not finite. No parameter has moved, and the gradients still wait to be discarded.
 
-    suspects: sample numbers by the part of the data, train or val; those whose loss is not finite, or when all are,
-    and only a gradient is not, the whole batch.
+    suspects: sample numbers for each part of the data (train, val). They are the samples with a non-finite loss; if
+    every loss is finite and only a gradient is not, they are the whole batch.
     """
 
     def __init__(self, result: StepResult, suspects: dict[str, torch.Tensor]):
@@ -51,12 +54,29 @@ class NonFiniteLoss(TrainingStopped):
         self.result, self.suspects = result, suspects
 
 
-def _suspects(
-    train: Batch, train_losses: torch.Tensor, validation: Batch | None, val_losses: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """The samples whose losses are not finite; without one, all."""
-    parts = {"train": (train.sample_ids, train_losses)}
-    if validation is not None:
-        parts["val"] = (validation.sample_ids, val_losses)
-    bad = {part: ids[~losses.isfinite()] for part, (ids, losses) in parts.items()}
-    return bad if any(map(len, bad.values())) else {part: ids for part, (ids, _) in parts.items()}
+def require_finite(result: StepResult, seen: Iterable[float], **parts: tuple[Batch, torch.Tensor]) -> None:
+    """Raise NonFiniteLoss, on every rank alike, if one of the numbers seen is not finite.
+
+    parts: for each part of the data its batch and the losses (n,) of the batch's samples, to name the suspects by.
+    """
+    if all(map(math.isfinite, seen)):
+        return
+    bad = {part: batch.sample_ids[~losses.isfinite()] for part, (batch, losses) in parts.items()}
+    if not any(map(len, bad.values())):
+        bad = {part: batch.sample_ids for part, (batch, _) in parts.items()}
+    raise NonFiniteLoss(result, bad)
+
+
+def leave_out(error: NonFiniteLoss, records: str, copies: Iterable[ModelCopy], skipped: int, allowed: int) -> str:
+    """Discard the step's gradients and return what to say. Raises TrainingStopped if the allowed number is used up.
+
+    skipped: steps left out before this one; allowed: the setting skip_nonfinite.
+    """
+    if skipped == allowed:
+        raise TrainingStopped(
+            f"{error}; records {records}. Try a smaller lr_y or clip_grad_norm; "
+            f"skip_nonfinite={allowed + 1} leaves such a step out"
+        ) from error
+    for copy in copies:
+        copy.discard()
+    return f"{error}; records {records}. Left out, {skipped + 1} of {allowed}"

@@ -1,13 +1,34 @@
-"""What a step's number decides: the factor of a step size, and where dropout masks start."""
+"""The learning rates of a step."""
 
 import math
 
+from bilevel.settings.fields import Settings
+
 
 def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
-    """Factor of a step size at step 0..steps-1: linear from 0 over the warm-up, then constant or half a cosine to 0."""
+    """Factor of a learning rate at step 0..steps-1: rises linearly from 0 in the warm-up, then `kind` decides.
+
+    kind: constant stays at 1; cosine falls to 0 along half a cosine.
+    """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if kind == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Schedule:
+    """Learning rates of the model copies (lr_y) and of the weights (lr_x) in a run of so many steps."""
+
+    def __init__(self, settings: Settings, steps: int):
+        self.settings, self.steps = settings, steps
+
+    def lr_y(self, step: int) -> float:
+        """Learning rate of the model copies at step 0..steps-1; its schedule is always cosine."""
+        return self.settings.lr_y * schedule(step, self.steps, self.settings.warmup_ratio, "cosine")
+
+    def lr_x(self, step: int) -> float:
+        """Learning rate of x at step 0..steps-1, whether or not x moves at that step."""
+        s = self.settings
+        return s.lr_x * schedule(step, self.steps, s.warmup_ratio, s.x_lr_schedule)

@@ -1,77 +1,94 @@
-"""Method fixed: weights that stay, and batches drawn in proportion to them.
+"""Weights that stay: coefficients c(x) per source and per sample, and everything that can be read off them.
 
-An epoch of N draws holds sample i floor(c_i) or ceil(c_i) times, c_i times on average over epochs (c has mean 1). It is
-systematic sampling (Madow and Madow 1944), with the samples in a new order in each epoch, so that no two are tied to
-each other. Each draw counts 1, so a batch B estimates g(x, y) by 1/|B| sum_B l_i, without bias. A sample of weight 0 is
-never computed, and weights of 1 are plain fine-tuning, with the batches of bilevel.data.stream.BatchStream.
+    g(x, y) = (1/N) sum_i c_i(x) l_i(y)
+
+c_i depends on x and on constants of the dataset alone, never on the batch, and has mean 1 over the data. A batch B
+therefore estimates g by 1/|B| sum_B c_i l_i, without bias and however it is cut into micro-batches.
+
+method=fixed and the baselines train on these classes. bilevel.weights.learned extends them by what moves x.
 """
 
-import hashlib
+from typing import Any
 
-import numpy as np
 import torch
 
-from bilevel.data.stream import BatchStream
-from bilevel.seeding import Permutation
-from bilevel.weights.learned import SampleWeights, SourceWeights
-from bilevel.weights.optimizers import XOptimizer
-
-UNIT = 2**20  # steps in a weight of 1; weights are rounded to a step, so that sums of them are exact
+from bilevel.weights.chunks import chunks
+from bilevel.weights.shares import record_weights
 
 
-class FixedSourceWeights(SourceWeights):
-    """Shares p of the sources (S,), which may be 0."""
+class FixedSourceWeights:
+    """One share p of the weight per source: p = softmax(x), c_i = N p_s(i) / n_s(i).
+
+    source_ids (N,), integers: the source of every sample. p (S,): the shares, which may be 0. x (S,) is float64.
+    """
+
+    per_sample = False
 
     def __init__(self, source_ids: torch.Tensor, p: torch.Tensor):
-        super().__init__(source_ids, p, alpha=0.0, optimizer="sgd")
+        self.source_ids = source_ids
+        self.sizes = torch.bincount(source_ids, minlength=len(p)).double()
         self.x = p.double().log()
 
+    @property
+    def p(self) -> torch.Tensor:
+        """Shares of the sources (S,), float64; they sum to 1."""
+        return torch.softmax(self.x, 0)
 
-class FixedSampleWeights(SampleWeights):
-    """Weights c of the samples (N,), which may be 0; x is c itself. None is 1 for all."""
+    def coefficients(self, sample_ids: torch.Tensor | slice) -> torch.Tensor:
+        """c of the samples, (B,) float64."""
+        return record_weights(self.p, self.sizes)[self.source_ids[sample_ids].long()]
 
-    x_map = "identity"
+    def refresh(self) -> None:
+        """Do nothing: p is computed exactly from x each time."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"x": self.x}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.x = state["x"]
+
+
+class FixedSampleWeights:
+    """One weight per sample: c_i = raw(x_i) / mean_j raw(x_j), where raw is the identity here.
+
+    c (N,): the weights, which may be 0; None is 1 for all. x (N,) is float32. The normaliser (the sum of raw over all
+    samples) is kept in float64.
+    """
+
+    per_sample = True
 
     def __init__(self, n: int, c: torch.Tensor | None):
-        self.n, self.alpha = n, 0.0
+        self.n = n
         self.x = torch.ones(n) if c is None else c.float()
-        self.optimizer = XOptimizer(n, "sgd")
-        self.clear()
         self.refresh()
 
+    def coefficients(self, sample_ids: torch.Tensor | slice) -> torch.Tensor:
+        """c of the samples, (B,) float64."""
+        return self.mapped(self.x[sample_ids])
+
+    def mapped(self, x: torch.Tensor) -> torch.Tensor:
+        """c of samples with this x, float64, with the present normaliser."""
+        return self._raw(x) * (self.n / self.total)
+
+    def effective_share(self) -> float:
+        """Effective number of samples (Kish: (sum c)^2 / sum c^2) as a share of N; 1 if all weights are equal. O(N)."""
+        squares = sum(float(self._raw(self.x[part]).square().sum()) for part in chunks(self.n))
+        return self.total**2 / squares / self.n
+
+    def refresh(self) -> None:
+        """Recompute the normaliser exactly, O(N)."""
+        self.total = sum(float(self._raw(self.x[part]).sum()) for part in chunks(self.n))
+
+    def state_dict(self) -> dict[str, Any]:
+        """x and its normaliser."""
+        return {"x": self.x, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.x, self.total = state["x"], state["total"]
+
     def _raw(self, x: torch.Tensor) -> torch.Tensor:
+        """Coefficients before normalisation, float64."""
         return x.double()
 
 
-class WeightedStream(BatchStream):
-    """Endless batches in which sample i comes c_i times per epoch; c (N,) float64, none negative.
-
-    Holds the sample numbers of one epoch. Resumable by its state, equal on all ranks.
-    """
-
-    def __init__(self, c: torch.Tensor, batch_size: int, seed: int):
-        self.c = c.numpy()
-        super().__init__(len(c), batch_size, seed)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        super().load_state_dict(state)
-        key = f"draws of seed {self.seed}, epoch {self.epoch}"
-        line = Permutation(self.n, key)(np.arange(self.n))
-        start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % UNIT
-        order, drawn = self._order, draws(self.c, line, start)
-        self._order = lambda places: drawn[order(places)]
-
-
-def draws(c: np.ndarray, line: np.ndarray, start: int) -> np.ndarray:
-    """The draws of an epoch, (N,) int64 sample numbers in rising order, for weights c (N,).
-
-    On a line the samples are stretches as long as their weights, one after the other in the order `line` (N,). N marks
-    at distances of 1, the first at start / UNIT in [0, 1), tell which samples are drawn, and how often.
-    """
-    n = len(c)
-    ends = c[line].cumsum()
-    ends = np.rint(ends * (n * UNIT / ends[-1])).astype(np.int64)
-    marks = (ends - start + UNIT - 1) // UNIT  # that lie before each end
-    times = np.empty(n, dtype=np.int64)
-    times[line] = np.diff(marks, prepend=0)
-    return np.repeat(np.arange(n), times)
+Weights = FixedSourceWeights | FixedSampleWeights

@@ -1,7 +1,7 @@
-"""Two groups among the weights: the threshold between them, and whether they are two at all.
+"""Two groups among the weights: the threshold between them, and whether there are two groups at all.
 
-Two-means parts anything in two: a normal distribution as well. Whether there is a valley where it cuts is read off a
-smoothed histogram.
+Two-means divides anything in two, even a normal distribution. A smoothed histogram tells whether there is a valley at
+the cut.
 """
 
 import dataclasses
@@ -10,15 +10,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-BINS = 1 << 16  # within one of which two-means does not look
+BINS = 1 << 16  # resolution of two-means: it takes the values in a bin as equal
 GRID = 1024  # bins of the smoothed histogram
-VALLEY, ERRORS = 0.8, 4  # a valley is at most so high beside the lower hump, and so many standard errors below it
-EQUALS = 0.05  # sources that are equally good ended at weights as far apart as 1 to 13 (example/RESULTS.md)
+VALLEY, ERRORS = 0.8, 4  # a valley has at most this share of the lower peak, and is so many standard errors below it
+EQUALS = 0.05  # ratio of two weights; equally good sources ended up to 1 to 13 apart (example/RESULTS.md)
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """c below the threshold and c at or above it: numbers of records, mean weights, and the reasons in words."""
+    """Two groups, with c below the threshold and c at or above it: number of records, mean weight, reason in words."""
 
     threshold: float
     sizes: tuple[int, int]
@@ -28,7 +28,7 @@ class Split:
 
 
 def two_means(parts: Iterable[np.ndarray], low: float, high: float) -> float:
-    """Halfway between the two centres that two-means finds in values between low and high; low when those are equal."""
+    """Halfway between the two centres that two-means finds in values between low and high; low if these are equal."""
     from sklearn.cluster import KMeans
 
     if low == high:
@@ -45,13 +45,14 @@ def two_means(parts: Iterable[np.ndarray], low: float, high: float) -> float:
 
 
 def split(c: np.ndarray, logarithm: bool, few: bool) -> Split | None:
-    """The two groups of the weights c (N,), or None where all are equal.
+    """The two groups of the weights c (N,), or None if all are equal.
 
-    logarithm: part log c and not c. That is right where c is a softmax, whose logarithm is x up to a constant, so that
-    steps of x are alike everywhere on it; a sigmoid's c is bounded, and the distances that matter are those of c.
-    few: the records share a few weights, those of sources, so that a histogram says nothing.
+    logarithm: divide log c instead of c. This suits softmax weights, whose logarithm is x up to a constant, so that a
+    step of x means the same everywhere. Sigmoid weights are bounded, and differences in c itself matter. few: the
+    records share a few weights, those of their sources, so that a histogram says nothing.
     """
-    values = np.log(np.maximum(c, c[c > 0].min())) if logarithm else c
+    # log 0 is that of the least weight above 0, and of a millionth of the mean at most: so 0 is no weight's equal.
+    values = np.log(np.maximum(c, min(c[c > 0].min(), 1e-6 * c.mean()))) if logarithm else c
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         return None
@@ -61,21 +62,22 @@ def split(c: np.ndarray, logarithm: bool, few: bool) -> Split | None:
     if few:
         ratio = means[0] / means[1]
         convincing = ratio <= EQUALS
-        reason = f"the lower sources' records weigh {ratio:.2g} of the upper ones'"
-        reason += "" if convincing else f"; equally good ones can end as far apart, down to {EQUALS:g} is no difference"
+        reason = f"records of the lower sources have {ratio:.2g} of the weight of the others"
+        reason += "" if convincing else f"; down to {EQUALS:g} it can be chance between equally good sources"
     else:
         height, significant = valley(values, cut)
         convincing = height <= VALLEY and significant
-        reason = f"between the humps the smoothed histogram falls to {height:.0%} of the lower one"
-        reason += f", of which at most {VALLEY:.0%} and {ERRORS} standard errors count as two" if not convincing else ""
+        reason = f"between its two peaks the smoothed histogram falls to {height:.0%} of the lower one"
+        needed = f"; two groups need at most {VALLEY:.0%}, and a drop of {ERRORS} standard errors"
+        reason += "" if convincing else needed
     return Split(math.exp(cut) if logarithm else cut, sizes, means, convincing, reason)
 
 
 def valley(values: np.ndarray, cut: float) -> tuple[float, bool]:
-    """How high the density of the values (N,) is at its lowest between its peaks on the two sides of the cut.
+    """The lowest density of the values (N,) between its peaks on both sides of the cut, as a share of the lower peak.
 
-    As a share of the lower peak; and whether the two differ by ERRORS standard errors. Gaussian kernel, of Silverman's
-    width 1.06 sd N^(-1/5).
+    Also whether the two densities differ by ERRORS standard errors. Gaussian kernel with Silverman's width
+    1.06 sd N^(-1/5).
     """
     width = 1.06 * float(values.std()) * len(values) ** -0.2
     low, high = float(values.min()) - 3 * width, float(values.max()) + 3 * width
@@ -87,6 +89,6 @@ def valley(values: np.ndarray, cut: float) -> tuple[float, bool]:
     middle = int(edges.searchsorted(cut).clip(1, GRID - 1))
     left, right = int(density[:middle].argmax()), middle + int(density[middle:].argmax())
     floor, peak = float(density[left : right + 1].min()), float(min(density[left], density[right]))
-    # A kernel of this width averages over 2 sqrt(pi) sigma bins, as far as its variance goes.
+    # The variance of a density smoothed by this kernel is that of a mean over 2 sqrt(pi) sigma bins.
     seen = 2 * math.sqrt(math.pi) * max(sigma, 1)
     return floor / peak, (peak - floor) * seen > ERRORS * math.sqrt((peak + floor) * seen)

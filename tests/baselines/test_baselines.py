@@ -10,13 +10,14 @@ from score_helpers import EOS, SHAPE, make_samples, model
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from bilevel.baselines.scores import SCORES, Scoring, check_scorable, kept, weights_of
+from bilevel.baselines.scores import Scoring, check_scorable, kept, weights_of
 from bilevel.data.samples import Samples
 from bilevel.data.stream import BatchStream
 from bilevel.data.tokenise import IGNORE
 from bilevel.errors import UserError
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.settings.fields import Settings
+from bilevel.settings.methods import METHODS
 from bilevel.step.schedule import schedule
 
 SETTINGS = {"train_data": ["-"], "val_data": ["-"], "global_batch_size": 16, "micro_batch_tokens": 40, "lr_y": 1e-2}
@@ -72,7 +73,7 @@ def test_scores_are_those_of_direct_loops(method: str):
         "ifd": lambda: losses(rows, rows) / losses(rows, alone),
     }[method]()
     with torch.enable_grad():
-        found = SCORES[method](s)
+        found = METHODS[method].function()(s)
     if method == "ifd":
         expected = torch.tensor([r if r < 1 else -r for r in expected.tolist()])
     torch.testing.assert_close(found, expected.double(), rtol=2e-4, atol=2e-5)
@@ -83,7 +84,7 @@ def test_a_pretrained_model_s_perplexity_is_its_own():
     s = make_scoring("random", n=8, model_config=None, model_name_or_path="a folder")
     with torch.no_grad():
         expected = [-float(plain_loss(model().eval(), ids, ids).exp()) for ids, _ in rows_of(s.train)]
-    assert SCORES["perplexity"](s).tolist() == pytest.approx(expected, rel=1e-4)
+    assert METHODS["perplexity"].function()(s).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -92,22 +93,23 @@ def test_a_pretrained_model_s_perplexity_is_its_own():
 )
 def test_noisy_samples_come_last(method: str, kind: str):
     s = make_scoring(kind)
-    scores = SCORES[method](s)
+    scores = METHODS[method].function()(s)
     assert roc_auc_score(s.train.is_noisy, -scores) > (0.95 if kind == "empty" else 0.8)
 
 
 def test_a_loss_filter_keeps_what_is_emptied():
     """It must be so: nothing is easier than an end."""
     s = make_scoring("empty")
-    assert roc_auc_score(s.train.is_noisy, -SCORES["loss"](s)) < 0.1
+    assert roc_auc_score(s.train.is_noisy, -METHODS["loss"].function()(s)) < 0.1
 
 
 def test_oracle_and_uniform():
     s = make_scoring("empty", n=10)
-    assert SCORES["oracle"](s).tolist() == [1, 0] * 5 and SCORES["uniform"](s).tolist() == [1] * 10
+    assert METHODS["oracle"].function()(s).tolist() == [1, 0] * 5
+    assert METHODS["uniform"].function()(s).tolist() == [1] * 10
     for method, expected in (("oracle", [2, 0] * 5), ("uniform", [1] * 10)):
         settings = dataclasses.replace(s.settings, method=method)
-        x = weights_of(SCORES[method](s), settings, s.train)
+        x = weights_of(METHODS[method].function()(s), settings, s.train)
         assert x.coefficients(s.train.all_ids).tolist() == expected
     with pytest.raises(UserError, match="needs the field is_noisy"):
         check_scorable(dataclasses.replace(s.settings, method="oracle"), s.val)
@@ -117,13 +119,13 @@ def test_ifd_from_1_on_comes_last(monkeypatch: pytest.MonkeyPatch):
     losses = iter([torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 2.0, 2.0, 8.0])])
     monkeypatch.setattr(Scoring, "trained", lambda *_: None)
     monkeypatch.setattr(Scoring, "losses", lambda *_: next(losses))
-    assert SCORES["ifd"](make_scoring("random", n=4)).tolist() == [0.5, -1.0, -1.5, 0.5]
+    assert METHODS["ifd"].function()(make_scoring("random", n=4)).tolist() == [0.5, -1.0, -1.5, 0.5]
 
 
 def test_ifd_needs_prompts():
     s = make_scoring("empty", n=4)
     s.train = s.train.changed(lambda rows: {"input_ids": rows["input_ids"], "labels": rows["input_ids"]})
-    with pytest.raises(UserError, match="have none"):
+    with pytest.raises(UserError, match="have no prompts"):
         check_scorable(dataclasses.replace(s.settings, method="ifd"), s.train)
 
 
@@ -152,7 +154,7 @@ def test_sources_get_their_share_of_what_is_kept():
 def test_operations_are_those_of_all_models():
     """rho: two models train, and each scores the training data forward."""
     s = make_scoring("random", n=32, score_epochs=1.0)
-    SCORES["rho"](s)
+    METHODS["rho"].function()(s)
     once = make_scoring("random", n=32, score_epochs=1.0)
     w = once.trained(once.train)
     training = w.passed.operations(w.shape)

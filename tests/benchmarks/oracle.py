@@ -73,7 +73,8 @@ def stepped(problem: Problem, dtype: str, nu: float, order: int, seed: int, pass
         train, trusted = (
             problem.batch(part[next(stream)]) for part, stream in zip((TRAIN, VALIDATION), streams, strict=True)
         )
-        penalty_step(**copies, x=x, train=train, validation=trusted, nu=nu, lr_y=3 / (step + 10), seed=0, order=order)
+        penalty_step(**copies, weights=x, train=train, validation=trusted, nu=nu, lr_y=3 / (step + 10), seed=0,
+                     order=order)  # fmt: skip
     return relative_error(x.gradient()[1], true)
 
 

@@ -80,7 +80,7 @@ class Ours:
         draw = next(self.rounds)
         train = self.work.train.batch(draw.train, MICRO_BATCH_TOKENS)
         validation = self.work.validation.batch(draw.validation, MICRO_BATCH_TOKENS)
-        penalty_step(**self.copies, x=self.x, train=train, validation=validation, nu=1 / ALPHA, lr_y=LR_Y, seed=0)
+        penalty_step(**self.copies, weights=self.x, train=train, validation=validation, nu=1 / ALPHA, lr_y=LR_Y, seed=0)
         self.x.step(LR_X)
 
     def run(self, after_step: Callable[[], None]) -> None:

@@ -45,7 +45,7 @@ def train(arguments: list[str]) -> pd.DataFrame:
         run.step = step
         if step % every == 0 or step == run.steps:
             loss = heldout_loss(run.copies["w"], run.test, settings.micro_batch_tokens)
-            noisy = float(run.x.p[run.train.sources.index("train_noisy")])
+            noisy = float(run.weights.p[run.train.sources.index("train_noisy")])
             rows.append({"step": step, "gflop": run.all_operations / 1e9, "test_loss": loss, "w_noisy": noisy})
     return pd.DataFrame(rows)
 

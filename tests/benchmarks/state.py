@@ -25,7 +25,7 @@ import torch
 from bilevel.data.samples import TOKEN_FEATURES, Samples
 from bilevel.data.stream import BatchStream
 from bilevel.data.tokenise import IGNORE
-from bilevel.run.results import write_weights
+from bilevel.weights.csv_file import write_weights
 from bilevel.weights.learned import SampleWeights
 from bilevel.weights.statistics import QUANTILES, histogram, quantiles
 

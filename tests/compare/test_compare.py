@@ -177,20 +177,20 @@ def test_seconds_of_a_resumed_run_are_those_of_its_parts():
 @pytest.mark.parametrize(
     ("more", "changes", "words"),
     [
-        (["--methods", "uniform,best,fixed"], {}, "best, fixed is none of f2sa, uniform"),
-        (["--seeds", "0"], {}, "--seeds 0: at least 1"),
-        (["--max_new_tokens", "0"], {}, "--max_new_tokens 0: at least 1"),
-        (["--scoring_steps", "0"], {}, "--scoring_steps 0: at least 1"),
-        (["--method", "rho"], {}, "--method: every run has its own"),
+        (["--methods", "uniform,best,fixed"], {}, "unknown: best, fixed; known: f2sa, uniform"),
+        (["--seeds", "0"], {}, "--seeds 0: must be at least 1"),
+        (["--max_new_tokens", "0"], {}, "--max_new_tokens 0: must be at least 1"),
+        (["--scoring_steps", "0"], {}, "--scoring_steps 0: must be at least 1"),
+        (["--method", "rho"], {}, "--method: remove it; compare sets it"),
         (["--lr_z", "1"], {}, "--lr_z: no such setting"),
         (["--methods", "oracle"], {"train_data": "test.json", "global_batch_size": 8}, "--methods oracle: no training"),
         (["--val_data", "none.json"], {}, "val_data: no file matches"),
         (
             ["--methods", "f2sa_kept"],
             {"weights": "source", "train_data": "train_*.json"},
-            "--methods f2sa_kept keeps single records",
+            "--methods f2sa_kept selects single records",
         ),
-        (["--methods", "influence"], {"lisa_layers": 1}, "not with lisa_layers"),
+        (["--methods", "influence"], {"lisa_layers": 1}, "remove lisa_layers"),
         ([], {"test_data": []}, "a comparison needs val_data"),
     ],
 )
@@ -215,4 +215,4 @@ def test_a_missing_config_and_another_folder_are_refused(
     assert "holds no comparison" in capsys.readouterr().err
     (tmp_path / "out" / "compare.yaml").write_text("lr_y: 5.0\n")
     assert compare.main(line) == 2
-    assert "holds a comparison of other settings" in capsys.readouterr().err
+    assert "holds a comparison with other settings" in capsys.readouterr().err

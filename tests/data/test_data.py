@@ -10,7 +10,8 @@ import pytest
 import torch
 from tokenizer_kinds import gpt2_tokenizer, tokenizer_of
 
-from bilevel.data.samples import Samples, cuts, load_samples
+from bilevel.data.batches import cuts
+from bilevel.data.samples import Samples, load_samples
 from bilevel.data.stream import BatchStream, steps_per_run
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError

@@ -26,9 +26,11 @@ from bilevel.data.special import ANCHOR, Guard
 from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import UserError, plain, short
 from bilevel.model.loading import load_tokenizer, model_shape
-from bilevel.run.results import draw_weights, read_start, write_weights
+from bilevel.run.results import draw_weights
 from bilevel.settings.fields import Settings
+from bilevel.weights.csv_file import write_weights
 from bilevel.weights.learned import SourceWeights
+from bilevel.weights.start import read_start
 
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]

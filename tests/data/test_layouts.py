@@ -170,7 +170,7 @@ def test_whether_a_turn_is_learned(write: Write, field: str) -> None:
 def test_what_is_not_used_is_said_once_for_a_file(write: Write) -> None:
     record = {"messages": OPENAI, "kto_tag": True}
     path = write("a.json", [{"messages": OPENAI}, record | {"rejected": "x"}, record])
-    assert row_notes(path, "auto").lines() == [
+    assert row_notes(path, "auto") == [
         "1 record (first: record 1): rejected: not used",
         "2 records (first: record 1): kto_tag: not used",
         "2 records (first: record 1): equal to an earlier record but for white space",
@@ -180,7 +180,7 @@ def test_what_is_not_used_is_said_once_for_a_file(write: Write) -> None:
 def test_empty_responses_and_repeated_records_are_counted(write: Write) -> None:
     one = {"instruction": "a b", "output": "c"}
     path = write("a.json", [one, {**one, "output": " "}, {**one, "instruction": " a\n b"}, {**one, "output": "d"}])
-    assert row_notes(path, "auto").lines() == [
+    assert row_notes(path, "auto") == [
         "1 record (first: record 1): a response is empty",
         "1 record (first: record 2): equal to an earlier record but for white space",
     ]

@@ -14,8 +14,14 @@ KEYS = 2000  # permutations of each statistic
 
 
 def orders(n: int, count: int = KEYS) -> np.ndarray:
-    """(count, n): whole permutations by different keys."""
-    return np.stack([Permutation(n, f"seed 0, epoch {epoch}")(np.arange(n)) for epoch in range(count)])
+    """(count, n): whole permutations by different keys, computed together: each round's numbers stand in a column."""
+    each = [Permutation(n, f"seed 0, epoch {epoch}") for epoch in range(count)]
+    together = Permutation(n, "")
+    numbers = np.array([permutation.rounds for permutation in each])  # (count, rounds, 3)
+    together.rounds = [tuple(numbers[:, number].T[..., None]) for number in range(numbers.shape[1])]
+    found = together(np.tile(np.arange(n), (count, 1)))
+    assert np.array_equal(found[-1], each[-1](np.arange(n)))
+    return found
 
 
 def is_uniform(values: np.ndarray, cells: int) -> bool:

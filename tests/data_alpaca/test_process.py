@@ -171,7 +171,7 @@ BAD_SOURCES = {
     "half a surrogate": (json.dumps([GOOD | {"output": "\ud800"}]), ["record 0", "UTF-8"]),
     "not a number": ('[{"instruction": "q", "output": "a", "score": NaN}]', ["record 0", "JSON"]),
     "already processed": (json.dumps([GOOD | {"is_noisy": True}]), ["record 0", "is_noisy"]),
-    "too few": (json.dumps([GOOD]), ["no training record"]),
+    "too few": (json.dumps([GOOD]), ["none of the 1 records for training"]),
 }
 BAD_FLAGS = {
     "rate above 1": (["--corruption_rate", "1.5"], ["corruption_rate", "1.5"]),

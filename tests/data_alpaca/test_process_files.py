@@ -1,9 +1,11 @@
 """data_alpaca_0.5/process.py: it replaces only files of its own; --if-needed; the command itself."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -99,16 +101,22 @@ def test_interrupted_renaming_can_be_repeated(program, source, tmp_path, monkeyp
 def folder(tmp_path: Path) -> Path:
     """A copy of the shipped folder with a small data set, whose constants a test may edit."""
     copy = tmp_path / "data"
-    copy.mkdir()
-    for name in ("process.py", "dataset_files.py"):
-        shutil.copy(FOLDER / name, copy)
+    (copy / "generator").mkdir(parents=True)
+    for name in ("process.py", "generator/dataset_files.py"):
+        shutil.copy(FOLDER / name, copy / name)
     (copy / "alpaca_synthetic.json").write_text(json.dumps(sample(40)))
     return copy
 
 
 def launch(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-B", str(folder / "process.py"), *flags]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+    """What the command would do, without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = load_program(folder).main(list(flags))
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
 
 
 def needed(folder: Path, *flags: str) -> bool:
@@ -176,6 +184,19 @@ def test_if_needed_does_not_replace_an_edited_file(folder):
     result = launch(folder, "--if-needed")
     assert result.returncode == 2 and "train_noisy.json" in result.stderr
     assert (folder / "train_noisy.json").read_text() == "edited"
+
+
+@pytest.mark.slow
+def test_the_command(folder):
+    def start(*flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-B", str(folder / "process.py"), *flags]
+        return subprocess.run(command, cwd="/", capture_output=True, text=True)
+
+    wrong = start("--seed", "x")
+    assert wrong.returncode == 2 and wrong.stderr and "Traceback" not in wrong.stderr
+    result = start()
+    assert result.returncode == 0 and not result.stderr and str(folder) in result.stdout
+    assert noisy_count(folder) == 16 and not start("--if-needed").stdout
 
 
 def test_default_source_and_folder(folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from process_helpers import FOLDER, SHIPPED, integers, questions, records
 
+GENERATE = FOLDER / "generator" / "generate.py"
 RECORDS = records(SHIPPED)
 SMALL_NUMBERS = [
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
@@ -27,11 +28,12 @@ def a_date(text: str) -> date:
 
 def generated(tmp_path: Path, *flags: str) -> bytes:
     out = tmp_path / "made.json"
-    command = [sys.executable, "-B", str(FOLDER / "generate.py"), "--out", str(out), *flags]
+    command = [sys.executable, "-B", str(GENERATE), "--out", str(out), *flags]
     subprocess.run(command, check=True, capture_output=True)
     return out.read_bytes()
 
 
+@pytest.mark.slow
 def test_generator_makes_the_shipped_bytes(tmp_path):
     assert generated(tmp_path / "new") == SHIPPED.read_bytes() == generated(tmp_path / "new")
     assert generated(tmp_path, "--seed", "1") != SHIPPED.read_bytes()
@@ -40,6 +42,7 @@ def test_generator_makes_the_shipped_bytes(tmp_path):
     assert generated(tmp_path, "--seed", "1")
 
 
+@pytest.mark.slow
 def test_chosen_kinds_and_more_records_of_each(tmp_path):
     records = json.loads(generated(tmp_path, "--tasks", "plural", "capitals", "--per_task", "120"))
     assert Counter(record["task"] for record in records) == {"plural": 120, "capitals": 120}
@@ -47,7 +50,7 @@ def test_chosen_kinds_and_more_records_of_each(tmp_path):
     assert all(record in records for record in shipped), "the first 80 are those of the shipped set"
     no = tmp_path / "no.json"
     for flags in (["--per_task", "10"], ["--tasks", "capitals", "--per_task", "9999", "--out", str(no)]):
-        done = subprocess.run([sys.executable, "-B", str(FOLDER / "generate.py"), *flags], capture_output=True)
+        done = subprocess.run([sys.executable, "-B", str(GENERATE), *flags], capture_output=True)
         assert done.returncode == 2 and not no.exists()
 
 

@@ -196,18 +196,19 @@ def test_mistakes(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     there = dump(tmp_path / "there.json", RECORDS)
     for arguments, message in (
         ([tmp_path / "unfinished", "--data", there], "the run has not finished"),
-        ([tmp_path / "empty", "--data", there], "neither a finished run nor a model"),
-        ([learned / "run" / "model"], "no data to judge on"),
+        ([tmp_path / "empty", "--data", there], "neither a run folder nor a model"),
+        ([learned / "run" / "model"], "no data to evaluate on"),
         ([learned / "run", "--data", tmp_path / "no.json"], "no file matches"),
-        ([learned / "run", "--data", there, "--out", there], "nothing is overwritten"),
-        ([learned / "run", "--data", there, "--max_length", "100"], "the model has 64 positions"),
+        ([learned / "run", "--data", there, "--out", there], "the file exists and is not overwritten"),
+        ([learned / "run", "--data", there, "--max_length", "100"], "the model has only 64 positions"),
         ([tmp_path / "nowhere", "--data", there], "nowhere"),
     ):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_is_there_before_torch():
-    code = "import sys; from bilevel import evaluate; evaluate._parser(); print('torch' in sys.modules)"
+    code = "import sys; from bilevel.evaluate import command; command._parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -150,6 +150,7 @@ def test_lines_differ_without_colour(plot_demo):
     assert len(pairs) == len(colours) == 35
 
 
+@pytest.mark.slow
 def test_default_names_from_another_folder(tmp_path):
     """No argument: F2SA.csv and GPT2_demo.png beside the script; one CSV: the picture beside it."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
@@ -213,6 +214,7 @@ def metrics(folder: Path, steps: range, rate: float) -> dict[int, float]:
     return noisy
 
 
+@pytest.mark.slow
 def test_round_trip(scripts, tmp_path):
     """Run folders -> CSV -> curves: the very numbers of metrics.csv, at each run's own steps."""
     plot_demo, runs_to_csv = scripts
@@ -241,7 +243,7 @@ def test_choice_of_sources(scripts, tmp_path):
 @pytest.mark.parametrize(
     "args,words",
     [
-        (["a/r", "b/r"], ["named r"]),
+        (["a/r", "b/r"], ["the name r"]),
         (["a/r", "missing"], ["missing/metrics.csv", "No such file"]),
         (["a/r", "--source", "other"], ["no source other", "train_clean, train_noisy"]),
         (["twice"], ["run twice", "step 7"]),

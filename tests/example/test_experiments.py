@@ -1,4 +1,4 @@
-"""example/experiment.py: experiments are valid, finished runs are not made again, RESULTS.md is that of the tables."""
+"""example/experiments/: experiments are valid, finished runs are not repeated, RESULTS.md agrees with its tables."""
 
 import json
 import shutil
@@ -32,9 +32,9 @@ TOY = {
 
 @pytest.fixture(scope="module")
 def modules():
-    """experiment, experiment_data, experiment_results; example/ is a folder and no package."""
+    """experiment, experiment_data, experiment_results; example/experiments/ is a folder of scripts, not a package."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLE), *sys.path])
+        patch.setattr(sys, "path", [str(EXAMPLE / "experiments"), *sys.path])
         import experiment
         import experiment_data
         import experiment_results
@@ -110,7 +110,7 @@ def test_an_arm_trains_on_what_another_learned(modules, tmp_path: Path, monkeypa
 
     toy["arms"]["takes"]["weights_of"] = "takes"
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy, sort_keys=False))
-    with pytest.raises(modules[0].ConfigError, match="takes: weights_of: 'takes' is no arm that learns weights"):
+    with pytest.raises(modules[0].ConfigError, match="takes: weights_of: 'takes' is not an arm that learns weights"):
         modules[0].read_experiment(tmp_path / "toy.yaml")
 
 

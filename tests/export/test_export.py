@@ -187,19 +187,19 @@ def test_sources_by_a_suggested_threshold(two: Path, capsys: pytest.CaptureFixtu
 def test_what_is_said_of_the_kept(run: Path, capsys: pytest.CaptureFixture):
     exported(run, "out.jsonl", "--threshold", "0.2")
     screen = capsys.readouterr().out
-    assert f" train {5:8d} {4:5d} 0.8000 {np.mean([1.5, 0.25, 1.75, 1.499]):12.4f} {0.001:12.4f}" in screen
-    assert "1 equal to an earlier one but for white space and case" in screen
-    assert "without a letter or digit: 1, with one or two: 1" in screen
+    assert f" train {5:8d} {4:5d} 0.8000 {np.mean([1.5, 0.25, 1.75, 1.499]):12.4f} {0.001:13.4f}" in screen
+    assert "1 repeat an earlier one (apart from white space and case)" in screen
+    assert "without letters and digits: 1, with only one or two: 1" in screen
     assert f"wrote {run.parent / 'out.jsonl'}: 4 records" in screen
     exported(run, "few.jsonl", "--threshold", "1.6")
-    assert "0 equal to an earlier one" in capsys.readouterr().out
+    assert "of these, 0 repeat an earlier one" in capsys.readouterr().out
 
 
 def test_a_threshold_that_parts_nothing_is_warned_about(write: Callable[..., Path], capsys: pytest.CaptureFixture):
     weights = np.random.default_rng(0).normal(1, 0.1, 400).tolist()
     run = make_run(write, [{"text": "x"}] * 400, weights=weights)
     exported(run, "out.jsonl")
-    assert "WARNING, not two separate groups" in capsys.readouterr().out
+    assert "WARNING: the weights do not form two separate groups" in capsys.readouterr().out
 
 
 def test_samples(two: Path):
@@ -229,19 +229,19 @@ BAD = {
     "name too long for a folder": ("x" * 300, [], "File name too long"),
     "root": ("/", [], "/ is no run's folder"),
     "folder of something else": (".", [], "is no run's folder"),
-    "nothing reaches the threshold": ("run", ["--threshold", "9"], "nothing is selected: weights c of 9 and more"),
-    "a share of nothing": ("run", ["--keep", "0.01"], "nothing is selected"),
+    "nothing reaches the threshold": ("run", ["--threshold", "9"], "no record is selected: records with weight c >= 9"),
+    "a share of nothing": ("run", ["--keep", "0.01"], "no record is selected"),
     "more than there are": ("run", ["--sample", "6"], "5 records have a weight above 0"),
-    "no such format": ("run", ["--all", "--out", "x.csv"], "it must end in .jsonl, .json, .parquet"),
-    "no suffix": ("run", ["--all", "--out", "x"], "it must end in .jsonl, .json, .parquet"),
-    "out exists": ("run", ["--all", "--out", "taken.json"], "it is there already and is never overwritten"),
-    "out is the data": ("run", ["--all", "--out", "data/train.json"], "it is there already and is never overwritten"),
-    "no folder for out": ("run", ["--all", "--out", "a/b.json"], "there is no folder a"),
+    "no such format": ("run", ["--all", "--out", "x.csv"], "the name must end in .jsonl, .json, .parquet"),
+    "no suffix": ("run", ["--all", "--out", "x"], "the name must end in .jsonl, .json, .parquet"),
+    "out exists": ("run", ["--all", "--out", "taken.json"], "the file exists and is never overwritten"),
+    "out is the data": ("run", ["--all", "--out", "data/train.json"], "the file exists and is never overwritten"),
+    "no folder for out": ("run", ["--all", "--out", "a/b.json"], "the folder a does not exist"),
     "name too long": ("run", ["--all", "--out", "x" * 300 + ".json"], "File name too long"),
     "NUL in the name": ("run", ["--all", "--out", "\0.json"], "null"),
-    "the field is taken": ("run", ["--all", "--weight_field", "output"], "record 0: it has a field output already"),
+    "the field is taken": ("run", ["--all", "--weight_field", "output"], "record 0: it already has a field output"),
     "marks of nothing": ("run", ["--marks", "none.json"], "No such file"),
-    "no two groups": ("equal", [], "are equal, which suggests no threshold; give --keep or --sample"),
+    "no two groups": ("equal", [], "all weights are equal, so no threshold can be suggested; give --keep or --sample"),
     "not finished": ("unfinished", [], "unfinished is not finished"),
     "data changed": ("changed", [], "is not the file that the run was made on"),
 }
@@ -312,7 +312,7 @@ def test_what_parquet_cannot_hold(write, records: list[dict], monkeypatch, capsy
     monkeypatch.setattr(export, "ROWS", 2)
     run = make_run(write, json.dumps(records), weights=[1.0] * len(records))
     assert main([str(run), "--all", "--out", str(run.parent / "out.parquet")]) == 2
-    assert "Parquet wants one type for each field" in capsys.readouterr().err
+    assert "Parquet needs one type per field" in capsys.readouterr().err
     assert sorted(path.name for path in run.parent.iterdir()) == ["data", "run"]
     assert json.loads(exported(run, "out.json", "--keep", "1")) == records
 
@@ -328,6 +328,7 @@ def test_a_full_disk_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, 
     assert sorted(path.name for path in run.parent.iterdir()) == ["data", "run"]
 
 
+@pytest.mark.slow
 def test_the_command(run: Path):
     """As a user types it; it needs no torch."""
     check = (
@@ -340,5 +341,5 @@ def test_the_command(run: Path):
             text=True,
             cwd=ROOT,
         )
-        assert done.returncode == 0 and done.stderr == "" and "the share 0.4 of largest weights" in done.stdout
+        assert done.returncode == 0 and done.stderr == "" and "the fraction 0.4 of records" in done.stdout
         assert json.loads((run.parent / f"{start[0]}.json").read_text()) == [RECORDS[0], RECORDS[3]]

@@ -82,7 +82,7 @@ def test_as_many_as_there_are_are_all():
 
 
 def test_too_many():
-    with pytest.raises(UserError, match="8 records have a weight above 0; draw as many at most, or --replacement"):
+    with pytest.raises(UserError, match="8 records have a weight above 0; draw at most as many, or add --replacement"):
         draw(WEIGHTS, NONE, 9, False, 0)
     with pytest.raises(UserError, match="no record has a weight above 0"):
         draw(np.array([0.0, np.nan]), NONE[:2], 1, True, 0)
@@ -118,7 +118,7 @@ def test_marks_go_before_weights():
     np.testing.assert_allclose(found[rest], inclusion(WEIGHTS[rest], 2), atol=0.03)
     found = frequencies(4, replacement=True, marks=marks)
     assert found[2] == 1 and found[6] > 1 and found[[4, 9]].tolist() == [0, 0]
-    with pytest.raises(UserError, match="2 records are marked keep; draw as many at least"):
+    with pytest.raises(UserError, match="2 records are marked keep; draw at least as many"):
         draw(WEIGHTS, marks, 1, False, 0)
 
 
@@ -251,3 +251,11 @@ def test_few_weights_are_judged_by_their_distance():
         assert found.convincing == convincing and found.sizes == ((50, 100) if convincing else found.sizes)
     assert split(np.full(9, 1.3), logarithm=True, few=True) is None
     assert split(np.full(9, 1.3) + 1e-12 * np.arange(9), logarithm=False, few=False) is None
+
+
+@pytest.mark.parametrize("c", [[2.0, 0.0], [1.02, 0.98, 1.0, 0.0], [1.9, 2.1, 0.0, 0.0]])
+def test_weights_of_0_are_no_weights_equals(c: list[float]):
+    """The clearest case there is: some sources count, and the others not at all."""
+    found = split(np.repeat(c, 50), logarithm=True, few=True)
+    assert found.convincing and found.means[0] == 0 and found.sizes[0] == 50 * c.count(0.0)
+    assert 0 < found.threshold < 0.9

@@ -43,6 +43,7 @@ SIZES = {
     "EleutherAI/gpt-neox-20b": 20_554_567_680,
     "01-ai/Yi-34B": 34_388_917_248,
 }
+WORKER = ROOT / "tests" / "workers" / "plan_worker.py"
 RUN_FILES = sorted((ROOT / "configs").glob("*-[18]x*.yaml"))
 LIMITS = {"yi-34b-8xa40": 46, "qwen2.5-32b-8xh100": 76, "llama3-8b-1x80gb": 80}  # GB per GPU
 
@@ -85,7 +86,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(request.param)]
     done = subprocess.run(
-        [*launcher, "--master_port", str(port), "tests/plan_worker.py", folder / "cases.json", folder / "out.json"],
+        [*launcher, "--master_port", str(port), WORKER, folder / "cases.json", folder / "out.json"],
         cwd=ROOT,
         env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -97,6 +98,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_tensors_are_those_that_are_held(measured: tuple[int, list]):
     processes, results = measured
     wrong = []
@@ -104,7 +106,7 @@ def test_tensors_are_those_that_are_held(measured: tuple[int, list]):
         run, _ = validate(case)
         planned = plan(run, run_shape(run), processes, run.dtype)
         expected = {line: planned.gpu[line] for line in TENSORS} | {"residual bits": planned.residual}
-        expected["checkpoint"] = planned.host["a checkpoint while it is written"]
+        expected["checkpoint"] = planned.host["checkpoint being written"]
         for line, size in expected.items():
             if abs(size - held[line]) > 0.05 * held[line]:
                 wrong.append((run.zero_stage, run.dtype, run.lisa_layers, line, size, held[line]))
@@ -139,7 +141,7 @@ def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
     found = plan(run, run_shape(run), int(re.search(r"-(\d)x", file.stem)[1]), run.dtype)
     assert found.fits and found.total <= LIMITS.get(file.stem, math.inf) * GB
     assert sum(found.at_load.values()) < 128 * GB
-    assert found.host.keys() <= {"processes", "residual bits", "a checkpoint while it is written"}  # no offload
+    assert found.host.keys() <= {"processes", "residual bits", "checkpoint being written"}  # no offload
 
     head = file.read_text().split("\n\n")[0]
     assert f"CONFIG=configs/{file.name} bash run_F2SA.sh" in head
@@ -177,7 +179,7 @@ def test_a_model_that_cannot_be_counted_in_fp32_has_a_plan_in_bf16():
     mixtral = {"model_type": "mixtral", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     said = [memory_report(settings(model_config=mixtral, dtype=dtype), 1) for dtype in ("fp32", "bf16")]
-    assert said[0].startswith("no memory plan for a model of type mixtral in fp32: ") and "\n" not in said[0]
+    assert said[0].startswith("no memory plan: a model of type mixtral in fp32 ") and "\n" not in said[0]
     assert "activations" in said[1]
 
 
@@ -189,8 +191,8 @@ def test_what_does_not_fit_gets_remedies_that_help():
     found = plan(run, run_shape(run), 1, "bf16")
     names = [remedy.split(":")[0] for remedy in found.remedies]
     assert names[:3] == ["gradient_checkpointing true", "lisa_layers 1", "lisa_train_embeddings false"]
-    assert names[-1].startswith("offload_param") and found.remedies[-1].endswith("fits")
-    totals = [float(re.search(r"([\d.]+) GB in all", remedy)[1]) for remedy in found.remedies]
+    assert names[-1].startswith("offload_optimizer and offload_param") and found.remedies[-1].endswith("fits")
+    totals = [float(re.search(r"([\d.]+) GB in total", remedy)[1]) for remedy in found.remedies]
     assert max(totals) < found.total / GB
 
 

@@ -99,7 +99,8 @@ def one_step(step: int, copies: dict[str, TorchCopy], lisa: Lisa | None, lr: flo
     if lisa:
         lisa.switch(step, copies)
     ids = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(step)).tolist()
-    penalty_step(**copies, x=source_weights(), train=cut(ids[:12], 5), validation=cut(ids[12:18], 5), nu=NU, lr_y=lr,
+    train, validation = cut(ids[:12], 5), cut(ids[12:18], 5)
+    penalty_step(**copies, weights=source_weights(), train=train, validation=validation, nu=NU, lr_y=lr,
                  seed=1000 * step)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""LoRA: adapters train, all else rests, and what is saved is a plain model."""
+"""LoRA: only the adapters are trained, and a plain model is saved."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from run_helpers import settings, train, train_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bilevel.data.samples import Batch, MicroBatch
+from bilevel.data.batches import Batch, MicroBatch
 from bilevel.memory.plan import plan
 from bilevel.model.loading import load_model, model_shape
 from bilevel.model.torch_copy import TorchCopy
@@ -45,9 +45,10 @@ def trained(family: str) -> tuple[TorchCopy, dict[str, torch.Tensor]]:
     model = load_model(chosen, model_shape(chosen), Tokens())
     copy = TorchCopy(model, weight_decay=0.1, active=([p for p in model.parameters() if p.requires_grad], []))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    micro = MicroBatch(IDS[:, :-1], IDS[:, 1:], torch.arange(4), torch.arange(4))
+    ones = torch.ones(4, dtype=torch.float64)
+    micro = MicroBatch(IDS[:, :-1], IDS[:, 1:], torch.arange(4), torch.arange(4), ones)
     for step in range(3):
-        plain_step(copy, Batch(torch.arange(4), [micro]), 1e-2, step)
+        plain_step(copy, Batch(torch.arange(4), [micro], ones, 4), 1e-2, step)
     return copy, before
 
 

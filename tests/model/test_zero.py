@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO in real processes: the same result as one process of plain torch, and nothing left behind.
 
-One launch per number of processes does everything (tests/zero_worker.py); the tests here judge what it measured.
+One launch per number of processes (tests/workers/zero_worker.py) measures everything; the tests here judge it.
 """
 
 import functools
@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
-WORKER = ROOT / "tests" / "zero_worker.py"
+WORKER = ROOT / "tests" / "workers" / "zero_worker.py"
 TASKS = {  # compare first: its runs of plain torch must come before any under ZeRO-3
     1: ["compare", "stop", "save", "load", "bf16", "signal"],
     2: ["compare", "stop", "save", "load", "noise", "leak"],
@@ -26,7 +26,7 @@ TASKS = {  # compare first: its runs of plain torch must come before any under Z
 }
 STAGES = range(4)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def launch(processes: int, folder: Path) -> dict[str, list[dict]]:

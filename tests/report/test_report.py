@@ -22,9 +22,16 @@ from bilevel.report import command as report
 from bilevel.report import contents as report_data
 from bilevel.run.finished import FinishedRun, read_finished
 
-browsing = pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     not installed(), reason="no Chromium here: apt-get install chromium chromium-driver (CI has them)"
 )
+
+
+def browsing(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts a browser."""
+    return pytest.mark.slow(needs_browser(test))
+
+
 N = 10_000
 A, B = "a.json", "b <i> &amp;.json"
 HOSTILE = {  # by place: (instruction, output) of records that try to be more than text
@@ -80,7 +87,7 @@ def test_the_lowest_and_the_highest_weights_are_chosen(tmp_path: Path):
     found = np.concatenate([c[places] for c, places in zip(run.weights, chosen, strict=True)])
     assert sorted(found) == sorted(weights)[:20] + sorted(weights)[-20:]
     assert all((np.diff(places) > 0).all() for places in chosen)
-    assert words == "The 20 records of the lowest and the 20 of the highest weights, of 300."
+    assert words == "The 20 records with the lowest and the 20 with the highest weights, out of 300."
     run.weights[0][:] = np.nan  # dropped: they have no weight
     assert [len(places) for places in report_data.choose(run, 300)[0]] == [0, 200]
     assert [len(places) for places in report_data.choose(run, 100)[0]] == [0, 100]
@@ -156,7 +163,7 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path: Path, capsys: pytest
     other.write_text("mine")
     for arguments, message in [
         ([str(run), "--out", str(other)], "is not overwritten"),
-        ([str(run), "--out", str(tmp_path / "none" / "page.html")], "there is no folder"),
+        ([str(run), "--out", str(tmp_path / "none" / "page.html")], "does not exist"),
         ([str(run), "--records", "1"], "give 2 or more"),
         ([str(tmp_path / "none")], "no config.yaml"),
     ]:
@@ -179,7 +186,7 @@ def test_a_run_is_well_without_its_report(
 
     monkeypatch.setattr(report, "write_report", fails)
     report.report_on(tmp_path)
-    assert f"no report.html: no such thing. `python -m bilevel.report {tmp_path}`" in caplog.text
+    assert f"not written: no such thing. Try again with `python -m bilevel.report {tmp_path}`" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -26,14 +26,17 @@ def run(**changes) -> Settings:
     ("content", "message"),
     [
         ("{", "Expecting property name"),
-        ("{}", "needs a zero_optimization section"),
-        ({"zero_optimization": {"stage": 2}, "optimizer": {}, "bf16": {}}, "bf16, optimizer must go"),
+        ("{}", "the zero_optimization section is missing"),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {}, "bf16": {}}, "remove bf16, optimizer"),
         (
             {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
-            "offload_optimizer needs stage 2",
+            "offload_optimizer needs zero_optimization.stage 2",
         ),
-        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs stage 3"),
-        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "here it is 0"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "offload_param needs zero_optimization.stage 3",
+        ),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "or higher, but it is 0"),
     ],
 )
 def test_a_deepspeed_file_that_cannot_be_right(tmp_path: Path, capsys, content: str | dict, message: str):
@@ -87,7 +90,7 @@ def test_lisa_and_a_model_that_is_frozen_in_part(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", frozen)
     shape, tokenizer = transformers.GPT2Config(**TINY), tokenizer_of("gpt2")
-    with pytest.raises(UserError, match=r"12 parameters of the model come frozen \(transformer.h.1.ln_1.weight, ...\)"):
+    with pytest.raises(UserError, match=r"12 parameters of this model are frozen \(transformer.h.1.ln_1.weight, ...\)"):
         load_model(run(lisa_layers=1), shape, tokenizer)
     assert not all(p.requires_grad for p in load_model(run(), shape, tokenizer).parameters())
 
@@ -97,7 +100,7 @@ def test_bf16_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert chosen_dtype(run(), gpu) == "fp32" and chosen_dtype(run(dtype="bf16"), cpu) == "bf16"
-    with pytest.raises(UserError, match="an old card does not compute in bf16; use dtype=fp32"):
+    with pytest.raises(UserError, match="an old card does not support bf16; use dtype=fp32"):
         chosen_dtype(run(dtype="bf16"), gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert chosen_dtype(run(), gpu) == "bf16" and chosen_dtype(run(), cpu) == "fp32"

@@ -55,17 +55,23 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = si
     monkeypatch.setattr(train_bilevel, "one_step", signalled)
 
 
-@pytest.mark.parametrize(
-    ("weights", "lisa", "order"),
-    [("source", False, 1), ("source", True, 1), ("sample", False, 1), ("sample", True, 1), ("source", True, 2)],
-)
+OFTEN = (1, 6, 5)  # steps of each start: after steps 1, 7 and 12, the last
+STOPS = [
+    ("sample", True, 1, (7,)),
+    *(pytest.param("source", lisa, 1, OFTEN, marks=pytest.mark.slow) for lisa in (False, True)),
+    *(pytest.param("sample", lisa, 1, OFTEN, marks=pytest.mark.slow) for lisa in (False, True)),
+    pytest.param("source", True, 2, OFTEN, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("weights", "lisa", "order", "stops"), STOPS)
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    data: Path, tmp_path: Path, monkeypatch, capsys, weights: str, lisa: bool, order: int
+    data: Path, tmp_path: Path, monkeypatch, capsys, weights: str, lisa: bool, order: int, stops: tuple[int, ...]
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     changed = changes(data, weights, lisa) | {"order": order}
     assert train_bilevel.main(settings(data, whole, **changed)) == 0
-    for step in (1, 6, 5):  # after steps 1, 7 and 12, the last
+    for step in stops:
         with monkeypatch.context() as patch:
             interrupt_after(patch, step)
             assert train_bilevel.main(settings(data, stopped, **changed)) == 143
@@ -75,6 +81,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         assert filecmp.cmp(whole / name, stopped / name, shallow=False), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(data: Path, tmp_path: Path):
     """kill -9 at any moment: what is left is cut back to the checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -117,6 +124,7 @@ def lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_saves_and_exits(data: Path, tmp_path: Path, number: int, code: int):
     out = tmp_path / "r"
@@ -154,6 +162,7 @@ def test_a_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch):
 # what may not go on
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(data: Path, tmp_path: Path, capsys):
     """As when kill -9 took the launcher and left its processes."""
     out = tmp_path / "r"

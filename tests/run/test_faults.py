@@ -17,7 +17,7 @@ import torch
 from run_helpers import TINY, make_data, settings, train, train_until
 
 import train_bilevel
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.monitor import evaluation as heldout
 from bilevel.monitor import metrics
@@ -103,15 +103,15 @@ def test_a_step_left_out_never_was(data: Path, tmp_path: Path, monkeypatch):
         spoil(patch, "gradient")
         left_out = train(data, tmp_path / "a", **changes)
     with monkeypatch.context() as patch:
-        penalty_step, steps = f2sa.penalty_step, iter(range(1, 100))
+        step, steps = f2sa.step, iter(range(1, 100))
 
-        def idle(**parts):
+        def idle(copies, weights, *rest):
             if next(steps) != AT:
-                return penalty_step(**parts)
-            still = {name: Idle(copy) for name, copy in parts.items() if name in "uw"}
-            return penalty_step(**parts | still | {"x": SourceWeights(parts["x"].source_ids, parts["x"].p, 1.0, "sgd")})
+                return step(copies, weights, *rest)
+            still = {name: Idle(copy) for name, copy in copies.items()}
+            return step(still, SourceWeights(weights.source_ids, weights.p, 1.0, "sgd"), *rest)
 
-        patch.setattr(f2sa, "penalty_step", idle)
+        patch.setattr(f2sa, "step", idle)
         idled = train(data, tmp_path / "b", **changes)
     names = ["weight/train_noisy", "test_loss_w", "test_loss_u"]
     pd.testing.assert_frame_equal(left_out[names], idled[names], check_exact=True)
@@ -230,15 +230,18 @@ def test_x_that_can_hardly_move_is_told_at_the_start(caplog: pytest.LogCaptureFi
     caplog.clear()
     enough = 0.02 * 3 / watched.reach()
     for each in ({"lr_x": enough}, {"lr_x": 0.02, "x_optimizer": "sgd"}):
-        watch(sources(0.5, 0.5) if kind == "source" else SampleWeights(20, None, "sigmoid", 1.0, "adam"), steps,
-              **changes | each).weights(0)  # fmt: skip
+        optimizer = each.get("x_optimizer", "adam")
+        x = SampleWeights(20, None, "sigmoid", 1.0, optimizer)
+        if kind == "source":
+            x = SourceWeights(torch.arange(2).repeat(5), torch.tensor([0.5, 0.5]), 1.0, optimizer)
+        watch(x, steps, **changes | each).weights(0)
     assert not caplog.text
 
 
 def test_weights_that_never_move(caplog: pytest.LogCaptureFixture):
     x = sources(0.3, 0.7)
     watched, moved, idle = watch(x), watch(sources(0.3, 0.7)), watch(x, lr_x=0)
-    moved.x.x[0] += 0.1
+    moved.watched.x[0] += 0.1
     for each in (watched, moved, idle):
         each.weights(49)
         assert not caplog.text

@@ -13,8 +13,8 @@ from run_helpers import finished_run, settings, train, train_until
 
 import train_bilevel
 from bilevel.errors import UserError
-from bilevel.run import finished
 from bilevel.run.finished import read_data, read_finished
+from bilevel.weights import chunks
 
 Write = Callable[..., Path]
 
@@ -81,7 +81,7 @@ def test_dropped_records_and_pieces_of_text_in_a_real_run(data: Path, tmp_path: 
 
 @pytest.mark.parametrize("chunk", [1 << 20, 2])
 def test_weights_of_records(per_sample: Path, monkeypatch: pytest.MonkeyPatch, chunk: int):
-    monkeypatch.setattr(finished, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     run = read_finished(per_sample)
     np.testing.assert_array_equal(run.weights[0], [np.mean([0.1, 0.7]), 1.2, np.nan])
     np.testing.assert_array_equal(run.weights[1], [3.0, 0.0])
@@ -114,40 +114,20 @@ UNREADABLE = {
     "unknown setting": (edit("config.yaml", "alpha:", "beta:"), "of another version of this tool: beta: no such"),
     "data gone": (lambda run: (run.parent / "data" / "a.json").unlink(), r"a\.json: No such file.*put it back"),
     "data changed": (edit("../data/a.json", "record 1", "record 9"), r"a\.json is not the file that the run was made"),
-    "no columns": (edit("weights.csv", "weight", "w"), "expected columns source, weight, samples or file, index"),
-    "empty weights.csv": (lambda run: (run / "weights.csv").write_text(""), "cannot be read"),
     "weights.csv not text": (lambda run: (run / "weights.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-}
-BAD_ROWS = {
-    "other file": (edit("weights.csv", "a.json", "z.json"), "files or places"),
-    "row too few": (edit("weights.csv", "a.json,1,1.2\n", ""), "numbers of samples"),
-    "row too many": (edit("weights.csv", "a.json,1,1.2\n", "a.json,1,1.2\na.json,2,1.2\n"), "numbers of samples"),
-    "index past the end": (edit("weights.csv", "a.json,1", "a.json,3"), "files or places"),
-    "index below 0": (edit("weights.csv", "a.json,1", "a.json,-1"), "files or places"),
-    "no number": (edit("weights.csv", "1.2", "many"), "cannot be read"),
-    "nothing": (edit("weights.csv", "1.2", ""), "cannot be read"),
-    "nan": (edit("weights.csv", "1.2", "nan"), "cannot be read"),
-    "infinite": (edit("weights.csv", "1.2", "inf"), "weights must be numbers"),
-    "negative": (edit("weights.csv", "1.2", "-1.2"), "none negative"),
-}
-BAD_SOURCES = {
-    "other source": (edit("weights.csv", "a,", "z,"), "sources or numbers of samples"),
-    "other size": (edit("weights.csv", "0.2,6", "0.2,7"), "sources or numbers of samples"),
-    "source too few": (edit("weights.csv", "a,0.2,6\n", ""), "sources or numbers of samples"),
-    "negative": (edit("weights.csv", "0.2", "-0.2"), "none negative"),
-    "all zero": (lambda run: (run / "weights.csv").write_text("source,weight,samples\na,0,6\nb,0,4\n"), "is 0"),
+    "weights of another run": (edit("weights.csv", "a.json", "z.json"), "was made from other training files"),
 }
 
 
-@pytest.mark.parametrize("change, message", [*UNREADABLE.values(), *BAD_ROWS.values()], ids=[*UNREADABLE, *BAD_ROWS])
-def test_what_is_refused_per_sample(per_sample: Path, change: Callable, message: str):
+@pytest.mark.parametrize("change, message", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_refused(per_sample: Path, change: Callable, message: str):
+    """What is wrong within weights.csv is refused by its one reader (tests/weights/test_csv_file.py)."""
     change(per_sample)
     with pytest.raises(UserError, match=message):
         read_finished(per_sample)
 
 
-@pytest.mark.parametrize("change, message", BAD_SOURCES.values(), ids=BAD_SOURCES)
-def test_what_is_refused_per_source(per_source: Path, change: Callable, message: str):
-    change(per_source)
-    with pytest.raises(UserError, match=message):
+def test_a_source_must_have_the_number_of_samples_that_it_had(per_source: Path):
+    edit("weights.csv", "0.2,6", "0.2,7")(per_source)
+    with pytest.raises(UserError, match="was made from other training files: its numbers of samples differ"):
         read_finished(per_source)

@@ -16,11 +16,12 @@ import train_bilevel
 from bilevel.baselines import scores as baselines
 from bilevel.processes import World
 from bilevel.run import checkpoint, folder
-from bilevel.run.preflight import hold
+from bilevel.run.lock import hold
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
 RESULTS = ("metrics.csv", "weights.csv", "model/model.safetensors")
+UNFINISHED = ".0123456789abcdef.new"  # the name of a file that was being written
 TEN = {"max_steps": 10, "save_every": 2, "eval_every": 5}
 
 
@@ -192,31 +193,28 @@ def test_what_a_killed_start_leaves_is_no_run(data: Path, tmp_path: Path, capsys
     out = tmp_path / "r"
     arguments = settings(data, out, max_steps=2, resume="never")
     out.mkdir()
-    (out / "config.yaml.new").write_text("alpha: 1")
+    (out / UNFINISHED).write_text("alpha: 1")
     lock = hold(out)
     assert train_bilevel.main(arguments) == 2
     assert f"a process is still at work in {out}" in capsys.readouterr().err
     lock.close()
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml.new", "lock"]
+    assert sorted(path.name for path in out.iterdir()) == [UNFINISHED, "lock"]
     assert train_bilevel.main(arguments) == 0
 
 
-@pytest.mark.parametrize("name", ["config.yaml.new", "data.json.new", "metrics.csv.new"])
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "metrics.csv"])
 def test_a_start_without_room_says_so_and_can_be_tried_again(data: Path, tmp_path: Path, monkeypatch, capsys, name):
     out, arguments = tmp_path / "r", settings(data, tmp_path / "r", max_steps=2)
+    replace = Path.replace
 
-    def full(write: Callable) -> Callable:
-        def call(path: Path, content, *args, **kwargs):
-            if path.name == name:
-                write(path, content[:9], *args, **kwargs)
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            return write(path, content, *args, **kwargs)
-
-        return call
+    def full(path: Path, target: Path) -> Path:
+        if target.name == name:
+            os.truncate(path, 9)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return replace(path, target)
 
     with monkeypatch.context() as patch:
-        for kind in ("write_text", "write_bytes"):
-            patch.setattr(Path, kind, full(getattr(Path, kind)))
+        patch.setattr(Path, "replace", full)
         assert train_bilevel.main(arguments) == 2
     said = capsys.readouterr().err
     assert f"error: {out} cannot be written: [Errno 28] No space left" in said and said.count("\n") == 1

@@ -4,17 +4,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from run_helpers import ROOT, make_data, settings
-
-from bilevel.errors import ConfigError
-from bilevel.settings.command_line import load_settings
+from run_helpers import ROOT, make_data
 
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "HF_DATASETS_CACHE")}
 
@@ -42,12 +39,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("my data"))
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_takes_tiny_and_says_so():
     done = launch(DRY_RUN="1", output_dir="nowhere")
     assert "run_F2SA.sh: ./configs/tiny.yaml (no GPU was found); CONFIG=FILE chooses another" in done.stdout
     assert "run_name: tiny\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_with_a_gpu_it_takes_gpt2(tmp_path: Path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: some'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -55,22 +54,26 @@ def test_with_a_gpu_it_takes_gpt2(tmp_path: Path):
     assert settings["run_name"] == "gpt2" and settings["model_name_or_path"] == "openai-community/gpt2"
 
 
+@pytest.mark.slow
 def test_settings_from_the_environment_and_flags_that_win():
     settings = dry_run("--alpha", "7", lr_y="2e-5", lr_x="0.3", alpha="100", upper_every="4", tracker="none")
     assert (settings["lr_y"], settings["lr_x"], settings["alpha"], settings["upper_every"]) == (2e-5, 0.3, 7.0, 4)
     assert settings["run_name"] == "tiny-lr_x=0.3-alpha=7-lr_y=2e-5-upper_every=4"
 
 
+@pytest.mark.slow
 def test_config_from_the_environment():
     assert dry_run(CONFIG="configs/gpt2.yaml")["run_name"] == "gpt2"
 
 
+@pytest.mark.slow
 def test_data_dir_from_another_working_directory(data: Path, tmp_path: Path):
     settings = dry_run(cwd=tmp_path, data_dir=str(data))
     assert settings["train_data"] == [f"{data}/train_*.json"]
     assert settings["val_data"] == [f"{data}/val.json"] and settings["test_data"] == [f"{data}/test.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["environment", "flag", "flag="])
 def test_per_sample_runs_read_the_mixed_file(data: Path, how: str):
     flags = {"environment": [], "flag": ["--weights", "sample"], "flag=": ["--weights=sample"]}[how]
@@ -81,6 +84,7 @@ def test_per_sample_runs_read_the_mixed_file(data: Path, how: str):
     assert shipped["train_data"] == ["./data_alpaca_0.5/mixed/train_mixed.json"]
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_exit_code_2_and_no_traceback():
     done = launch("--lr_z", "3", DRY_RUN="1", alpha="-1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -88,6 +92,124 @@ def test_mistakes_end_with_exit_code_2_and_no_traceback():
     assert "alpha: input should be greater than 0" in done.stderr
 
 
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., tuple[int, list[str], str]]:
+    """told(flags, name=value): the exit code, the commands that the launcher starts in a folder, and its errors.
+
+    Nothing is started: `python` says what it was given.
+    """
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case $2 in bilevel.settings) echo lr_y; echo run_name; echo weights;; *) echo "started: $*";; esac\n'
+    )
+    python.chmod(0o755)
+
+    def launched(*flags: str, **environment: str) -> tuple[int, list[str], str]:
+        done = launch(*flags, cwd=tmp_path, PYTHON=str(python), **environment)
+        started = [line.removeprefix("started: ") for line in done.stdout.splitlines() if line.startswith("started: ")]
+        return done.returncode, started, done.stderr
+
+    return launched
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "NPROC=two",
+        "NPROC=-1",
+        "NPROC=2x",
+        "NGPU=1.5",
+        "NODE_RANK=a[0]",
+        "DRY_RUN=perhaps",
+        "DRY_RUN=2",
+        "prepare=later",
+    ],
+)
+def test_a_wrong_word_starts_nothing(told: Callable, wrong: str):
+    name, value = wrong.split("=", 1)
+    code, started, said = told(**{name: value})
+    assert (code, started) == (2, []) and said.startswith(f"error: {wrong}: expected ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["1", "true", "True", "yes", "on"])
+def test_a_dry_run_by_any_word(told: Callable, word: str):
+    code, started, _ = told(DRY_RUN=word)
+    assert code == 0 and started[-1].endswith("--dry_run")
+
+
+@pytest.mark.parametrize("word", ["", "0", "false", "no"])
+def test_no_dry_run_by_any_word(told: Callable, word: str):
+    code, started, _ = told(DRY_RUN=word)
+    assert code == 0 and "--dry_run" not in started[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("one\n", "line 1"),
+        ("one slots=2\n\ntwo slots=two\n", "line 3"),
+        ("one slots=0\n", "line 1"),
+        ("one slots=2 port=3\n", "line 1"),
+        ("# one slots=2\n", "no machine"),
+        ("", "no machine"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_hostfile_that_is_none(told: Callable, tmp_path: Path, content: str | None, problem: str):
+    if content is not None:
+        (tmp_path / "hosts").write_text(content)
+    code, _, said = told(HOSTFILE="hosts")
+    assert code == 2 and said.startswith("error: HOSTFILE=hosts") and problem in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["a=b", "-hosts", "h 1"])
+def test_a_hostfile_of_any_name(told: Callable, tmp_path: Path, name: str):
+    """awk takes a=b for an assignment, and deepspeed -hosts for a flag."""
+    (tmp_path / name).write_text("one slots=2 # and\n\ntwo slots=3\n")
+    (tmp_path / "deepspeed").write_text('#!/bin/sh\necho "started: $*"\n')
+    (tmp_path / "deepspeed").chmod(0o755)
+    code, started, said = told(HOSTFILE=name, DEEPSPEED="./deepspeed")
+    given = f"./{name}" if name.startswith("-") else name
+    assert code == 0 and f"--hostfile {given} " in started[-1], said
+
+
+@pytest.mark.parametrize("name", ["a [1] b", "-x", "--alpha", "*?", "[a]", "{a}", "my=data"])
+def test_a_data_folder_of_any_name(told: Callable, tmp_path: Path, name: str):
+    """What means something in a pattern, to argparse or in YAML is a part of the name; the settings are really read."""
+    folder = make_data(tmp_path / name, size=8)
+    code, started, _ = told(data_dir=name, lr_y="1e-4", run_name="-x")
+    assert code == 0 and "--run_name=-x" in started[-1]
+    environment = {"data_dir": name, "weights": "source", "run_name": "-x"}
+    done = launch(cwd=tmp_path, DRY_RUN="1", output_dir="nowhere", **environment)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout[done.stdout.index("train_data:") :])
+    assert [path.samefile(folder / "val.json") for path in map(tmp_path.joinpath, found["val_data"])] == [True]
+
+
+def test_another_folders_program_runs_only_if_asked(told: Callable, tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    program = tmp_path / "theirs" / "process.py"
+    program.write_text("")
+    for environment in ({}, {"DRY_RUN": "1"}, {"prepare": "0"}):
+        _, started, _ = told(data_dir="theirs", **environment)
+        assert not any("process.py" in command for command in started)
+    _, started, _ = told(data_dir="theirs", prepare="1")
+    assert started[0] == "theirs/process.py --if-needed"
+    program.unlink()
+    code, started, said = told(data_dir="theirs", prepare="1")
+    assert (code, started) == (2, []) and "prepare=1: there is no theirs/process.py" in said
+
+
+def test_the_shipped_program_always_runs(told: Callable, tmp_path: Path):
+    """By default, and under any name of its folder."""
+    (tmp_path / "link").symlink_to(ROOT / "data_alpaca_0.5")
+    for environment in ({}, {"data_dir": "link"}, {"data_dir": f"{ROOT}/data_alpaca_0.5/"}):
+        _, started, _ = told(**environment)
+        assert started[0] == f"{ROOT}/data_alpaca_0.5/process.py --if-needed"
+
+
+@pytest.mark.slow
 def test_a_run_by_the_launcher(data: Path, tmp_path: Path):
     model = "{model_type: gpt2, vocab_size: 400, n_positions: 256, n_embd: 32, n_layer: 2, n_head: 2}"
     done = launch(
@@ -122,7 +244,7 @@ def check_same(one: pd.DataFrame, two: pd.DataFrame) -> None:
     np.testing.assert_allclose(one["test_loss_w"].dropna(), two["test_loss_w"].dropna(), rtol=1e-5)
 
 
-@pytest.mark.slow  # half a minute
+@pytest.mark.slow
 def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
     """At stage 0 the weights stay fp32 and are cast in each pass, as under plain torch."""
     metrics = {}
@@ -135,6 +257,8 @@ def test_bf16_without_zero_is_plain_torchs(data: Path, tmp_path: Path):
     pd.testing.assert_frame_equal(metrics["torch"], metrics["deepspeed"], rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, one_process: pd.DataFrame):
     """NPROC=2 starts two gloo processes under DeepSpeed."""
     flags, environment = short_run(data, "two")
@@ -169,6 +293,7 @@ def two_machines() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_machines_learn_what_one_process_learns(
     data: Path, tmp_path: Path, one_process: pd.DataFrame, two_machines: list[str]
 ):
@@ -195,24 +320,28 @@ def test_two_machines_learn_what_one_process_learns(
     check_same(one_process, pd.read_csv(tmp_path / "outputs" / "two" / "metrics.csv"))
 
 
+@pytest.mark.slow
 def test_a_machine_without_ssh_needs_an_address(tmp_path: Path):
     (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
     done = launch(HOSTFILE=str(tmp_path / "hosts"), NODE_RANK="1", DRY_RUN="1")
-    assert done.returncode != 0 and "MASTER_ADDR: is needed beside NODE_RANK" in done.stderr
+    assert done.returncode != 0 and "MASTER_ADDR: must be given together with NODE_RANK" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_memory_plan_knows_the_machines_of_a_hostfile(tmp_path: Path):
     (tmp_path / "hosts").write_text("one slots=8\n# three slots=4\ntwo slots=8\n")
     done = launch(HOSTFILE=str(tmp_path / "hosts"), DRY_RUN="1", output_dir="nowhere")
     assert done.returncode == 0 and "16 GPUs" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
     """One of two ranks raises; the launcher returns soon, non-zero, and its last words are that rank's."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    from bilevel import f2sa\n"
+        "    from bilevel.step import f2sa\n"
         "    def step(*args, **kwargs): raise RuntimeError('rank 1 is gone')\n"
         "    f2sa.penalty_step = step\n"
     )
@@ -222,9 +351,3 @@ def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path):
     assert done.returncode != 0 and time.monotonic() - begun < 90
     *_, last, end = (line.strip() for line in done.stderr.splitlines() if line.strip())
     assert last == "RuntimeError: rank 1 is gone" and set(end) == {"="}, done.stderr[-3000:]
-
-
-def test_plain_torch_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="several processes were launched, which needs backend=deepspeed"):
-        load_settings(settings(tmp_path, tmp_path / "r"))

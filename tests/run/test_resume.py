@@ -12,7 +12,7 @@ import torch
 from launch_helpers import STEPS, end, kill, start
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def rows(folder: Path, name: str) -> int:

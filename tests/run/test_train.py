@@ -1,5 +1,7 @@
 """The training script, whole, on a small model and a slice of the shipped data."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -19,21 +21,32 @@ SOURCES = ["train_clean", "train_noisy"]
 STEP_COLUMNS = ["step", "epoch", "loss_w", "loss_u", "gap", "val_loss_w", "grad_norm_w", "grad_norm_u", "lr_y", "lr_x"]
 NOISE_COLUMNS = ["roc_auc", "threshold", "precision", "recall"]
 
+FINISHED = {"tracker": "wandb", "log_every": 2, "eval_every": 3}
+
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished per-source run with wandb offline, made by a user's command, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "run"
+    """A finished per-source run with wandb offline, and what it printed."""
+    out, screen = tmp_path_factory.mktemp("runs") / "run", io.StringIO()
+    with contextlib.redirect_stdout(screen):
+        assert train_bilevel.main(settings(data, out, **FINISHED)) == 0
+    return out, screen.getvalue()
+
+
+@pytest.mark.slow
+def test_a_users_command_is_that_run(finished: tuple[Path, str], data: Path, tmp_path: Path):
+    out = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, ROOT / "train_bilevel.py", *settings(data, out, tracker="wandb", log_every=2, eval_every=3)],
+        [sys.executable, ROOT / "train_bilevel.py", *settings(data, out, **FINISHED)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        cwd=out.parent,
+        cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return out, done.stdout
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    check_screen(out, done.stdout)
+    for file in ("metrics.csv", "weights.csv"):
+        assert (out / file).read_bytes() == (finished[0] / file).read_bytes()
 
 
 def test_the_folder_of_a_run(finished: tuple[Path, str]):
@@ -93,7 +106,10 @@ def test_the_saved_model_generates(finished: tuple[Path, str]):
 
 
 def test_what_the_user_sees(finished: tuple[Path, str]):
-    out, screen = finished
+    check_screen(*finished)
+
+
+def check_screen(out: Path, screen: str) -> None:
     assert screen == (out / "run.log").read_text(), "run.log is what was on the screen"
     last = pd.read_csv(out / "metrics.csv").iloc[-1]
     assert f"w_noisy: {last['weight/train_noisy']:.4f}" in screen

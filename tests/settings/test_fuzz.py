@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, tokenizer_of
 
 from bilevel.data.layouts.conversation import CHAT_KEYS, ROLES
-from bilevel.data.notes import Notes
 from bilevel.data.records import _rows, find_files, read_rows
 from bilevel.data.special import ANCHOR
 from bilevel.data.tokenise import IGNORE, Tokeniser
@@ -165,7 +164,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generated(path: Path, format: str) -> list[dict[str, Any]]:
-    return list(_rows(str(path), format, hashlib.sha256(path.read_bytes()).hexdigest(), Notes()))
+    return list(_rows(str(path), format, hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
 @examples(600, 0.5)
@@ -366,7 +365,7 @@ def test_memory(folder: Path, kind: str) -> None:
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     tracemalloc.start()
     try:
-        for _ in _rows(str(path), "text", content, Notes()):
+        for _ in _rows(str(path), "text", content):
             pass
     except DataError:
         pass

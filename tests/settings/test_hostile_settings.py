@@ -26,9 +26,9 @@ def layers(line: str, count: int = 30) -> str:
 
 # content of the file -> words of the error
 FILES: dict[str, tuple[str | bytes, str]] = {
-    "laughs": (layers("[{}]"), "a word that begins with * is an alias in YAML"),
-    "merges": (layers("{{<<: [{}]}}"), "a word that begins with * is an alias in YAML"),
-    "circle": ("model_config: &a {model_type: *a}", "a word that begins with * is an alias in YAML"),
+    "laughs": (layers("[{}]"), "a word that begins with * is a YAML alias"),
+    "merges": (layers("{{<<: [{}]}}"), "a word that begins with * is a YAML alias"),
+    "circle": ("model_config: &a {model_type: *a}", "a word that begins with * is a YAML alias"),
     "pattern": ("train_data: *.json", "is not YAML"),
     "month-13": ("lr_x: 2001-13-41", "is not YAML: ValueError: month must be in 1..12"),
     "tags": ("lr_x: !!int ''", "is not YAML: IndexError"),
@@ -45,10 +45,10 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "many-values": ("train_data: [" + "1.5, [], " * 2000 + "]", "and 1990 more"),
     "seed": ("seed: 0x" + "f" * 500, "seed: input should be less than 9223372036854775808, got 1"),
     "long-value": ("alpha: " + "x" * 100_000, "alpha: input should be a valid number"),
-    "other-file": ('{"text": "a"}\n' * 100_000, "more than 200000 characters, which is no file of settings"),
+    "other-file": ('{"text": "a"}\n' * 100_000, "it has more than 200000 characters, so it is not a settings file"),
     "utf-16": ("lr_x: 1".encode("utf-16"), "is not YAML"),
     "nul": (b"lr_x: \0", "is not YAML"),
-    "scalar": ("1", "expected lines of `setting: value`"),
+    "scalar": ("1", "the file must contain lines of the form `setting: value`"),
 }
 LINES: dict[str, tuple[list[str], str]] = {
     "mapping-for-a-list": ([*GIVEN, "--train_data", "{a: 1}", "x"], "train_data.0: input should be a valid string"),

@@ -37,7 +37,7 @@ def by_autograd(kind: str, weights: SourceWeights | SampleWeights, gaps: torch.T
     """1/nu (d/dx g(x, w) - d/dx g(x, u)), half of it with order 2, from the gaps of all samples."""
     x = weights.x.double().clone().requires_grad_()
     (coefficients(kind, x) * gaps).mean().backward()
-    return weights.alpha * x.grad
+    return weights.factor * x.grad
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +64,7 @@ def test_the_error_of_the_hypergradient_falls_like_nu_to_the_order(make, kind: s
         copies = {name: problem.copy(y) for name, y in solutions(problem, c, nu, order).items()}
         batches = problem.batch(TRAIN), problem.batch(VALIDATION)
         result = penalty_step(
-            **copies, x=x, train=batches[0], validation=batches[1], nu=nu, lr_y=0, seed=0, order=order
+            **copies, weights=x, train=batches[0], validation=batches[1], nu=nu, lr_y=0, seed=0, order=order
         )
         assert max(result.grad_norm_u, result.grad_norm_w) < 1e-13, "what the step descends is what was solved"
         gradient = x.gradient()[1]
@@ -96,7 +96,8 @@ def train(
             problem.batch(part[next(stream)], 30) for part, stream in zip((TRAIN, VALIDATION), streams, strict=True)
         )
         x.clear()
-        penalty_step(**copies, x=x, train=train, validation=trusted, nu=nu, lr_y=lr_y(step), seed=step, order=order)
+        penalty_step(**copies, weights=x, train=train, validation=trusted, nu=nu, lr_y=lr_y(step), seed=step,
+                     order=order)  # fmt: skip
     return copies, x
 
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from bilevel.weights import learned as weights
+from bilevel.weights import chunks
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.statistics import (
     QUANTILES,
@@ -27,7 +27,7 @@ N = 1000
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """All N are visited in several parts, the last of them shorter."""
-    monkeypatch.setattr(weights, "CHUNK", 64)
+    monkeypatch.setattr(chunks, "CHUNK", 64)
 
 
 def sample_weights(x_map: str, kind: str) -> tuple[SampleWeights, np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ def test_in_order_is_what_sorting_gives(scale: float):
 
 def test_memory_does_not_grow_with_n(monkeypatch: pytest.MonkeyPatch):
     """Of an evaluation where noise is not known, beside x itself."""
-    monkeypatch.setattr(weights, "CHUNK", 1 << 16)
+    monkeypatch.setattr(chunks, "CHUNK", 1 << 16)
     peaks = []
     for n in (1 << 18, 1 << 22):
         x = SampleWeights(n, None, "sigmoid", 1.0, "adam")

@@ -20,8 +20,9 @@ from bilevel.data.stream import BatchStream
 from bilevel.data.tokenise import IGNORE
 from bilevel.run.state import Run
 from bilevel.settings.rules import validate
-from bilevel.weights import fixed
-from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights, WeightedStream, draws
+from bilevel.weights import draws as drawing
+from bilevel.weights.draws import WeightedStream, draws
+from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
@@ -40,7 +41,7 @@ def mixed(data: Path) -> dict:
     "parts", [[64, 64, 64], [1, 127, 64], [0, 3, 189], [0, 0, 192, 256, 5, 0, 0, 59], [640] + [0] * 9]
 )
 def test_over_all_starts_each_sample_is_drawn_as_often_as_its_weight(monkeypatch: pytest.MonkeyPatch, parts: list[int]):
-    monkeypatch.setattr(fixed, "UNIT", 64)
+    monkeypatch.setattr(drawing, "UNIT", 64)
     parts, total = np.array(parts), np.zeros(len(parts), dtype=int)
     for start in range(64):
         times = np.bincount(draws(parts / 64, RNG.permutation(len(parts)), start), minlength=len(parts))
@@ -113,7 +114,7 @@ def plain_loop(run: Run) -> tuple[dict[str, torch.Tensor], list[float]]:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=s.weight_decay)
     stream, norms = BatchStream(len(run.train), s.global_batch_size, s.seed), []
     for step in range(run.steps):
-        optimizer.param_groups[0]["lr"] = s.lr_y * train_bilevel.schedule(step, run.steps, s.warmup_ratio, "cosine")
+        optimizer.param_groups[0]["lr"] = run.schedule.lr_y(step)
         for number in next(stream).tolist():
             row = run.train.tokens[number]
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
@@ -165,7 +166,10 @@ def test_what_weighs_nothing_is_never_read(data: Path, tmp_path: Path, monkeypat
     assert found["weight"].tolist() == places["weight"].tolist()
 
 
-@pytest.mark.parametrize("changes", [{}, {"lisa_layers": 1, "lisa_interval": 2, "dropout": 0.2}])
+LISA = {"lisa_layers": 1, "lisa_interval": 2, "dropout": 0.2}
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), LISA], ids=["plain", "lisa"])
 def test_a_stopped_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, changes: dict):
     weights = tmp_path / "weights.csv"
     pd.DataFrame({"source": ["train_clean", "train_noisy"], "weight": [0.8, 0.2]}).to_csv(weights, index=False)
@@ -179,6 +183,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, changes: 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(("stage", "lisa"), [(2, None), (3, 1)])
 def test_two_processes_under_zero_train_the_same_model(data: Path, tmp_path: Path, stage: int, lisa: int | None):
     weights = tmp_path / "weights.csv"
@@ -245,7 +250,7 @@ def test_weights_of_the_other_kind_say_so(data: Path, tmp_path: Path, capsys: py
     weights = tmp_path / "weights.csv"
     pd.DataFrame({"source": ["train_mixed"], "weight": [1.0], "samples": [192]}).to_csv(weights, index=False)
     assert train_bilevel.main(settings(data, tmp_path / "r", **mixed(data), x_init=str(weights))) == 2
-    assert "these are of a run with weights=source" in capsys.readouterr().err
+    assert "this file is of a run with weights=source" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_has_no_weights_to_start_from(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -19,7 +19,7 @@ from bilevel.data.tokenise import Tokeniser
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.settings.fields import Settings
 from bilevel.step.f2sa import penalty_step
-from bilevel.step.gradient import _add_gradient
+from bilevel.step.gradient import add_gradient
 from bilevel.weights.learned import SampleWeights, SourceWeights
 from bilevel.weights.sampling import chances, choose
 
@@ -66,8 +66,8 @@ def test_the_expected_gradient_of_a_batch_is_that_of_the_whole_batch(make):
     copy, found = TorchCopy(tiny_model()), [torch.zeros_like(p) for p in model.parameters()]
     for probability, ids, counts in outcomes(x):
         if len(ids):
-            batch = dataclasses.replace(cut(ids.tolist(), 2), counts=counts, drawn=len(IDS))
-            _add_gradient(copy, batch, x.coefficients, 0, last=True)
+            batch = cut(ids.tolist(), 2, counts, len(IDS))
+            add_gradient(copy, batch, x.coefficients, 0, last=True)
             for total, p in zip(found, copy.model.parameters(), strict=True):
                 total += probability * p.grad
             copy.discard()
@@ -96,8 +96,8 @@ def test_a_sample_that_counts_twice_is_two(make):
     once.accumulate(IDS, gap[IDS], torch.tensor([2.0, 1, 1, 1, 3], dtype=torch.float64))
     for ids in (IDS, IDS[:1], IDS[-1:], IDS[-1:]):
         twice.accumulate(ids, gap[ids])
-    for mirror in (False, True):
-        for mine, reference in zip(once.gradient(mirror), twice.gradient(mirror), strict=True):
+    for slope in (False, True):
+        for mine, reference in zip(once.gradient(slope), twice.gradient(slope), strict=True):
             torch.testing.assert_close(mine, reference)
     twice.load_state_dict(once.state_dict())
     torch.testing.assert_close(twice.gradient()[1], once.gradient()[1])
@@ -192,6 +192,7 @@ def test_batches_of_one_sample_run_to_their_end(tmp_path: Path, changes: dict):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_compute_what_one_does(tmp_path: Path):
     """Two drawn samples a step, so that often one process or both have none."""
     data = make_data(tmp_path / "data")

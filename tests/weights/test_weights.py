@@ -282,7 +282,7 @@ def test_the_normaliser_is_the_same_in_parts(x_map: str, monkeypatch: pytest.Mon
     whole = sample_weights(x_map, n=1000)
     share, start = whole.effective_share(), whole.coefficients(torch.arange(1000))
     again = SampleWeights(1000, start, x_map, ALPHA, "adam")
-    monkeypatch.setattr("bilevel.weights.learned.CHUNK", 64)
+    monkeypatch.setattr("bilevel.weights.chunks.CHUNK", 64)
     in_parts = sample_weights(x_map, n=1000)
     assert in_parts.total == pytest.approx(whole.total, rel=1e-13)
     assert in_parts.effective_share() == pytest.approx(share, rel=1e-13)

@@ -1,12 +1,13 @@
-"""Reading the source and writing the results, for process.py."""
+"""Read the source dataset and write the results of process.py."""
 
 import hashlib
 import json
 import os
 import re
+import secrets
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 SHIPPED = "alpaca_synthetic.json"
 FILES = ("train_clean.json", "train_noisy.json", "val.json", "test.json", "mixed/train_mixed.json")
 MANIFEST = "process.json"
@@ -16,11 +17,11 @@ Record = dict[str, object]
 
 
 class UserError(Exception):
-    """Something the user can put right; ends the program with exit code 2."""
+    """A mistake that the user can correct. The program ends with exit code 2."""
 
 
 def as_lines(records: list[Record]) -> bytes:
-    """A JSON array with one record per line."""
+    """The records as a JSON array with one record per line."""
     rows = (json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
     return ("[\n" + ",\n".join(rows) + "\n]\n").encode()
 
@@ -30,14 +31,14 @@ def sha256(content: bytes) -> str:
 
 
 def locate(source: str) -> Path | None:
-    """The local file a source means, or None for a data set of the hub."""
+    """The local file that a source names, or None for a dataset of the hub."""
     path = HERE / SHIPPED if source == SHIPPED else Path(source)
     if path.is_file():
         return path
     looks_like_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) and path.suffix not in (".json", ".jsonl")
     if path.exists() or not looks_like_id:
         problem = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"source {path} {problem}; give a .json or .jsonl file or a hub data set id")
+        raise UserError(f"source {path} {problem}; give a .json or .jsonl file, or a dataset id of the hub")
     return None
 
 
@@ -50,7 +51,7 @@ def load_hub(name: str) -> list[object]:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(
             f"cannot load {name} from the hub ({reason}). "
-            "Without a network, give a local .json or .jsonl file with --source"
+            "If there is no network, give a local .json or .jsonl file with --source"
         ) from None
 
 
@@ -62,7 +63,7 @@ def parse_json(where: str, content: bytes) -> object:
 
 
 def parse(path: Path, content: bytes) -> list[object]:
-    """The records of a JSON array or of JSON lines."""
+    """The records in a JSON array or in JSON Lines."""
     content = content.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of some editors
     if content.lstrip().startswith(b"["):
         return parse_json(str(path), content)
@@ -71,7 +72,7 @@ def parse(path: Path, content: bytes) -> list[object]:
 
 
 def check_record(where: str, record: object) -> Record:
-    """The record with its three fields first and an input in any case."""
+    """The record with its three fields first; a missing input becomes an empty string. Raises UserError."""
     if not isinstance(record, dict):
         raise UserError(f"{where} is not an object but {json.dumps(record)[:60]}")
     fields = {"input": ""} | {name: value for name, value in record.items() if name != "input" or value is not None}
@@ -80,7 +81,7 @@ def check_record(where: str, record: object) -> Record:
             problem = f"field {name!r} is {fields[name]!r}, not text" if name in fields else f"no field {name!r}"
             raise UserError(f"{where}: {problem}")
     if "is_noisy" in fields:
-        raise UserError(f"{where} is marked is_noisy: it was made by process.py; give the original data set")
+        raise UserError(f"{where} has a field is_noisy, so it was written by process.py; give the original dataset")
     try:
         as_lines([fields])
     except ValueError as error:
@@ -89,23 +90,23 @@ def check_record(where: str, record: object) -> Record:
 
 
 def load(source: str, out: Path) -> tuple[list[Record], str]:
-    """The checked records of the source and its checksum."""
+    """The checked records of the source, and its checksum. Raises UserError."""
     path = locate(source)
     if path is None:
         records = load_hub(source)
         digest = sha256(json.dumps(records, default=str).encode())
     else:
         if path.resolve() in [(out / name).resolve() for name in FILES]:
-            raise UserError(f"source {path} is a file that would be written; give another --out")
+            raise UserError(f"source {path} is also an output file; give another --out")
         content = path.read_bytes()
         records, digest = parse(path, content), sha256(content)
     if not records:
-        raise UserError(f"{path or source} holds no records")
+        raise UserError(f"{path or source} has no records")
     return [check_record(f"{path or source}: record {i} (from 0)", r) for i, r in enumerate(records)], digest
 
 
 def read_manifest(out: Path) -> dict[str, object]:
-    """What an earlier run wrote about its files; empty if there is none or it is not ours."""
+    """The manifest of an earlier run; empty if there is none or another program wrote it."""
     try:
         manifest = json.loads((out / MANIFEST).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -116,7 +117,7 @@ def read_manifest(out: Path) -> dict[str, object]:
 
 
 def check_out(out: Path, manifest: dict[str, object], contents: dict[str, bytes], force: bool) -> None:
-    """Stop if a file to be replaced or removed is not as this program wrote or would write it."""
+    """Raise UserError if a file to be replaced or removed was not written by this program or was changed since."""
     present = {name: sha256((out / name).read_bytes()) for name in FILES if (out / name).exists()}
     before = manifest.get("files", {})
     after = {name: sha256(content) for name, content in contents.items()}
@@ -125,18 +126,19 @@ def check_out(out: Path, manifest: dict[str, object], contents: dict[str, bytes]
         foreign.append(MANIFEST)
     if foreign and not force:
         raise UserError(
-            f"in the way in {out}: {', '.join(foreign)}, not written by process.py or changed since. "
-            "Move it, choose another --out, or replace it with --force"
+            f"{out} has files that process.py did not write or that were changed since: {', '.join(foreign)}. "
+            "Move them away, choose another --out, or replace them with --force"
         )
 
 
 def write(out: Path, contents: dict[str, bytes]) -> None:
-    """Write all files aside, remove those of an earlier run that have no successor, then rename."""
-    aside = {out / name: (out / name).with_name(f".{Path(name).name}.{os.getpid()}") for name in contents}
+    """Write all files under temporary names, remove files of an earlier run without a successor, then rename."""
+    aside = {out / name: (out / name).with_name(f".{secrets.token_hex(8)}.new") for name in contents}
     try:
         for (path, temporary), content in zip(aside.items(), contents.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
+            with temporary.open("xb") as file:  # a random name: nobody's file is opened
+                file.write(content)
         for name in set(FILES) - set(contents):
             (out / name).unlink(missing_ok=True)
         for path, temporary in aside.items():

@@ -1,6 +1,6 @@
 """Run under torchrun by test_plan: bytes of the tensors that two copies really hold, for each of many settings.
 
-torchrun ... tests/plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
+torchrun ... plan_worker.py CASES OUT        JSON: a list of settings; what the rank with most holds, by line
 """
 
 import itertools
@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import distributed
 
-from bilevel.data.samples import MicroBatch
+from bilevel.data.batches import MicroBatch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.model.loading import model_shape, trained_shape
@@ -66,7 +66,7 @@ def measure(settings: Settings, world: World) -> dict[str, int]:
 def backward(copies: dict[str, ModelCopy], vocabulary: int, last: bool) -> dict[str, int]:
     """A micro-batch of random tokens through both copies; what is held then."""
     tokens = torch.randint(0, vocabulary, (2, 9))
-    batch = MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(2), torch.arange(2))
+    batch = MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(2), torch.arange(2), torch.ones(2))
     for copy in copies.values():
         copy.backward(copy.losses(batch, 0).sum(), last)
     return held(copies)

@@ -1,6 +1,6 @@
-"""Simple questions in English and in German, for the experiment in which validation speaks one of two languages.
+"""Simple questions in English and German, for the experiment in which validation has one of the two languages.
 
-pairs(n, seed) draws n questions and gives each in both languages; a record's "task" is its language.
+pairs(n, seed) draws n questions and returns each in both languages. The "task" of a record is its language.
 """
 
 import random
@@ -69,7 +69,7 @@ TASKS = [day_after, how_many, in_words, larger]
 
 
 def pairs(n: int, seed: int) -> list[dict[str, str]]:
-    """2 n Alpaca records: n different questions, the kinds of task in turn, each in both languages."""
+    """2 n Alpaca records: n different questions, of all kinds in turn, each in both languages."""
     rng, found = random.Random(f"{seed} two languages"), {}
     while len(found) < n:
         question = TASKS[len(found) % len(TASKS)](rng)

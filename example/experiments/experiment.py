@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Run an experiment: every arm with every seed, its table, its figure and its section of RESULTS.md.
+"""Run experiments: all arms with all seeds, then the table, the figure and the section in RESULTS.md.
 
-    python example/experiment.py configs/experiments/d_needle.yaml
-    python example/experiment.py configs/experiments/*.yaml --seeds 3 --jobs 2
-    python example/experiment.py configs/experiments/a_real.yaml --source alpaca_data.json
+    python example/experiments/experiment.py configs/experiments/d_needle.yaml
+    python example/experiments/experiment.py configs/experiments/*.yaml --seeds 3 --jobs 2
+    python example/experiments/experiment.py configs/experiments/a_real.yaml --source alpaca_data.json
 
-An experiment is a YAML file: `settings` over configs/small.yaml and a `data` recipe (experiment_data.py), then `arms`,
-each with what it changes in either; an arm's `grid` makes one arm of every combination of values, and `weights_of`
-trains it on the weights that another arm's run with the same seed ends with (method: fixed). A run is one arm with one
-seed, which draws its data as well as its batches, in a folder of its own named by all that enters it: a finished
-run is never made again, one that a signal ended goes on from its checkpoint, and a changed arm is another run.
+An experiment is a YAML file with `settings` (on top of configs/small.yaml), a `data` recipe (experiment_data.py), and
+`arms`, each with its changes to settings or data. An arm's `grid` makes one arm per combination of values. `weights_of`
+trains an arm with method=fixed on the final weights of another arm's run with the same seed.
+
+A run is one arm with one seed. The seed also draws the data. Each run has its own folder, whose name depends on all of
+its settings and data: finished runs are not repeated, interrupted runs resume from their checkpoint, and a changed arm
+is a new run.
 """
 
 import argparse
@@ -26,8 +28,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+EXAMPLE = Path(__file__).resolve().parents[1]
+ROOT = EXAMPLE.parent
 sys.path.insert(0, str(ROOT))
 
 import yaml  # noqa: E402
@@ -42,8 +44,8 @@ from bilevel.settings.rules import validate  # noqa: E402
 BASE = ROOT / "configs" / "small.yaml"
 NEEDED = {"title", "question", "data", "arms", "measures", "figure"}
 KEYS = NEEDED | {"settings", "source", "shows", "reading"}
-# What every run has: no weights of the model, no tracker, test losses at the start and at the end alone, checkpoints
-# only when a signal ends it, as runs are short and two copies of a pretrained model with their moments take gigabytes.
+# Settings of every run: the model is not saved, there is no tracker, test losses are computed only at the start and the
+# end, and checkpoints are written only on a signal: runs are short, and a checkpoint of a large model takes gigabytes.
 FIXED = {"save_model": "none", "tracker": "none", "eval_every": 10**6, "save_every": 0}
 PRELOAD = [
     "train_bilevel",
@@ -57,11 +59,11 @@ PRELOAD += ["bilevel.evaluate.command", "bilevel.run.messages", "matplotlib.figu
 
 
 CRASHED = 70
-ENDS = {0: "done", 1: "stopped", CRASHED: "crashed"}  # by exit code; all of them are results
+ENDS = {0: "done", 1: "stopped", CRASHED: "crashed"}  # by exit code; all three count as results
 
 
 class Arm(NamedTuple):
-    """One way to run; the name is that in the YAML, values are what its grid chose."""
+    """One arm. name: its key in the YAML file; values: the grid values chosen for it."""
 
     name: str
     values: dict[str, Any]
@@ -75,11 +77,11 @@ class Arm(NamedTuple):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# reading an experiment
+# Reading an experiment
 
 
 def merged(base: dict, change: dict) -> dict:
-    """base with change over it, mapping by mapping; a value null takes its key away."""
+    """base updated by change, recursively; a value of null removes its key."""
     result = dict(base)
     for key, value in change.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -88,7 +90,7 @@ def merged(base: dict, change: dict) -> dict:
 
 
 def read_arms(experiment: dict) -> list[Arm]:
-    """The arms with all settings and recipes resolved. A key of a grid is a setting or a dotted place in the recipe."""
+    """The arms with resolved settings and recipes. A grid key is a setting or a dotted path in the recipe."""
     base = read_yaml(str(BASE)) | FIXED | experiment.get("settings", {})
     arms = []
     for name, change in experiment["arms"].items():
@@ -109,9 +111,9 @@ def read_arms(experiment: dict) -> list[Arm]:
 
 
 def read_experiment(path: Path) -> tuple[dict, list[Arm]]:
-    """The YAML and its arms. Raises ConfigError with everything that is wrong with it."""
+    """The YAML content and its arms. Raises ConfigError with all problems."""
     experiment = read_yaml(str(path))
-    problems = [f"{key}: no such key" for key in experiment.keys() - KEYS]
+    problems = [f"{key}: unknown key" for key in experiment.keys() - KEYS]
     problems += [f"{key} is missing" for key in sorted(NEEDED - experiment.keys())]
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
@@ -119,7 +121,7 @@ def read_experiment(path: Path) -> tuple[dict, list[Arm]]:
     for arm in arms:
         found = validate(arm.settings)[1] + check_recipe(arm.data)
         if arm.weights_of and arm.weights_of not in {other.label for other in arms if not other.weights_of}:
-            found.append(f"weights_of: {arm.weights_of!r} is no arm that learns weights")
+            found.append(f"weights_of: {arm.weights_of!r} is not an arm that learns weights")
         problems += [f"{path}, {arm.label}: {problem}" for problem in found]
     if problems:
         raise ConfigError(problems)
@@ -127,13 +129,13 @@ def read_experiment(path: Path) -> tuple[dict, list[Arm]]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# running
+# Running
 
 
 def prepare(arm: Arm, seed: int, source: Path | None, root: Path, x_init: Path | None = None) -> Path:
-    """The run's folder, with its settings in train.yaml; its data are made where they are not there yet.
+    """The run's folder, with its settings in train.yaml. The data are written if they do not exist yet.
 
-    x_init: the folder of the run whose weights it trains on.
+    x_init: folder of the run whose final weights this run uses.
     """
     data = make(arm.data, seed, source, root / "data")
     train = "mixed/train_mixed.json" if arm.settings.get("weights") == "sample" else "train_*.json"
@@ -159,7 +161,7 @@ def finished(folder: Path) -> bool:
 
 
 def run(folder: Path, commit: str) -> int:
-    """One run in a process of its own; the exit code of train_bilevel.py. made.json is written last."""
+    """Make one run, in its own process; return the exit code of train_bilevel.py. made.json is written last."""
     with (folder / "screen.txt").open("a") as screen:
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)
@@ -170,7 +172,7 @@ def run(folder: Path, commit: str) -> int:
     whole = (out / "weights.csv").exists()
     try:
         code = 0 if whole else train_bilevel.main(["--config", str(folder / "train.yaml"), "--output_dir", str(out)])
-    except Exception:  # the other runs go on; the table says that this one crashed
+    except Exception:  # the other runs continue; the table reports the crash
         traceback.print_exc()
         code = CRASHED
     if code in ENDS:
@@ -188,8 +190,8 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit, marked where code, settings or data have been changed since; "unknown" outside a clone."""
-    places = ["train_bilevel.py", "bilevel", "configs", "data_alpaca_0.5", "example/*.py"]
+    """The commit, with "-dirty" if code, settings or data have changed since; "unknown" outside a clone."""
+    places = ["train_bilevel.py", "bilevel", "configs", "data_alpaca_0.5", "example/experiments"]
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     if not name:
@@ -199,10 +201,10 @@ def commit() -> str:
 
 
 def run_all(folders: list[Path], jobs: int) -> None:
-    """Make what is not finished, `jobs` runs at a time, each in a process forked from one that has imported torch."""
+    """Make the unfinished runs, `jobs` at a time, each in a process forked from one that has imported torch."""
     wanted = [folder for folder in folders if not finished(folder)]
     if folders:
-        print(f"{len(folders)} runs, {len(folders) - len(wanted)} of them finished", flush=True)
+        print(f"{len(folders)} runs, {len(folders) - len(wanted)} of them already finished", flush=True)
     if not wanted:
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slower on several threads
@@ -220,25 +222,37 @@ def run_all(folders: list[Path], jobs: int) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# main
+# Main
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="+", type=Path, metavar="YAML", help="files of configs/experiments/")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of every arm [3]")
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        type=Path,
+        metavar="YAML",
+        help="experiment files, such as those in configs/experiments/",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs per arm [3]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core [1]")
-    parser.add_argument("--source", type=Path, help="the records, where an experiment wants a file of yours")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs/experiments", help="data and runs [%(default)s]")
-    parser.add_argument("--results", type=Path, default=HERE, help="tables, figures and RESULTS.md [%(default)s]")
-    parser.add_argument("--max_steps", type=int, help="shorter runs, to try things out; give --results as well")
+    parser.add_argument("--source", type=Path, help="Alpaca-format file, for experiments that need one from you")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "outputs/experiments", help="folder for data and runs [%(default)s]"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=EXAMPLE, help="folder for results/ and RESULTS.md [%(default)s]"
+    )
+    parser.add_argument("--max_steps", type=int, help="limit of the steps, for a quick try; also give --results")
     args = parser.parse_args(argv)
     try:
         todo = [(path, *read_experiment(path)) for path in args.experiments]
-        if args.max_steps and args.results == HERE:
-            raise UserError("--max_steps makes other runs than the published ones: give another folder with --results")
+        if args.max_steps and args.results == EXAMPLE:
+            raise UserError(
+                "--max_steps: short runs must not replace the published results; give another folder with --results"
+            )
         if needing := [path.name for path, experiment, _ in todo if experiment.get("source") and not args.source]:
-            raise UserError(f"{', '.join(needing)}: give the Alpaca-format file that it trains on with --source FILE")
+            raise UserError(f"{', '.join(needing)}: give the Alpaca-format training data with --source FILE")
         from experiment_results import write_results
 
         for path, experiment, arms in todo:

@@ -30,7 +30,7 @@ from zero_common import (
     zero_copy,
 )
 
-from bilevel.data.samples import Batch
+from bilevel.data.batches import Batch
 from bilevel.model.lisa import Layers
 from bilevel.model.zero_copy import ZeroCopy, load_copies
 from bilevel.processes import World
@@ -87,7 +87,7 @@ class Pair:
         return [samples.batch(ids, budget(self.world), self.world) for samples in (TRAIN, VALIDATION)]
 
     def step(self, step: int) -> None:
-        penalty_step(**self.copies, x=self.x, **dict(zip(PARTS, self.batches(step), strict=True)), **NUMBERS)
+        penalty_step(**self.copies, weights=self.x, **dict(zip(PARTS, self.batches(step), strict=True)), **NUMBERS)
         self.x.step(0.1)
 
     def bad_step(self, what: str) -> NonFiniteLoss | None:
@@ -100,7 +100,7 @@ class Pair:
             else:
                 w.losses = functools.partial(lambda losses, *a: InfiniteGradient.apply(losses(*a)), w.losses)
         try:
-            penalty_step(**self.copies, x=self.x, train=train, validation=validation, **NUMBERS)
+            penalty_step(**self.copies, weights=self.x, train=train, validation=validation, **NUMBERS)
         except NonFiniteLoss as error:
             return error
         finally:

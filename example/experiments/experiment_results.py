@@ -1,14 +1,14 @@
-"""From the runs of an experiment to its table, its curves and its section of RESULTS.md.
+"""Turn the runs of an experiment into its table, its curves and its section of RESULTS.md.
 
-    python example/experiment_results.py            writes RESULTS.md again from example/results/*.csv
+    python example/experiments/experiment_results.py            rewrites RESULTS.md from example/results/*.csv
 
-<name>.csv has a row per run: arm, the values its grid chose, seed, status, then what was measured:
+<name>.csv has a row per run: arm, its grid values, seed, status, and these measurements:
 
-    step                steps made
-    weight/<source>     final share of the source's weight
-    bad_weight          per-sample runs: mean c_i of the corrupted records (of all records: 1)
-    lead                weight of the first source of the table over the largest other weight
-    spearman            rank correlation of the sources' weights with their share of sound records
+    step                number of steps
+    weight/<source>     final share of the source in the weights
+    bad_weight          per-sample runs: mean c_i of the corrupted records (the mean of all records is 1)
+    lead                weight of the first source divided by the largest other weight
+    spearman            rank correlation of the sources' weights with their fraction of clean records
     roc_auc, test_loss_w, test_loss_u       as in metrics.csv, at the last step
     commit, machine, cpu_seconds
 
@@ -24,7 +24,8 @@ import yaml
 from experiment_data import bad_shares
 
 HERE = Path(__file__).resolve().parent
-EXPERIMENTS = HERE.parent / "configs" / "experiments"
+EXAMPLE = HERE.parent
+EXPERIMENTS = EXAMPLE.parent / "configs" / "experiments"
 CURVE_POINTS = 40
 NAMES = {
     "roc_auc": "ROC area",
@@ -35,11 +36,11 @@ NAMES = {
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# tables
+# Tables
 
 
 def row_of(arm, seed: int, folder: Path) -> dict:
-    """A finished run's row."""
+    """The table row of a finished run."""
     made = json.loads((folder / "made.json").read_text())
     metrics = pd.read_csv(folder / "run" / "metrics.csv")
     last = metrics.iloc[-1]
@@ -64,7 +65,7 @@ def row_of(arm, seed: int, folder: Path) -> dict:
 
 
 def curves_of(arm, seed: int, folder: Path) -> pd.DataFrame:
-    """arm, grid values, seed, step, source, weight: the run's weights at about CURVE_POINTS steps and the last."""
+    """The run's weights at about CURVE_POINTS steps and the last one: arm, grid values, seed, step, source, weight."""
     metrics = pd.read_csv(folder / "run" / "metrics.csv").set_index("step")
     metrics = metrics[[key for key in metrics if key.startswith("weight/")]]
     metrics.columns = metrics.columns.str.removeprefix("weight/")
@@ -75,12 +76,12 @@ def curves_of(arm, seed: int, folder: Path) -> pd.DataFrame:
 
 
 def write_results(results: Path, config: Path, runs: list, folders: list[Path]) -> None:
-    """The experiment's files under results, of the runs that are finished, and RESULTS.md."""
+    """Write the table, curves and figure of the finished runs under results, and RESULTS.md."""
     from plot_experiment import draw
 
     done = [(arm, seed, folder) for (arm, seed), folder in zip(runs, folders, strict=True) if finished(folder)]
     if len(done) < len(runs):
-        print(f"{config.stem}: {len(runs) - len(done)} runs are not finished and not in the results", file=sys.stderr)
+        print(f"{config.stem}: {len(runs) - len(done)} unfinished runs are left out of the results", file=sys.stderr)
     if not done:
         return
     tables = results / "results"
@@ -107,7 +108,7 @@ def finished(folder: Path) -> bool:
 
 
 def page(results: Path, experiments: Path = EXPERIMENTS) -> str:
-    """RESULTS.md: a section for every experiment that has a table, in the order of their names."""
+    """Text of RESULTS.md: a section for each experiment that has a table, ordered by name."""
     sections = [
         section(yaml.safe_load(config.read_text(encoding="utf-8")), config.stem, results / "results")
         for config in sorted(experiments.glob("*.yaml"))
@@ -117,20 +118,19 @@ def page(results: Path, experiments: Path = EXPERIMENTS) -> str:
 
 
 def section(experiment: dict, name: str, tables: Path) -> str:
-    """Question, command, figure, what was measured, whether it shows what it must, what follows."""
-    table = pd.read_csv(tables / f"{name}.csv", dtype={"commit": str})  # "12e4567" is no number
+    """An experiment's section: question, command, figure, measurements, verdicts on its claims, conclusion."""
+    table = pd.read_csv(tables / f"{name}.csv", dtype={"commit": str})  # "12e4567" is not a number
     seeds, minutes = table["seed"].nunique(), table["cpu_seconds"].sum() / 60
     source = " --source alpaca_data.json" if experiment.get("source") else ""
     lines = [f"\n## {experiment['title']}\n", experiment["question"].strip() + "\n"]
-    lines += [f"```bash\npython example/experiment.py configs/experiments/{name}.yaml --seeds {seeds}{source}\n```\n"]
+    command = f"python example/experiments/experiment.py configs/experiments/{name}.yaml --seeds {seeds}{source}"
+    lines += [f"```bash\n{command}\n```\n"]
     lines += [
         f"{len(table)} runs, {minutes:.0f} CPU minutes in all, the longest {table['cpu_seconds'].max():.0f} s; "
         f"commit {', '.join(sorted(table['commit'].unique()))}; {'; '.join(table['machine'].unique())}.\n"
     ]
     if stopped := (table["status"] != "done").sum():
-        lines += [
-            f"{stopped} of the runs stopped or crashed before their last step; the table holds how far they came.\n"
-        ]
+        lines += [f"{stopped} of the runs stopped or crashed before their last step; the table has their last state.\n"]
     lines += [f"![{experiment['title']}](results/{name}.png)\n", summary(experiment, table) + "\n"]
     lines += [f"- {verdict(table, claim)}" for claim in experiment.get("shows", [])]
     lines += ["", experiment["reading"].strip(), ""] if "reading" in experiment else [""]
@@ -138,12 +138,12 @@ def section(experiment: dict, name: str, tables: Path) -> str:
 
 
 def columns_of_grid(table: pd.DataFrame) -> list[str]:
-    """The columns between arm and seed."""
+    """The grid columns: those between arm and seed."""
     return list(table.columns[1 : table.columns.get_loc("seed")])
 
 
 def summary(experiment: dict, table: pd.DataFrame) -> str:
-    """A row per arm and grid value: median and range over the seeds of every measure."""
+    """Markdown table with a row per arm and grid value: median and range over the seeds of every measure."""
     grid = columns_of_grid(table)
     measures = [measure for measure in experiment["measures"] if measure in table]
     heads = ["arm", *grid, *(title(measure) for measure in measures)]
@@ -156,7 +156,7 @@ def summary(experiment: dict, table: pd.DataFrame) -> str:
 
 
 def spread(values: pd.Series) -> str:
-    """median (smallest to largest)."""
+    """The text `median (smallest to largest)`."""
     if values.empty:
         return ""
     low, middle, high = (f"{value:.4f}" for value in (values.min(), values.median(), values.max()))
@@ -168,7 +168,7 @@ def title(measure: str) -> str:
 
 
 def verdict(table: pd.DataFrame, claim: dict) -> str:
-    """A claim of the YAML, {says, measure, at_least | at_most, arm, where}, beside the runs that meet it."""
+    """How many runs meet a claim of the YAML file, {says, measure, at_least | at_most, arm, where}."""
     rows = table[table["arm"] == claim["arm"]]
     for column, values in claim.get("where", {}).items():
         rows = rows[rows[column].isin(values)]
@@ -179,4 +179,4 @@ def verdict(table: pd.DataFrame, claim: dict) -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "RESULTS.md").write_text(page(HERE), encoding="utf-8")
+    (EXAMPLE / "RESULTS.md").write_text(page(EXAMPLE), encoding="utf-8")

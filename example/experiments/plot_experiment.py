@@ -1,31 +1,34 @@
 #!/usr/bin/env python
-"""Draw an experiment's figure from its table: one idea, seeds as bands or dots, lines labelled where they end.
+"""Draw an experiment's figure from its table, with seeds as bands or dots and labels at the ends of lines.
 
-    python example/plot_experiment.py configs/experiments/a_two_time_scales.yaml
+    python example/experiments/plot_experiment.py configs/experiments/a_two_time_scales.yaml
 
-The YAML's `figure` says which kind it is; every kind may have a title, x_label and y_label:
+`figure` in the YAML file chooses the kind. Every kind accepts title, x_label and y_label:
 
-    {kind: curves, source: train_noisy, arms: [...]}        the source's weight against steps, a line per arm
-    {kind: lines, x: corruption_rate, y: roc_auc, by: corruption}    a measure against a grid's value
-    {kind: panels, y: weight/train_noisy}                    the same, a panel for each arm with a grid of one setting
-    {kind: sources, arms: [...]}                             the final weight of every source, a dot per seed
-    {kind: arms, y: roc_auc, x_limits: [0, 1]}               a measure for every arm, a dot per seed
+    {kind: curves, source: train_noisy, arms: [...]}        weight of the source over steps, a line per arm
+    {kind: lines, x: corruption_rate, y: roc_auc, by: corruption}    a measure over the values of a grid
+    {kind: panels, y: weight/train_noisy}                    the same, a panel per arm that has a grid of one setting
+    {kind: sources, arms: [...]}                             final weight of each source, a dot per seed
+    {kind: arms, y: roc_auc, x_limits: [0, 1]}               a measure of each arm, a dot per seed
 """
 
 import sys
 from pathlib import Path
 
-import pandas as pd
-import yaml
-from experiment_results import columns_of_grid, title
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from plot_demo import COLOURS, LOOK, MARKERS
+EXAMPLE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(EXAMPLE))
+
+import pandas as pd  # noqa: E402
+import yaml  # noqa: E402
+from experiment_results import columns_of_grid, title  # noqa: E402
+from matplotlib import rc_context  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from plot_demo import COLOURS, LOOK, MARKERS  # noqa: E402
 
 
 def draw(spec: dict, table: Path) -> None:
-    """The picture beside the table, with its name."""
+    """Draw the figure and save it beside the table, under the same name."""
     kinds = {"curves": curves, "lines": lines, "panels": panels, "sources": sources, "arms": arms}
     with rc_context(LOOK):
         figure = kinds[spec["kind"]](spec, table)
@@ -34,7 +37,7 @@ def draw(spec: dict, table: Path) -> None:
 
 
 def band(axes: Axes, rows: pd.DataFrame, x: str, y: str, number: int, label: str) -> None:
-    """Median over the seeds as a line, smallest to largest as a band, the label at the line's end."""
+    """Draw the median over the seeds as a line, the range as a band, and the label at the end of the line."""
     found = rows.groupby(x)[y].agg(["min", "median", "max"]).dropna()
     if found.empty:
         return
@@ -47,7 +50,7 @@ def band(axes: Axes, rows: pd.DataFrame, x: str, y: str, number: int, label: str
 
 
 def spread_labels(axes: Axes) -> None:
-    """Move the labels at the lines' ends apart, in points, keeping their order; the axes have their final limits."""
+    """Move overlapping labels apart, keeping their order. Call it when the axes have their final limits."""
     texts = [text for text in axes.texts if text.get_text()]
     height = 11.5
     place = {text: axes.transData.transform(text.xy)[1] * 72 / axes.figure.dpi for text in texts}
@@ -170,4 +173,4 @@ if __name__ == "__main__":
     for argument in sys.argv[1:]:
         config = Path(argument)
         picture = yaml.safe_load(config.read_text(encoding="utf-8"))["figure"]
-        draw(picture, Path(__file__).resolve().parent / "results" / f"{config.stem}.csv")
+        draw(picture, EXAMPLE / "results" / f"{config.stem}.csv")

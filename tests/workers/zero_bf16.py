@@ -21,7 +21,8 @@ from zero_common import (
     zero_copy,
 )
 
-from bilevel.data.samples import Batch, Samples, load_samples
+from bilevel.data.batches import Batch
+from bilevel.data.samples import Samples, load_samples
 from bilevel.data.tokenise import Tokeniser
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa

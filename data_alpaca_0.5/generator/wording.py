@@ -1,4 +1,4 @@
-"""What the task files share: phrasing a question, small word lists, number formats."""
+"""Helpers of the tasks_*.py files: phrasing of questions, word lists, number formats."""
 
 import random
 
@@ -20,7 +20,7 @@ MONTHS = [
 
 
 def ask(rng: random.Random, templates: list[str], text: str = "", **fields: object) -> tuple[str, str]:
-    """Pick one phrasing; `text` goes where the phrasing has {text}, else into the record's input."""
+    """Pick a phrasing. `text` replaces {text} in it; without {text}, it becomes the record's input."""
     template = rng.choice(templates)
     if "{text}" in template:
         return template.format(text=text, **fields), ""
@@ -33,12 +33,12 @@ def person(rng: random.Random) -> str:
 
 
 def a_or_an(word: str) -> str:
-    """The word with its article; by spelling, so only for words such as those in our lists."""
+    """The word with its article, chosen by spelling; correct for the words in our lists."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def join_and(items: list[str]) -> str:
-    """Two or more items as in `a, b and c`."""
+    """Two or more items joined as in `a, b and c`."""
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
@@ -48,5 +48,5 @@ def capital(text: str) -> str:
 
 
 def clock(minutes: int) -> str:
-    """Minutes after midnight as HH:MM, wrapping at midnight."""
+    """Minutes after midnight as HH:MM; 24:00 becomes 00:00."""
     return f"{minutes // 60 % 24:02d}:{minutes % 60:02d}"

@@ -1,18 +1,19 @@
-"""The data of an experiment's runs, made from a recipe: which records, from which tasks, corrupted how, how many.
+"""Make the data of an experiment's runs from a recipe: how many records, of which tasks, corrupted how.
 
-A recipe has one of two forms. The first is process.py's split of the first `records` records in a seeded order:
+A recipe has one of two forms. The first shuffles the records by the seed and lets process.py split the first `records`:
 
     {records: 1200, corruption: words, corruption_rate: 0.3, val_fraction: 0.25, test_fraction: 0.1}
 
-with `corruption: none` for a control that marks records and leaves them as they are, and `validation: corrupted` for
-one whose validation records are corrupted as well. The second names every source:
+There are two controls: `corruption: none` marks records as noisy without changing them, and `validation: corrupted`
+also corrupts the validation records. The second form names every source:
 
     {train: {train_clean: {records: 400}, train_noisy: {records: 400, bad: 1}}, val: {records: 256, tasks: [plural]}}
 
-A part takes its records in turn from the seeded order, so no two share one; `tasks` keeps to these kinds of task, and
-the share `bad` (default 0) of its records is corrupted, by `corruption` (empty). Both forms write train_<source>.json,
-val.json, test.json and mixed/train_mixed.json, as process.py does. Records are the shipped ones, those of a --source
-file, or (`language_pairs: N`) N questions of two_languages.py in English and in German.
+The parts take their records one after the other from the shuffled order, so no two parts share a record. `tasks` limits
+a part to these kinds of task. The fraction `bad` (default 0) of its records is corrupted by `corruption` (default
+empty). Both forms write train_<source>.json, val.json, test.json and mixed/train_mixed.json, as process.py does. The
+records are the shipped ones, those of a --source file, or, with `language_pairs: N`, N questions of two_languages.py in
+English and in German.
 """
 
 import json
@@ -20,14 +21,12 @@ import random
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-SHIPPED = HERE.parent / "data_alpaca_0.5"
+SHIPPED = Path(__file__).resolve().parents[2] / "data_alpaca_0.5"
 sys.path.insert(0, str(SHIPPED))
 
-import dataset_files  # noqa: E402  (data_alpaca_0.5/ is a folder of scripts and no package)
-import process  # noqa: E402
-import two_languages  # noqa: E402
-from dataset_files import FILES, Record, as_lines, load, sha256  # noqa: E402
+import process  # noqa: E402  (data_alpaca_0.5/ is a folder of scripts, not a package)
+from generator import dataset_files, two_languages  # noqa: E402
+from generator.dataset_files import FILES, Record, as_lines, load, sha256  # noqa: E402
 
 PART_KEYS = {"records", "tasks", "bad", "corruption"}
 SPLIT_KEYS = {"records", "corruption", "corruption_rate", "val_fraction", "test_fraction", "validation"}
@@ -36,7 +35,7 @@ process.CORRUPTIONS["none"] = lambda record, rng, records: record["output"]
 
 
 def check_recipe(recipe: dict) -> list[str]:
-    """What is wrong with a recipe, in words; nothing is read."""
+    """Messages about everything that is wrong with a recipe. Reads no data."""
     recipe = {key: value for key, value in recipe.items() if key != "language_pairs"}
     if "train" not in recipe:
         missing = {"records", "corruption", "corruption_rate"} - recipe.keys()
@@ -55,14 +54,14 @@ def check_recipe(recipe: dict) -> list[str]:
 
 
 def bad_shares(recipe: dict) -> dict[str, float]:
-    """The corrupted share of every source."""
+    """The fraction of corrupted records in each source."""
     if "train" not in recipe:
         return {"train_clean": 0.0, "train_noisy": 1.0}
     return {name: float(part.get("bad", 0)) for name, part in recipe["train"].items()}
 
 
 def make(recipe: dict, seed: int, source: Path | None, root: Path) -> Path:
-    """The folder of this recipe's data under root, written unless it is there. Raises process.UserError."""
+    """The folder with this recipe's data under root, written if it does not exist. Raises process.UserError."""
     records, digest = load(str(source or dataset_files.SHIPPED), root)
     key = json.dumps([recipe, seed, digest], sort_keys=True)
     folder = root / sha256(key.encode())[:12]
@@ -76,7 +75,7 @@ def make(recipe: dict, seed: int, source: Path | None, root: Path) -> Path:
 
 
 def build(recipe: dict, seed: int, records: list[Record]) -> dict[str, list[Record]]:
-    """The records of every file, by its name."""
+    """The records of each file, by file name."""
     records = two_languages.pairs(recipe["language_pairs"], seed) if "language_pairs" in recipe else records[:]
     random.Random(f"{seed} experiment").shuffle(records)
     if "train" in recipe:
@@ -90,7 +89,7 @@ def build(recipe: dict, seed: int, records: list[Record]) -> dict[str, list[Reco
 
 
 def sources(recipe: dict, seed: int, records: list[Record]) -> dict[str, list[Record]]:
-    """The files of a recipe that names its sources; validation and test come first, so that they stay as they are."""
+    """The files of a recipe that names its sources. Test and validation records are taken first."""
     parts = {name: recipe[name] for name in ("test", "val")} | recipe["train"]
     files: dict[str, list[Record]] = {}
     taken: set[int] = set()
@@ -112,12 +111,12 @@ def sources(recipe: dict, seed: int, records: list[Record]) -> dict[str, list[Re
 
 
 def corrupted(records: list[Record], kind: str, rng: random.Random) -> list[Record]:
-    """The records, marked, with a corrupted output each."""
+    """The records with corrupted outputs, marked is_noisy."""
     return [r | {"output": process.CORRUPTIONS[kind](r, rng, records), "is_noisy": True} for r in records]
 
 
 def enough(records: list, n: int, name: str) -> list:
-    """The first n records; UserError where there are fewer."""
+    """The first n records. Raises process.UserError if there are fewer."""
     if len(records) < n:
-        raise process.UserError(f"{name}: {n} records are wanted and {len(records)} are left")
+        raise process.UserError(f"{name}: the recipe wants {n} records, but only {len(records)} are left")
     return records[:n]

@@ -1,0 +1,122 @@
+"""A global batch of samples, cut into micro-batches of similar length for the processes of a run."""
+
+import dataclasses
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from bilevel.data.tokenise import IGNORE
+from bilevel.processes import World
+
+
+@dataclasses.dataclass
+class MicroBatch:
+    """Rows of similar length, right-padded; position t of a row predicts targets[t].
+
+    input_ids (B, T) int64; targets (B, T) int64, IGNORE where no loss is taken; sample_ids (B,) int64; places (B,)
+    int64, where the row stands in its global batch, or -1 for a row that only fills up this rank's share; counts (B,)
+    float64, how many drawn samples the row stands for (bilevel.weights.sampling), 0 for a row that only fills up.
+    """
+
+    input_ids: torch.Tensor
+    targets: torch.Tensor
+    sample_ids: torch.Tensor
+    places: torch.Tensor
+    counts: torch.Tensor
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Move what the model reads; the rest stays on the CPU, where x is."""
+        return dataclasses.replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
+
+
+@dataclasses.dataclass
+class Batch:
+    """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches.
+
+    counts (n,) float64: how many drawn samples each stands for (bilevel.weights.sampling); drawn: how many were drawn,
+    |B|. Unless samples are left out, counts are 1 and drawn is n.
+    """
+
+    sample_ids: torch.Tensor
+    micro_batches: list[MicroBatch]
+    counts: torch.Tensor
+    drawn: int
+
+    def mean(self, values: torch.Tensor) -> float:
+        """Mean of values (n,), each weighted by its count; NaN if no sample is computed."""
+        return float((self.counts * values).sum() / self.counts.sum())
+
+    def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
+        """The losses (B,) of every rank's micro-batches in the batch's order: (n,) on the CPU, equal on all ranks."""
+        whole = torch.zeros(len(self.sample_ids), dtype=losses[0].dtype)
+        for batch, loss in zip(self.micro_batches, losses, strict=True):
+            real = batch.places >= 0
+            whole[batch.places[real]] = loss.detach().cpu()[real]
+        return world.sum(whole)
+
+
+Rows: TypeAlias = dict[str, list[list[int]]]  # input_ids and labels of each row
+NO_ROWS: Rows = {"input_ids": [], "labels": []}
+
+
+def make_micro_batches(
+    rows: Rows, sample_ids: torch.Tensor, counts: torch.Tensor, token_budget: int, world: World
+) -> list[MicroBatch]:
+    """Sort the rows of a batch by length, deal them to the ranks in turn, and cut this rank's share.
+
+    Every rank gets as many micro-batches of as many rows, whatever the batch: the cuts are those of the longest share,
+    and rows without targets fill up the others. A micro-batch holds at most token_budget padded tokens, or one row.
+    Without any row there is one micro-batch, whose only row fills up. counts (n,) as in Batch.
+    """
+    if not len(sample_ids):
+        none = torch.zeros(1, dtype=torch.int64)
+        return [_pad(rows, np.array([-1]), none, none.double())]
+    # The last token predicts nothing, so a row of n tokens has n - 1 inputs.
+    lengths = np.array([len(ids) - 1 for ids in rows["input_ids"]])
+    order = np.argsort(-lengths, kind="stable")
+    filled = np.pad(order, (0, -len(order) % world.size), constant_values=-1)
+    shares = filled.reshape(-1, world.size)
+    return [
+        _pad(rows, shares[start:end, world.rank], sample_ids, counts)
+        for start, end in cuts(lengths[shares[:, 0]], token_budget)
+    ]
+
+
+def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
+    """Where to cut rows of falling lengths (n,) into micro-batches: [start, end) each, the longest row first.
+
+    These are the cheapest cuts if a micro-batch costs its padded tokens and, for its own overhead, a 32nd of the
+    budget, and holds at most token_budget padded tokens (or one row). Found by dynamic programming over the last cut.
+    """
+    n, overhead = len(lengths), token_budget / 32
+    cost, previous = np.zeros(n + 1), np.zeros(n + 1, dtype=int)
+    for end in range(1, n + 1):
+        starts = np.arange(end)
+        tokens = (end - starts) * lengths[:end]
+        total = cost[:end] + tokens + overhead
+        total[(tokens > token_budget) & (starts < end - 1)] = np.inf
+        previous[end] = total.argmin()
+        cost[end] = total[previous[end]]
+    found, end = [], n
+    while end:
+        found.append((int(previous[end]), end))
+        end = int(previous[end])
+    return found[::-1]
+
+
+def _pad(rows: Rows, places: np.ndarray, sample_ids: torch.Tensor, counts: torch.Tensor) -> MicroBatch:
+    """The rows at these places of the batch; -1 is a row of one token and no target."""
+    width = max((len(rows["input_ids"][i]) - 1 for i in places if i >= 0), default=1)
+    input_ids = np.zeros((len(places), width), dtype=np.int64)
+    targets = np.full((len(places), width), IGNORE, dtype=np.int64)
+    for row, i in enumerate(places):
+        if i >= 0:
+            ids, labels = rows["input_ids"][i], rows["labels"][i]
+            input_ids[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = labels[1:]
+    where = torch.from_numpy(places)
+    at = where.clamp_min(0)
+    return MicroBatch(
+        torch.from_numpy(input_ids), torch.from_numpy(targets), sample_ids[at], where, counts[at] * (where >= 0)
+    )

@@ -1,0 +1,88 @@
+"""A new model from the numbers in model_config: its configuration, its tokenizer, its random weights."""
+
+import difflib
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+import torch
+import transformers
+
+from bilevel.data.cache import say_unusable
+from bilevel.errors import UserError, short
+from bilevel.files import cache_folder, whole_file
+
+if TYPE_CHECKING:  # importing datasets takes a second, and model_config is checked before it is needed
+    import datasets
+
+EOS = "<|endoftext|>"
+TOKENIZER_VERSION = 1  # part of the cache key; raise it when the same rows give another tokenizer
+_LONG_WORD = re.compile(r"\s{1000}|\S{1000}")
+
+
+def new_shape(model_config: dict[str, Any]) -> transformers.PretrainedConfig:
+    """The configuration that these numbers describe. Raises UserError."""
+    numbers = dict(model_config)
+    kind = numbers.pop("model_type")
+    if str(kind) not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "two that it knows are gpt2 and llama"
+        raise UserError(f"model_config: transformers does not know the model_type {short(kind)}; {hint}")
+    try:
+        return transformers.AutoConfig.for_model(kind, **numbers)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model_config: {error}") from None
+
+
+def new_tokenizer(rows: "list[datasets.Dataset]", vocab_size: int) -> transformers.PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer trained on the texts of all rows, or read from the cache."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_byte_bpe(rows, vocab_size),
+        eos_token=EOS,
+        bos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(
+    config: transformers.PretrainedConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    attn_implementation: str | None,
+    seed: int,
+) -> torch.nn.Module:
+    """A model in fp32 with random weights drawn from the seed. The tokenizer's BOS and EOS are written into config."""
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+
+
+def _byte_bpe(rows: "list[datasets.Dataset]", vocab_size: int) -> tokenizers.Tokenizer:
+    """The trained BPE. Its cache key consists of the rows, the vocabulary size and the versions."""
+    parts = [table._fingerprint for table in rows] + [vocab_size, TOKENIZER_VERSION, tokenizers.__version__]
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    file = cache_folder() / "tokenizers" / f"{key}.json"
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception:  # the file is missing or incomplete; tokenizers raises no narrower error
+        pass
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(_texts(rows), vocab_size=vocab_size, special_tokens=[EOS], show_progress=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as new:
+            new.write_text(bpe._tokenizer.to_str(pretty=True), encoding="utf-8")
+    except OSError as error:
+        say_unusable(error)
+    return bpe._tokenizer
+
+
+def _texts(rows: "list[datasets.Dataset]") -> Iterator[str]:
+    """Texts for the tokenizer, with words cut to 1,000 characters: BPE training is quadratic in a word's length."""
+    for table in rows:
+        for batch in table.select_columns("contents").iter(1000):
+            for text in itertools.chain.from_iterable(batch["contents"]):
+                yield from re.findall(r"\s{0,1000}\S{0,1000}", text) if _LONG_WORD.search(text) else [text]

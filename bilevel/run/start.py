@@ -1,0 +1,70 @@
+"""The start of a run, before heavy imports: --help, a dry run, and mistakes in settings, files and model shape."""
+
+import logging
+import math
+import os
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+from bilevel.errors import UserError
+from bilevel.run.interrupt import watch_launcher
+from bilevel.run.preflight import check_files, check_shape
+from bilevel.settings.command_line import load_settings
+from bilevel.settings.fields import Settings, dump
+
+Files: TypeAlias = dict[str, list[Path]]  # those of train, val and test
+
+
+def start(argv: list[str]) -> tuple[Settings, Files] | int:
+    """The checked settings and data files of a run; an exit code if all has been said: 0 dry run, 2 a mistake.
+
+    A wrong shape of the model is found here as well: a second is spent on it, and several on what comes after.
+    """
+    try:
+        settings, dry_run = load_settings(argv)
+        watch_launcher()
+        files = check_files(settings)
+        if dry_run:
+            print(dump(settings), end="")
+            if settings.backend == "deepspeed" or settings.gpu_memory_gib:
+                print(textwrap.indent(_memory_report(settings), "# ", lambda _: True))
+            return 0
+        quiet_libraries()
+        from bilevel.model.loading import model_shape
+
+        check_shape(settings, model_shape(settings))
+    except UserError as error:
+        return refuse(error)
+    return settings, files
+
+
+def refuse(error: UserError) -> int:
+    """Say what is wrong, once for all processes; the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and warnings of third-party packages. To be called before they are imported elsewhere."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # on all cores; when set, it gives no warning at a fork
+    import torch
+    import transformers
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns without it
+    warnings.filterwarnings("ignore", category=FutureWarning)  # about names that deepspeed and transformers use
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _memory_report(settings: Settings) -> str:
+    quiet_libraries()
+    from bilevel.memory.plan import memory_report
+
+    processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return memory_report(settings, processes, hosts=math.ceil(processes / on_host))

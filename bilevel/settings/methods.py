@@ -1,0 +1,51 @@
+"""The methods, a row each: what runs in a step or gives the scores, and what that needs.
+
+A method that trains while the weights are learned or stay has a step, a module of bilevel.step with a function `step`.
+A baseline has a score, a function that gives every training sample a number (bilevel.baselines.scores). They are named
+here, and imported when a run starts, so that settings can be checked in no time.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method. place: module and name of its step or score function."""
+
+    place: str
+    copies: tuple[str, ...] = ()  # names of the model copies that train; a score makes models as it needs them
+    learned: bool = False  # x is learned while the copies train
+    validation: bool = True  # reads validation data
+    one_process: bool = False  # needs backend=torch: it reads gradients of single samples, or moves all parameters
+    whole_gradients: bool = False  # not with lisa_layers or gradient_checkpointing
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a step; otherwise it has a score."""
+        return bool(self.copies)
+
+    @property
+    def weights_stay(self) -> bool:
+        """Whether it trains on batches that are drawn in proportion to weights that stay (bilevel.weights.fixed)."""
+        return self.trains and not self.learned
+
+    def function(self) -> Callable:
+        """Its step or score function, imported now."""
+        module, _, name = self.place.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+METHODS = {
+    "f2sa": Method("bilevel.step.f2sa:step", copies=("u", "w"), learned=True),
+    "fixed": Method("bilevel.step.plain:step", copies=("w",), validation=False),
+    "uniform": Method("bilevel.baselines.scores:uniform_score"),
+    "loss": Method("bilevel.baselines.scores:loss_score"),
+    "perplexity": Method("bilevel.baselines.scores:perplexity_score"),
+    "rho": Method("bilevel.baselines.scores:rho_score"),
+    "influence": Method("bilevel.baselines.scores:influence_score", one_process=True, whole_gradients=True),
+    "ifd": Method("bilevel.baselines.scores:ifd_score"),
+    "align": Method("bilevel.step.align:step", copies=("w",), learned=True, one_process=True),
+    "oracle": Method("bilevel.baselines.scores:oracle_score"),
+}

@@ -1,0 +1,120 @@
+"""bilevel/data/cache.py: whatever has become of the cache, the rows and tokens are those of the files."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizer_kinds import tokenizer_of
+
+from bilevel.data import cache
+from bilevel.data.records import most_samples, read_rows
+from bilevel.data.samples import load_samples
+from bilevel.data.tokenise import Tokeniser
+from bilevel.errors import DataError
+
+Write = Callable[..., Path]
+RECORDS = [{"instruction": f"Question {i}?", "output": f"Answer {i}."} for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def load(file: Path) -> tuple[list, list]:
+    """The rows of a file and its tokens."""
+    assert most_samples(file, "auto") == len(RECORDS)
+    samples = load_samples([file], "auto", Tokeniser(tokenizer_of("gpt2"), 64, "response"))
+    return list(read_rows(file)), list(samples.tokens)
+
+
+def arrows(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.arrow"))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "without its end": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "200 bytes zeroed": lambda path: path.write_bytes(
+        path.read_bytes()[: (at := path.stat().st_size // 2)] + bytes(200) + path.read_bytes()[at + 200 :]
+    ),
+    "a bit turned": lambda path: path.write_bytes(path.read_bytes()[:-9] + b"\x7f" + path.read_bytes()[-8:]),
+    "a FIFO": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+@pytest.mark.parametrize("kind", ["rows", "tokens"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_made_anew_with_a_line(write: Write, own: Path, caplog, damage: str, kind: str):
+    file = write("a.json", RECORDS)
+    whole = load(file)
+    before = {path: path.read_bytes() for path in arrows(own)}
+    assert len(before) == 2 and not caplog.text
+    (damaged,) = [path for path in before if path.parts[-3] == kind]
+    DAMAGES[damage](damaged)
+    assert load(file) == whole and f"{damaged} in the cache" in caplog.text and "made anew" in caplog.text
+    assert {path: path.read_bytes() for path in arrows(own)} == before
+    caplog.clear()
+    assert load(file) == whole and not caplog.text
+
+
+def test_a_folder_in_the_place_of_a_file_is_done_without(write: Write, own: Path, caplog):
+    file = write("a.json", RECORDS)
+    whole = load(file)
+    for path in arrows(own):
+        path.unlink()
+        path.mkdir()
+    assert load(file) == whole and "going on without it, in memory" in caplog.text
+
+
+def test_what_others_have_put_into_the_cache_is_not_read_or_removed(write: Write, own: Path, caplog):
+    file = write("a.json", RECORDS)
+    whole = load(file)
+    others = [path.with_name(name) for path in arrows(own) for name in ("rows.arrow", "cache-1.arrow", "notes.txt")]
+    for path in others:
+        path.write_text("mine")
+    assert load(file) == whole and not caplog.text and all(path.read_text() == "mine" for path in others)
+
+
+@pytest.mark.parametrize("where", ["mkdir", "open", "write", "fsync", "rename"])
+def test_without_room_or_permission_the_run_goes_on(write: Write, own: Path, monkeypatch, caplog, where: str):
+    """Nothing half is left in the cache, and the next start with room writes it."""
+    file = write("a.json", RECORDS)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "write":
+            import datasets
+            import pyarrow
+
+            patch.setattr(pyarrow, "OSFile", full)
+            patch.setattr(datasets.arrow_dataset.shutil, "move", lambda new, to: full(os.unlink(new)))
+        elif where == "open":
+            patch.setattr(cache, "fresh_file", full)
+        else:
+            owner = {"mkdir": Path, "fsync": os, "rename": Path}[where]
+            patch.setattr(owner, where, full)
+        found = load(file)
+    assert "cannot be used" in caplog.text and "No space left on device" in caplog.text
+    assert not [path for path in own.rglob("*") if path.is_file()]
+    assert load(file) == found and len(arrows(own)) == 2
+
+
+def test_a_file_in_the_place_of_the_cache(write: Write, own: Path, caplog):
+    own.write_text("mine")
+    load(write("a.json", RECORDS))
+    assert own.read_text() == "mine" and f"the cache {own} cannot be used" in caplog.text
+
+
+def test_a_mistake_in_the_data_is_still_a_mistake(write: Write, own: Path):
+    with pytest.raises(DataError, match="record 1"):
+        read_rows(write("a.json", [RECORDS[0], {"output": 1}]))
+    assert not [path for path in own.rglob("*") if path.is_file()]

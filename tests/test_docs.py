@@ -1,0 +1,277 @@
+"""README.md, docs/ and example/comparison/README.md are true: tables are those of code and results, links and paths
+lead somewhere, and commands run."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from benchmarks import start, state, step
+from run_helpers import ROOT, SHIPPED, TINY, emptied
+from test_layout import FLOORS
+
+import bilevel
+
+SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
+    "checkpoint": "--millions 1 --repeats 1",
+    "compare": "--methods uniform,oracle --seeds 1 --max_steps 2 --max_new_tokens 2",
+    "oracle": "--seeds 1 --passes 24",
+    "report": "--records 200 --rounds 1",
+    "sampling": "--seeds 1 --max_steps 4",
+    "start": "--records 500 --rounds 1",
+    "state": "--sizes 1e4 1e6 --steps 5",
+    "step": "--models gpt2 --peers Trainer --rounds 2",
+    "tracker": "--pairs 1 --steps 4",
+}
+COMPARISON = ROOT / "example" / "comparison"
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The pages in the order in which README lists them: a command can use what the pages before it have made.
+LISTED = re.findall(r"\((docs/[\w-]+\.md)\)", README.split("## Documentation")[1].split("\n## ")[0])
+FOUND = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", *LISTED, *FOUND)}
+COMPARISON_PAGE = "example/comparison/README.md"
+PAGES[COMPARISON_PAGE] = (ROOT / COMPARISON_PAGE).read_text(encoding="utf-8")
+COSTS, BASELINES = PAGES["docs/costs.md"], PAGES["docs/baselines-and-comparison.md"]
+
+
+def top_folders() -> set[str]:
+    """Folders at the top that a clone has, and that are not hidden."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return folders - {name.rstrip("/") for name in ignored}
+
+
+def commands() -> list[str]:
+    """Every command of bash blocks and of inline code, page by page, except set-ups and test runs, which CI runs."""
+    found = []
+    for name, page in PAGES.items():
+        found += "\n".join(re.findall(r"```bash\n(.*?)```", page, flags=re.S)).splitlines()
+        if name != COMPARISON_PAGE:
+            found += [" ".join(c.split()) for c in re.findall(r"`(python [^`]+)`", page)]
+    return [c for c in dict.fromkeys(found) if "pip install" not in c and "pytest" not in c]
+
+
+def test_readme_lists_every_page_of_docs() -> None:
+    assert sorted(LISTED) == FOUND
+
+
+def test_pages_are_of_a_size_that_is_read() -> None:
+    assert len(README.encode()) <= 16_000
+    assert {name: page.count("\n") for name, page in PAGES.items() if page.count("\n") > 250} == {}
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert [name for name, page in PAGES.items() if "TO BE FILLED" in page] == []
+
+
+def test_settings_and_metrics_are_those_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    stale = [page for page, text in generate.PAGES.items() if PAGES[f"docs/{page}"] != text()]
+    assert not stale, "run `python docs/generate.py`"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# figures
+
+
+def test_the_benchmarks_figures_are_those_of_the_newest_run() -> None:
+    table = pd.read_csv(RESULTS / "state.csv")
+    assert state.markdown(table) in COSTS and table["machine"][0] in " ".join(COSTS.split())
+    assert start.markdown(pd.read_csv(RESULTS / "start.csv")) in COSTS
+    for file in RESULTS.glob("step_*.csv"):
+        assert step.markdown(pd.read_csv(file)) in COSTS, file
+
+
+COMPARISONS = [  # tables of example/comparison and what they are called there
+    {"words": "words", "empty": "empty"},
+    {"empty80": "empty, 80 %"},
+    {"small": "words, 96 trusted", "small_few": "words, 24 trusted", "small_empty": "empty, 96 trusted"},
+]
+
+
+def comparison_table(titles: dict[str, str], results: tuple[str, ...], gflop: bool = True) -> str:
+    """Methods by their results in each comparison, mean ± standard error, and what scoring took in the first."""
+    tables = [pd.read_csv(COMPARISON / f"{name}.csv", index_col="method") for name in titles]
+    columns = [(table, name) for table in tables for name in results]
+    names = " | ".join(name.replace("_", " ") for name in results)
+    heads = [f"{title}: {names}" for title in titles.values()] + ["GFLOP"] * gflop
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(columns) + 1 + gflop) + "|"]
+    for method in tables[0].index:
+        cells = [f"{table[name][method]:.2f} ± {table[f'{name}_se'][method]:.2f}" for table, name in columns]
+        cells += [f"{tables[0]['scoring_gflop'][method]:,.0f}"] * gflop
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("titles", COMPARISONS)
+def test_the_comparisons_are_those_of_their_tables(titles: dict[str, str]) -> None:
+    table = comparison_table(titles, ("test_loss", "exact_match", "clean_share"))
+    assert table in PAGES[COMPARISON_PAGE], table
+
+
+def test_the_comparison_in_short_is_that_of_its_tables() -> None:
+    table = comparison_table(COMPARISONS[0], ("test_loss", "exact_match"), gflop=False)
+    assert table in BASELINES, table
+
+
+def test_readmes_words_on_the_comparison_are_those_of_its_tables() -> None:
+    tables = [pd.read_csv(COMPARISON / f"{name}.csv", index_col="method")["exact_match"] for name in ("words", "empty")]
+    share = {method: [f"{100 * table[method]:.0f} %" for table in tables] for method in tables[0].index}
+    words, empty = share["f2sa"]
+    assert words == empty and f"answers {words} of the test questions for either fault" in " ".join(README.split())
+    filters = f"{' and '.join(share['loss'])}, and {' and '.join(share['rho'])}"
+    for said in (f"records alone {' and '.join(share['oracle'])}", f"Two common filters answer {filters}"):
+        assert said in " ".join(README.split()), said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the map, links and paths
+
+
+def test_the_map_is_that_of_the_package() -> None:
+    lines = [line for line in bilevel.__doc__.splitlines() if line.startswith("    ")]
+    assert "\n".join(lines) in README
+    mapped = [line.split()[0].removesuffix("/").removesuffix(".py") for line in lines]
+    assert sorted(mapped) == sorted(set().union(*FLOORS))
+
+
+def test_the_floors_are_those_that_the_layout_keeps() -> None:
+    floors = [f"{number:>2}  {', '.join(sorted(names))}" for number, names in enumerate(FLOORS, start=1)]
+    assert "\n".join(f"    {floor}" for floor in reversed(floors)) in PAGES["docs/contributing.md"]
+
+
+def test_the_tree_names_what_is_there() -> None:
+    tree = README.split("## The map")[1].split("\n## ")[0]
+    for path in ("run_F2SA.sh", "train_bilevel.py", *top_folders()):
+        assert (ROOT / path).exists() and path in tree, path
+
+
+def anchors(page: str) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_paths_and_modules_that_are_named_are_there(name: str) -> None:
+    """Paths below a folder of the repository, and dotted names of the package with what is in them."""
+    page, tops = PAGES[name], "|".join(map(re.escape, top_folders()))
+    for path in re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./-]*+(?![*<]))", page):
+        assert (ROOT / path.rstrip(".")).exists(), path
+    for dotted in re.findall(r"(?<![\w/.-])((?:bilevel|tests)(?:\.\w+)+)", page):
+        parts = dotted.split(".")
+        place, module = ROOT.joinpath(*parts), ROOT.joinpath(*parts[:-1]).with_suffix(".py")
+        there = place.is_dir() or place.with_suffix(".py").exists()
+        assert there or (module.exists() and re.search(rf"\b{parts[-1]}\b", module.read_text())), dotted
+
+
+def test_names_that_contributing_sends_to_are_there() -> None:
+    """`name` in `file.py`: the file has the name."""
+    page = PAGES["docs/contributing.md"]
+    found = re.findall(r"`([\w.]+)`(?: and `([\w.]+)`)? (?:in|of) `([\w/]+\.py)`", page)
+    assert len(found) >= 8
+    for first, second, file in found:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        for name in filter(None, f"{first}.{second}".split(".")):
+            assert re.search(rf"\b{name}\b", text), (name, file)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# commands
+
+
+def test_the_quick_start_and_the_tests_are_the_two_commands() -> None:
+    for command in ("bash run_F2SA.sh", "python -m pytest"):
+        assert f"```bash\npip install -r requirements.txt && {command}\n```" in README
+
+
+def test_flags_that_are_named_are_settings_or_options() -> None:
+    """Each `NAME=value bash run_F2SA.sh` names settings or the launcher's own words."""
+    from bilevel.settings.fields import FIELDS
+
+    own = set(re.findall(r"\b[A-Z][A-Z_]+\b", (ROOT / "run_F2SA.sh").read_text(encoding="utf-8"))) | {"data_dir"}
+    for command in commands():
+        for name in re.findall(r"(\w+)=\S+(?= .*run_F2SA\.sh)", command):
+            assert name in FIELDS or name in own, (name, command)
+
+
+def tracked() -> list[str]:
+    """What a clone of the working tree would hold."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [file for file in out.split("\n") if file and (ROOT / file).exists()]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone holds, in a folder of its own, and the files of the user whom README addresses."""
+    folder = tmp_path_factory.mktemp("clone")
+    for file in tracked():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+    noisy = emptied(SHIPPED[128:256])
+    mine = {"web": SHIPPED[:128], "forum": noisy, "mix": SHIPPED[:64] + noisy[:64], "trusted": SHIPPED[256:336]}
+    for name, records in (mine | {"heldout": SHIPPED[336:352]}).items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A folder with a very small GPT-2 and its tokenizer, in place of the one from the hub."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path / "gpt2"
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["some words"], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    shape = {key: value for key, value in TINY.items() if key != "model_type"} | {"n_positions": 512}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_runs(copy: Path, pretrained: Path) -> None:
+    """In order, in a clone, as they stand; the environment makes launched runs short and keeps them off the network."""
+    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    short = {"PATH": python, "max_steps": "2", "x_warmup_steps": "0", "eval_every": "100", "tracker": "none"}
+    assert len(commands()) >= 40
+    for command in commands():
+        if benchmark := re.search(r"tests\.benchmarks\.(\w+)|bilevel\.(compare)", command):
+            command += f" {SHORT[benchmark[1] or benchmark[2]]}"
+        if "configs/experiments/" in command:
+            command += " --seeds 1 --max_steps 2 --out outputs/short --results outputs/short"
+        model = {"model_name_or_path": str(pretrained)} if "gpt2.yaml" in command else {}
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=copy,
+            env=os.environ | short | model,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (copy / "curves.png").exists() and (copy / "my_data" / "mixed" / "train_mixed.json").exists()
