@@ -36,12 +36,13 @@ from bilevel.errors import ConfigError, TrainingStopped, UserError
 from bilevel.model.copies import make_copies, start_world
 from bilevel.model.loading import load_tokenizer, model_shape
 from bilevel.monitor.evaluation import evaluate
+from bilevel.monitor.findings import evidence_row
 from bilevel.monitor.metrics import MetricsLog
 from bilevel.report.command import report_on
 from bilevel.run.checkpoint import Checkpoints, restore
 from bilevel.run.ending import complete, is_written, keep_state, write_results
 from bilevel.run.folder import open_folder
-from bilevel.run.messages import describe, show, what_next
+from bilevel.run.messages import describe, report_evidence, show, what_next
 from bilevel.run.preflight import check_steps, too_large
 from bilevel.run.state import Row, Run, make_weights
 from bilevel.seeding import dropout_seed
@@ -178,10 +179,12 @@ def log_row(run: Run, metrics: MetricsLog, evaluating: bool, interrupt: Interrup
     row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(run.pool)} | run.row
     if not run.per_sample:
         row |= {f"weight/{name}": p for name, p in zip(run.train.sources, weights.p.tolist(), strict=True)}
+        row |= evidence_row(weights, run.train.sources)
     if evaluating:
         row |= evaluate(run.copies, weights, run.train, run.test, s.micro_batch_tokens, pause)
         if s.learned:
             run.watch.weights(run.step)
+            report_evidence(run)
     metrics.write(row, weights if evaluating and run.per_sample else None, run.all_operations)
     return row
 
@@ -206,7 +209,7 @@ def one_step(run: Run) -> int:
             run.lisa.verify(moved=lr_y > 0 and result.grad_norm_w > 0 and result.grad_norm_u != 0)
     if s.learned:
         move_weights(run, lr_x)
-    rates = {"lr_y": lr_y, "lr_x": lr_x} if s.learned else {"lr_y": lr_y}
+    rates = {"lr_y": lr_y, "lr_x": lr_x} if s.x_has_rate else {"lr_y": lr_y}
     computed = {"computed": len(train.sample_ids) / train.drawn} if s.weighted_draws else {}
     run.row = result.row() | rates | signal | computed
     return result.tokens
@@ -217,7 +220,7 @@ def move_weights(run: Run, lr_x: float) -> None:
     s, step = run.settings, run.step
     if step < s.x_warmup_steps:
         run.weights.clear()
-    elif (step + 1) % s.upper_every == 0:
+    elif (step + 1) % s.x_every == 0:
         run.weights.step(lr_x)
 
 

@@ -11,6 +11,7 @@ _GPU_VARIABLES = own_environment.take(Path(_HOME.name))  # before the libraries 
 import json  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -68,6 +69,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from run_helpers import make_data
 
     return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that a test makes leave an empty weights.png: drawing takes as long as three steps of a small model.
+
+    Fixtures of a module, such as test_train.py's finished run, draw theirs; so do the tests of draw_weights.
+    """
+    if "train_bilevel" in sys.modules:
+        monkeypatch.setattr("bilevel.run.results.draw_weights", lambda folder, *_: (folder / "weights.png").touch())
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def make_data(folder: Path, size: int = 96) -> Path:
     dump(folder / "train_noisy.json", noisy)
     dump(folder / "mixed" / "train_mixed.json", [r for pair in zip(clean, noisy, strict=True) for r in pair])
     dump(folder / "val.json", records[2 * size : 3 * size])
-    dump(folder / "test.json", records[3 * size : 3 * size + 32])
+    dump(folder / "test.json", records[3 * size : 3 * size + 16])
     return folder
 
 
@@ -56,7 +56,7 @@ def settings(data: Path, out: Path, **changes) -> list[str]:
         "max_length": 128,
         "global_batch_size": 16,
         "val_batch_size": 16,
-        "micro_batch_tokens": 1024,
+        "micro_batch_tokens": 2048,
         "upper_every": 1,
         "lr_y": 3e-3,
         "max_steps": 6,

@@ -154,9 +154,10 @@ def check(options: argparse.Namespace, shared: list[str]) -> None:
     elif options.out.exists() and not all(name == "lock" or is_unfinished(name) for name in os.listdir(options.out)):
         raise UserError(f"{options.out} exists but holds no comparison; give another --out")
     if "oracle" in options.methods:
+        from bilevel.data.noise import known_noise
         from bilevel.data.records import read_rows
 
-        if not any(any(read_rows(file, settings.format)["is_noisy"]) for file in files["train"]):
+        if not known_noise([read_rows(file, settings.format).data.column("is_noisy") for file in files["train"]]):
             raise UserError("--methods oracle: no training record has is_noisy: true; remove oracle")
 
 
@@ -268,17 +269,19 @@ def against_is_noisy(row: Row) -> dict[str, float]:
     by their weights. With weights=source, roc_auc is that of the run's metrics.
     """
     import pandas as pd
-    from sklearn.metrics import roc_auc_score
+
+    from bilevel.weights.statistics import roc_area
 
     last = pd.read_csv(row.scoring / "metrics.csv").iloc[-1]
     found = {"roc_auc": last.get("roc_auc", math.nan), "clean_share": math.nan}
     table = pd.read_csv(row.scoring / "weights.csv")
     if "is_noisy" not in table:
         return found
-    noisy = table["is_noisy"].astype(bool)
+    noisy = table["is_noisy"].to_numpy(dtype=bool)
     weights = pd.read_csv(row.weights)["weight"] if row.weights.is_file() else table["weight"]
-    if noisy.nunique() == 2:
-        found["roc_auc"] = float(roc_auc_score(~noisy, table.get("score", table["weight"]).rank()))
+    if noisy.any() and not noisy.all():
+        scores = table.get("score", table["weight"]).to_numpy()
+        found["roc_auc"] = roc_area(scores.__getitem__, noisy)
     return found | {"clean_share": float(weights[~noisy].sum() / weights.sum())}
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 import torch
 
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import cached_file, mapped_dataset
+from bilevel.data.noise import known_noise
 from bilevel.data.notes import counted
 from bilevel.data.records import read_rows, row_notes
 from bilevel.data.tokenise import Tokeniser
@@ -51,7 +50,8 @@ class Samples:
         self.table = datasets.concatenate_datasets(tables)  # mapped from the disk
         self.tokens = self.table.select_columns(["input_ids", "labels"])
         self.sizes = torch.tensor([len(table) for table in tables])  # (S,)
-        self.is_noisy = _known_noise(self.table.data.column("is_noisy"))  # (N,) bool, or None where nobody says
+        noisy = known_noise([self.table.data.column("is_noisy")])
+        self.is_noisy = noisy[0] if noisy else None  # (N,) bool, or None if no record is marked as noisy
 
     def __len__(self) -> int:
         return len(self.table)
@@ -159,8 +159,3 @@ TOKEN_FEATURES = datasets.Features(
         "labels": datasets.List(datasets.Value("int32")),
     }
 )
-
-
-def _known_noise(column: pa.ChunkedArray) -> np.ndarray | None:
-    """is_noisy of every sample where any record says so (silence then means clean), else None."""
-    return column.fill_null(False).to_numpy() if pa.compute.any(column).as_py() else None

@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from bilevel.errors import TrainingStopped
+from bilevel.monitor.findings import more_steps
 from bilevel.settings.fields import Settings
 from bilevel.step.result import StepResult
 from bilevel.step.schedule import schedule
@@ -79,7 +80,7 @@ class Watch:
     def weights(self, step: int) -> None:
         """Call at evaluations. Warns once each if x cannot move far, the weights collapse, or x is idle halfway."""
         s = self.settings
-        if step == 0 and s.lr_x and (reach := self.reach()) < NEAR:
+        if step == 0 and s.x_has_rate and s.lr_x and (reach := self.reach()) < NEAR:
             words = (
                 f"in this run x_optimizer={s.x_optimizer} moves x by {reach:.2g} at most; about {FAR} bring a weight "
                 f"near 0, so the weights will differ little. Try lr_x={s.lr_x * FAR / reach:.1g} ({s.lr_x:g}), more "
@@ -94,12 +95,12 @@ class Watch:
             top = int(p.argmax())
             # One of two sources is meant to win, but not at the start.
             if p[top] > COLLAPSED and (early or len(self.sources) > 2):
+                slower = f"a smaller lr_x ({s.lr_x:g}), " if s.x_has_rate else ""
                 self._tell(
                     step,
                     "collapsed",
                     f"{p[top]:.1%} of the weight is on {self.sources[top]}, so the other sources hardly train the "
-                    f"model. If that is too early or not wanted, try a smaller lr_x ({s.lr_x:g}), x_warmup_steps or "
-                    "more validation data",
+                    f"model. If that is too early or not wanted, try {slower}x_warmup_steps or more validation data",
                 )
         elif (share := self.watched.effective_share()) < SPREAD:
             self._tell(
@@ -108,15 +109,10 @@ class Watch:
                 f"the weights are as uneven as if {share:.2%} of the records counted and the others did not. If that "
                 f"is not wanted, try a smaller lr_x ({s.lr_x:g}), x_map=sigmoid, or more validation data",
             )
-        waiting = s.x_warmup_steps + 10 * s.upper_every
-        if s.lr_x and step >= max(self.steps / 2, waiting) and self._moved() < MOVED:
-            self._tell(
-                step,
-                "frozen",
-                f"the weights are still where they started. Try a larger lr_x ({s.lr_x:g}) or a smaller upper_every "
-                f"({s.upper_every}). If gap in metrics.csv is near 0, try a larger lr_y ({s.lr_y:g}) or a smaller "
-                f"alpha ({s.alpha:g})",
-            )
+        waiting = s.x_warmup_steps + 10 * s.upper_every if s.x_has_rate else 10
+        if (s.lr_x or not s.x_has_rate) and step >= max(self.steps / 2, waiting) and self._moved() < MOVED:
+            cause = self._rate_too_low() if s.x_has_rate else self._held_back(step)
+            self._tell(step, "frozen", f"the weights are still where they started. {cause}")
 
     def reach(self) -> float:
         """How far x_optimizer can carry an entry of x in this run, from the learning rates of its visits."""
@@ -141,6 +137,31 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+    def _rate_too_low(self) -> str:
+        s = self.settings
+        return (
+            f"Try a larger lr_x ({s.lr_x:g}) or a smaller upper_every ({s.upper_every}). If gap in metrics.csv is near "
+            f"0, try a larger lr_y ({s.lr_y:g}) or a smaller alpha ({s.alpha:g})"
+        )
+
+    def _held_back(self, step: int) -> str:
+        """Why x_optimizer=auto has not moved x."""
+        s, evidence = self.settings, self.watched.evidence
+        if step <= s.x_warmup_steps:
+            return f"They wait for x_warmup_steps ({s.x_warmup_steps} of {self.steps} steps); try fewer"
+        if not (evidence.H > 0).any():
+            return (
+                "There is no evidence at all: in no step have gaps of two sources differed. Try a global_batch_size "
+                f"({s.global_batch_size}) that holds several sources, a larger lr_y ({s.lr_y:g}) or a smaller alpha "
+                f"({s.alpha:g})"
+            )
+        found = evidence.findings(self.watched.x)
+        number, name = min((each.steps_needed, name) for each, name in zip(found, self.sources, strict=True))
+        return (
+            f"No difference between the sources has been shown yet; the nearest to a verdict is {name}, with "
+            f"{more_steps(number)}. Equally good sources stay there"
+        )
 
     def _moved(self) -> float:
         """The largest distance of an entry of x from its start."""

@@ -37,8 +37,12 @@ METRICS = {
     "grad_norm_w": "norm of the gradient of w, before clipping",
     "grad_norm_u": "norm of the gradient of u, before clipping",
     "lr_y": "learning rate of w and u at this step",
-    "lr_x": "learning rate of x at this step (x itself moves every `upper_every` steps)",
+    "lr_x": "learning rate of x at this step (x itself moves every `upper_every` steps); empty with x_optimizer=auto",
     "weight/<source>": "share of the source: p_s, or the sum of its samples' weights c_i over N; the shares sum to 1",
+    "difference/<source>": "mean gap of the source minus that of the others since the start, in standard deviations of "
+    "single gaps; above 0 it is worse; like evidence/<source>, in runs that learn weights per source",
+    "evidence/<source>": "natural logarithm of the e-value against `no difference`, 0 or more, with the sign of the "
+    "difference; beyond 3.0 (e-value 20) the source is called worse or better",
     "test_loss_w": "held-out loss of w, the mean over all supervised tokens of the test data",
     "test_loss_u": "the same for u",
     "weight_q/<q>": "quantile of the weights c_i of all records (mean 1); per-sample runs",
@@ -76,6 +80,9 @@ class Columns:
         for name in METRICS:
             if name == "weight/<source>":
                 self.names += [f"weight/{source}" for source in sources]
+            elif name in ("difference/<source>", "evidence/<source>"):
+                kind = name.partition("/")[0]
+                self.names += [f"{kind}/{source}" for source in sources] if learned and not per_sample else []
             elif name == "weight_q/<q>":
                 self.names += [f"weight_q/{q}" for q in QUANTILES] if per_sample else []
             elif name not in absent:

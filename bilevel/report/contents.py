@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bilevel.data.noise import known_noise
 from bilevel.data.records import read_rows
 from bilevel.files import content_hash
 from bilevel.run.finished import FinishedRun, read_data
@@ -28,7 +29,7 @@ _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     """The data of the page, ready for JSON, with about `most` records."""
     rows = [read_rows(Path(file.path), run.settings.format) for file in run.train]
-    noisy = known_noise(rows)
+    noisy = known_noise([table.data.column("is_noisy") for table in rows])
     sources = source_table(run)
     metrics = read_metrics(run, sources)
     chosen, selection = choose(run, most)
@@ -52,14 +53,6 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
             for file in getattr(files, part)
         ),
     }
-
-
-def known_noise(rows: "list[datasets.Dataset]") -> list[np.ndarray] | None:
-    """is_noisy of each file's records, (records,) bool each, missing values as clean; None if no record has it."""
-    columns = [table.data.column("is_noisy") for table in rows]
-    if all(column.null_count == len(column) for column in columns):
-        return None
-    return [column.fill_null(False).to_numpy() for column in columns]
 
 
 def source_table(run: FinishedRun) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from bilevel.errors import short
 from bilevel.files import open_regular, sync
 
 State = dict[str, Any]
-STATE_VERSION = 1  # raise it when a state of before cannot be gone on from
+STATE_VERSION = 2  # raise it when a state of before cannot be gone on from
 SEPARATOR = " > "  # between the keys of a tensor's path
 
 

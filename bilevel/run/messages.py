@@ -7,6 +7,7 @@ from typing import Any
 
 from bilevel.data.overlap import read_overlaps
 from bilevel.model.loading import drops
+from bilevel.monitor import findings
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
 
@@ -35,7 +36,10 @@ def describe(run: Run) -> str:
     trusted = f" and {s.val_batch_size} validation" if s.learned else ""
     how = f"lr_y {s.lr_y:g}, fixed weights {s.x_init}"
     if s.learned:
-        how = f"lr_y {s.lr_y:g}, lr_x {s.lr_x:g} every {s.upper_every} steps, alpha {s.alpha:g}"
+        moves = "auto at every step (lr_x, x_lr_schedule and upper_every are not used)"
+        if s.x_has_rate:
+            moves = f"{s.x_optimizer}, lr_x {s.lr_x:g} every {s.upper_every} steps"
+        how = f"lr_y {s.lr_y:g}, alpha {s.alpha:g}; x_optimizer {moves}"
     lines = [f"scores by method={s.method} on {run.world.device.type}{processes}"]
     if run.copies:
         lines = [
@@ -85,6 +89,12 @@ def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
     bar.set_postfix_str(words)
     if bar.disable and evaluating:
         log.info(f"step {row['step']}/{steps}: {words}")
+
+
+def report_evidence(run: Run) -> None:
+    """Say what the evidence shows of each source; the closing words do it at the end."""
+    if 0 < run.step < run.steps and (lines := findings.lines(run.weights, run.train.sources)):
+        log.info("\n  ".join([f"step {run.step}/{run.steps}: what the gaps show of each source", *lines]))
 
 
 def what_next(settings: Settings, last: Path | None) -> str:

@@ -143,10 +143,11 @@ def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
 def check_steps(settings: Settings, steps: int) -> None:
     """Raises UserError where the weights are to be learned and no step of x falls into the run's steps."""
     s = settings
-    if s.learned and steps // s.upper_every == s.x_warmup_steps // s.upper_every:
+    if s.learned and steps // s.x_every == s.x_warmup_steps // s.x_every:
+        rate = f" and upper_every {s.upper_every}" if s.x_has_rate else ""
         raise UserError(
-            f"x_warmup_steps {s.x_warmup_steps} and upper_every {s.upper_every} leave x no step to learn in the run's "
-            f"{steps} steps: make them smaller, or the run longer (epochs, max_steps, a smaller global_batch_size)"
+            f"x_warmup_steps {s.x_warmup_steps}{rate} leave x no step to learn in the run's {steps} steps: make them "
+            "smaller, or the run longer (epochs, max_steps, a smaller global_batch_size)"
         )
 
 

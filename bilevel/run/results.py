@@ -1,13 +1,18 @@
 """Results of a finished run beside weights.csv: weights.png and the closing summary."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bilevel.data.samples import Samples
+from bilevel.monitor import findings
 from bilevel.weights.chunks import chunks
 from bilevel.weights.fixed import Weights
 from bilevel.weights.statistics import QUANTILES, histogram, source_shares
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw_weights(folder: Path, weights: Weights, samples: Samples) -> None:
@@ -29,7 +34,9 @@ def draw_weights(folder: Path, weights: Weights, samples: Samples) -> None:
         axes[1].set(xlabel="final weight c", ylabel="records", title="Final weights of the records")
     else:
         for source in samples.sources:
-            axes[0].plot(metrics.index, metrics[f"weight/{source}"], label=source.replace("$", r"\$"))
+            axes[0].plot(metrics.index, metrics[f"weight/{source}"], label=source.replace("$", r"\$"), zorder=3)
+        if weights.evidence is not None:
+            _draw_evidence(axes[0], metrics, weights.evidence.called_at.tolist(), samples.sources)
         axes[0].set(ylabel="weight p of the source", ylim=(-0.02, 1.02))
     axes[0].set(xlabel="step", title="Learned weights")
     for axis in axes:
@@ -38,11 +45,24 @@ def draw_weights(folder: Path, weights: Weights, samples: Samples) -> None:
     figure.savefig(folder / "weights.png", dpi=150)
 
 
+def _draw_evidence(axis: "Axes", metrics: pd.DataFrame, called_at: list[int], sources: list[str]) -> None:
+    """A grey band around a source's curve as long as no difference is shown, and a dot at the verdict."""
+    for source, step in zip(sources, called_at, strict=True):
+        curve = metrics[f"weight/{source}"]
+        before = curve[curve.index <= step] if step else curve
+        axis.plot(before.index, before, color="0.85", linewidth=9, solid_capstyle="butt", zorder=1)
+        if step and len(before):
+            axis.plot(before.index[-1:], before[-1:], "o", color="0.2", markersize=5, zorder=4)
+    axis.plot([], [], color="0.85", linewidth=9, label="no difference shown")
+
+
 def summary(folder: Path, weights: Weights, samples: Samples, last_row: dict[str, float]) -> str:
     """The closing lines of a run: weights, test losses, and which files it wrote."""
     shares = source_shares(weights, samples.sizes)
     table = pd.DataFrame({"source": samples.sources, "samples": samples.sizes, "weight": shares})
     lines = ["", table.to_string(index=False, float_format="{:.4f}".format)]
+    if found := findings.lines(weights, samples.sources):
+        lines += ["", *found, findings.closing(weights, samples.sources), ""]
     for source, share in zip(samples.sources, shares.tolist(), strict=True):
         if "noisy" in source:
             name = "w_noisy" if sum("noisy" in s for s in samples.sources) == 1 else f"w_noisy ({source})"

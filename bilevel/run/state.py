@@ -94,6 +94,8 @@ class Run:
         records = "; ".join(parts[part].places(ids) for part, ids in error.suspects.items() if len(ids))
         words = leave_out(error, records, self.copies.values(), self.skipped, self.settings.skip_nonfinite)
         self.skipped += 1
+        if self.weights.evidence is not None:
+            self.weights.evidence.steps += 1
         log.warning(f"step {self.step + 1}: {words}")
 
     def state_dict(self) -> dict[str, Any]:

@@ -123,12 +123,15 @@ class Settings:
         "weights", "with sampling=weighted: smallest probability that a sample is computed", 0.1, gt=0, le=1
     )
     x_warmup_steps: int = _setting("weights", "model steps before x starts to move", 0, ge=0)
-    x_optimizer: Literal["adam", "sgd", "mirror"] = _setting(
+    x_optimizer: Literal["auto", "adam", "sgd", "mirror"] | None = _setting(
         "weights",
-        "optimizer of x, without weight decay; adam as in the papers, mirror keeps equally good sources about equal",
-        "adam",
+        "what moves x: auto (per source) needs no learning rate, adam is the papers'; null: auto per source, adam per "
+        "sample",
+        None,
     )
-    lr_x: float = _setting("weights", "peak learning rate of x; the right value depends on x_optimizer", 1e-1, ge=0)
+    lr_x: float = _setting(
+        "weights", "peak learning rate of x; the right value depends on x_optimizer, auto does not use it", 1e-1, ge=0
+    )
     x_lr_schedule: Literal["cosine", "constant"] = _setting(
         "weights", "schedule of lr_x after its warm-up (lr_y always follows a cosine)", "cosine"
     )
@@ -138,7 +141,7 @@ class Settings:
         "step", "the x-gradient's error is O(1/alpha^order); with order 2, u ascends the validation loss", 1, ge=1, le=2
     )
     lr_y: float = _setting("step", "peak learning rate of both model copies, w and u", 1e-5, ge=0)
-    upper_every: int = _setting("step", "number of model steps per step of x", 5, ge=1)
+    upper_every: int = _setting("step", "number of model steps per step of x; 1 with x_optimizer=auto", 5, ge=1)
     global_batch_size: int = _setting("step", "training samples per step", 64, ge=1)
     val_batch_size: int = _setting("step", "validation samples per step", 64, ge=1)
     micro_batch_tokens: int = _setting(
@@ -228,6 +231,10 @@ class Settings:
     )
     tracker: Literal["wandb", "none"] = _setting("run", "where metrics are logged in addition to metrics.csv", "wandb")
 
+    def __post_init__(self):
+        if self.x_optimizer is None:
+            self.x_optimizer = "auto" if self.weights == "source" else "adam"
+
     @property
     def nu(self) -> float:
         return 1 / self.alpha
@@ -246,6 +253,16 @@ class Settings:
     def learned(self) -> bool:
         """Whether the weights are learned while the copies train."""
         return METHODS[self.method].learned
+
+    @property
+    def x_has_rate(self) -> bool:
+        """Whether lr_x moves the weights."""
+        return self.learned and self.x_optimizer != "auto"
+
+    @property
+    def x_every(self) -> int:
+        """Model steps per step of x."""
+        return 1 if self.x_optimizer == "auto" else self.upper_every
 
     @property
     def weighted_draws(self) -> bool:

@@ -84,6 +84,12 @@ def _of_method(s: Settings) -> list[Rule]:
             f"x_warmup_steps {s.x_warmup_steps}: x never moves in max_steps {s.max_steps}; use fewer warm-up steps",
         ),
         (
+            {"x_optimizer", "weights", "method"},
+            s.learned and s.x_optimizer == "auto" and s.weights == "sample",
+            "x_optimizer=auto moves the weights of sources; with weights=sample use mirror, adam or sgd, or leave "
+            "x_optimizer out (adam)",
+        ),
+        (
             {"method", "backend"},
             METHODS[s.method].one_process and s.backend != "torch",
             f"method={s.method} needs backend=torch, because it uses gradients that DeepSpeed partitions",

@@ -1,6 +1,8 @@
 """weights.csv: the one writer and the one reader of learned weights.
 
-    source,weight,samples[,score]             per source: weight p_s, its number of samples
+    source,weight,samples[,score][,difference,low,high,p_worse,evidence,verdict,called_at]
+                                              per source: weight p_s, its number of samples; where weights have been
+                                              learned, what the gaps show of the source (bilevel.weights.evidence)
     file,index,weight[,is_noisy][,score]      per sample: weight c_i (mean 1), index its record's place in the file
 
 Rows stand in the order of the training samples. A record that was cut into pieces has a row for each piece. pandas is
@@ -8,6 +10,7 @@ imported late, because commands that answer a mistake at once read this module.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +29,7 @@ if TYPE_CHECKING:
     from bilevel.weights.fixed import Weights
 
 KEYS = {False: ["source"], True: ["file", "index"]}  # by per_sample: the columns that say what a row is about
-
-
-KEYS = {False: ["source"], True: ["file", "index"]}  # by per_sample: the columns that say what a row is about
+LARGEST = math.log(1e12)  # ln of the largest e-value that is written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ def _tables(weights: "Weights", samples: "Samples", scores: "torch.Tensor | None
         if scores is not None:
             sums = np.bincount(samples.source_ids.numpy(), scores.numpy(), minlength=len(samples.sources))
             table["score"] = sums / samples.sizes.numpy()
+        if weights.evidence is not None:
+            table |= _evidence(weights)
         yield pd.DataFrame(table)
         return
     names = np.array([file.name for file in samples.files], dtype=object)
@@ -82,6 +85,20 @@ def _tables(weights: "Weights", samples: "Samples", scores: "torch.Tensor | None
         if scores is not None:
             table["score"] = scores[part].numpy()
         yield pd.DataFrame(table)
+
+
+def _evidence(weights: "Weights") -> dict[str, list]:
+    """The columns that say how sure each weight is. evidence is the largest e-value so far, at most 1e12."""
+    found = weights.evidence.findings(weights.x)
+    return {
+        "difference": [each.difference for each in found],
+        "low": [each.low for each in found],
+        "high": [each.high for each in found],
+        "p_worse": [each.p_worse for each in found],
+        "evidence": [math.exp(min(each.peak, LARGEST)) for each in found],
+        "verdict": [each.verdict for each in found],
+        "called_at": ["" if each.called_at is None else str(each.called_at) for each in found],
+    }
 
 
 def _file_numbers(ends: np.ndarray, part: slice) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bilevel.weights.chunks import chunks
+from bilevel.weights.evidence import Evidence
 from bilevel.weights.shares import record_weights
 
 
@@ -23,6 +24,7 @@ class FixedSourceWeights:
     """
 
     per_sample = False
+    evidence: Evidence | None = None  # on each source, where the weights learn
 
     def __init__(self, source_ids: torch.Tensor, p: torch.Tensor):
         self.source_ids = source_ids
@@ -56,6 +58,7 @@ class FixedSampleWeights:
     """
 
     per_sample = True
+    evidence: Evidence | None = None  # there is none per record
 
     def __init__(self, n: int, c: torch.Tensor | None):
         self.n = n

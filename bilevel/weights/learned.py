@@ -4,7 +4,8 @@
 
 factor is 1/nu, or 1/(2 nu) with order 2 (Settings.x_factor). This is the penalty method of F2BA/F2SA (Kwon et al. 2023;
 Chen, Ma and Zhang 2025), per source as in ScaleBiO (Pan et al. 2024). It needs only losses that the step has computed,
-so x is a small tensor outside every engine and autograd graph, equal on all ranks.
+so x is a small tensor outside every engine and autograd graph, equal on all ranks. Whatever moves x, the gaps of
+sources are also added up as evidence (bilevel.weights.evidence).
 
 dc_i/dx vanishes with c_i, so under Adam and SGD a small weight moves slowly, up as well as down. Mirror descent leaves
 this slope out (bilevel.weights.optimizers).
@@ -17,6 +18,7 @@ import torch
 
 from bilevel.errors import TrainingStopped
 from bilevel.weights.chunks import chunks
+from bilevel.weights.evidence import Evidence
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 from bilevel.weights.optimizers import OPTIMIZERS
 
@@ -33,6 +35,7 @@ class SourceWeights(FixedSourceWeights):
     def __init__(self, source_ids: torch.Tensor, start: torch.Tensor, factor: float, optimizer: str):
         super().__init__(source_ids, start.double().clamp_min(1e-12))
         self.factor, self.optimizer = factor, OPTIMIZERS[optimizer](len(start))
+        self.evidence = Evidence(self.x, len(source_ids))
         self.clear()
 
     def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
@@ -42,6 +45,7 @@ class SourceWeights(FixedSourceWeights):
         """
         counts, gaps = _counts(sample_ids, counts), gaps.double()
         sources = self.source_ids[sample_ids].long()
+        self.evidence.observe(self.x, sources, gaps, counts)
         self.optimizer.observe(self, sources, gaps, counts)
         self.gap_sum.index_add_(0, sources, counts * gaps)
         self.seen.index_add_(0, sources, counts)
@@ -61,7 +65,7 @@ class SourceWeights(FixedSourceWeights):
         """Step x with the mean of all gradients since the last step; if fewer than two sources were seen, stay."""
         index, gradient = self.gradient(self.optimizer.uses_slope)
         if len(index) >= 2:
-            self.x[index] += self.optimizer.update(index, gradient, lr)
+            self.x[index] += self.optimizer.update(self, index, gradient, lr)
             if not self.x[index].isfinite().all():
                 raise TrainingStopped(TOO_FAR.format("x is not finite any more", lr))
         self.clear()
@@ -71,14 +75,16 @@ class SourceWeights(FixedSourceWeights):
         self.gap_sum, self.seen = torch.zeros_like(self.x), torch.zeros_like(self.x)
 
     def state_dict(self) -> dict[str, Any]:
-        """x, its optimizer, and the sums since its last step."""
+        """x, its optimizer, the evidence, and the sums since the last step of x."""
         sums = {"gap_sum": self.gap_sum, "seen": self.seen}
-        return super().state_dict() | sums | {"optimizer": self.optimizer.state_dict()}
+        parts = {"optimizer": self.optimizer.state_dict(), "evidence": self.evidence.state_dict()}
+        return super().state_dict() | sums | parts
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.gap_sum, self.seen = state["gap_sum"], state["seen"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.evidence.load_state_dict(state["evidence"])
 
 
 class SampleWeights(FixedSampleWeights):
@@ -136,7 +142,7 @@ class SampleWeights(FixedSampleWeights):
         if any(map(len, self.ids)):
             index, gradient = self.gradient(self.optimizer.uses_slope)
             self.total -= float(self._raw(self.x[index]).sum())
-            self.x[index] += self.optimizer.update(index, gradient, lr).float()
+            self.x[index] += self.optimizer.update(self, index, gradient, lr).float()
             self._raise_shift(float(self.x[index].max()))
             self.total += float(self._raw(self.x[index]).sum())
             self._check(index, lr)

@@ -1,49 +1,17 @@
 """The rules that move x, one class each, and the table that x_optimizer chooses from.
 
-A new rule is one class (in a module of its own, if it is long) and one row of OPTIMIZERS. Weights hand it the gaps of
-every model step (`observe`) and, each time x is due, the gradient of the mean since the last time (`update`).
+A new rule is one class (in a module of its own, if it is long, as bilevel.weights.auto) and one row of OPTIMIZERS.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 
+from bilevel.weights.auto import Auto
+from bilevel.weights.base_optimizer import XOptimizer
 from bilevel.weights.fixed import Weights
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-
-
-class XOptimizer:
-    """A rule that moves x (n entries: sources or samples), and the defaults of what it may change."""
-
-    uses_slope = True  # whether the slope dc/dx is a factor of its gradient
-
-    def __init__(self, n: int):
-        """Start without a history."""
-
-    def observe(self, weights: Weights, entries: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> None:
-        """Take note of a model step: gaps (B,) of the entries (B,) of weights.x, each standing for counts (B,) samples.
-
-        Called at every model step, before the gaps are added to the gradient. A rule that needs the gradient alone
-        does nothing here.
-        """
-
-    def update(self, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
-        """What to add to x[index]; index (K,) without repeats, gradient (K,) float64. Returns (K,) float64."""
-        raise NotImplementedError
-
-    def reach(self, rates: Sequence[float]) -> float:
-        """The furthest that updates at these learning rates can carry an entry; inf if the gradients decide."""
-        return math.inf
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold to go on."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 class Adam(XOptimizer):
@@ -54,7 +22,7 @@ class Adam(XOptimizer):
         self.m, self.v = torch.zeros(n), torch.zeros(n)
         self.count = torch.zeros(n, dtype=torch.int32)
 
-    def update(self, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
+    def update(self, weights: Weights, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
         m = BETA1 * self.m[index].double() + (1 - BETA1) * gradient
         v = BETA2 * self.v[index].double() + (1 - BETA2) * gradient**2
         count = self.count[index] + 1
@@ -73,7 +41,7 @@ class Adam(XOptimizer):
 class SGD(XOptimizer):
     """Gradient descent on x."""
 
-    def update(self, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
+    def update(self, weights: Weights, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
         return -lr * gradient
 
 
@@ -91,4 +59,4 @@ class Mirror(SGD):
     uses_slope = False
 
 
-OPTIMIZERS: dict[str, type[XOptimizer]] = {"adam": Adam, "sgd": SGD, "mirror": Mirror}
+OPTIMIZERS: dict[str, type[XOptimizer]] = {"auto": Auto, "adam": Adam, "sgd": SGD, "mirror": Mirror}

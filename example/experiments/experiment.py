@@ -235,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         help="experiment files, such as those in configs/experiments/",
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs per arm [3]")
+    parser.add_argument("--first_seed", type=int, default=0, help="seed of the first of them [0]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core [1]")
     parser.add_argument("--source", type=Path, help="Alpaca-format file, for experiments that need one from you")
     parser.add_argument(
@@ -259,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.max_steps:
                 arms = [arm._replace(settings=arm.settings | {"max_steps": args.max_steps}) for arm in arms]
             source = args.source if experiment.get("source") else None
-            runs = [(arm, seed) for arm in arms for seed in range(args.seeds)]
+            runs = [(arm, seed) for arm in arms for seed in range(args.first_seed, args.first_seed + args.seeds)]
             folders: dict[tuple[str, int], Path] = {}
             print(f"{path.stem}: ", end="")
             for of_others in (False, True):

@@ -179,7 +179,7 @@ def test_sources_by_a_suggested_threshold(two: Path, capsys: pytest.CaptureFixtu
     assert (
         f"two-means on log c suggests the threshold {np.sqrt(low * high):.4g}: 6 records below (mean weight " in screen
     )
-    assert "weigh 0.021 of the upper ones'" in screen and "WARNING" not in screen
+    assert "records of the lower sources have 0.021 of the weight of the others" in screen and "WARNING" not in screen
     table = [line.split() for line in screen.splitlines() if line.split()[0] in ("a", "b")]
     assert table == [["a", "6", "0", "0.0000", "0.0500"], ["b", "4", "4", "1.0000", "2.4250"]]
 

@@ -24,7 +24,6 @@ from bilevel.monitor import metrics
 from bilevel.monitor.alarms import WINDOW, Watch
 from bilevel.monitor.metrics import Columns, MetricsLog
 from bilevel.monitor.tracker import NoTracker, WandbTracker
-from bilevel.run import results
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
 from bilevel.step import f2sa
@@ -152,6 +151,7 @@ def test_what_was_left_out_counts_after_a_resume(data: Path, tmp_path: Path, mon
 
 def watch(x: SourceWeights | SampleWeights, steps: int = 100, **changes) -> Watch:
     sources = [f"s{i}" for i in range(len(x.x))]
+    changes = {"x_optimizer": "adam"} | changes
     return Watch(Settings(train_data=["a"], val_data=["b"], model_config=TINY, **changes), x, sources, steps)
 
 
@@ -250,6 +250,22 @@ def test_weights_that_never_move(caplog: pytest.LogCaptureFixture):
     assert len(caplog.records) == 1 and "still where they started. Try a larger lr_x" in caplog.text
 
 
+def test_what_holds_back_a_rule_without_a_rate(caplog: pytest.LogCaptureFixture):
+    """x_warmup_steps, gaps that are all the same, or a difference that is not shown yet; never lr_x."""
+    causes = []
+    for changes, gaps in (({"x_warmup_steps": 60}, 1.0), ({}, 0.0), ({}, 1.0)):
+        x = SourceWeights(torch.arange(20) % 2, torch.tensor([0.5, 0.5]), 1.0, "auto")
+        watched = watch(x, x_optimizer="auto", lr_x=0, **changes)
+        watched.weights(0)
+        x.accumulate(torch.arange(20), gaps * torch.randn(20, generator=torch.Generator().manual_seed(0)))
+        watched.weights(50)
+        causes.append(caplog.records[-1].getMessage())
+    assert len(caplog.records) == 3 and not any("lr_x" in cause for cause in causes)
+    assert "They wait for x_warmup_steps (60 of 100 steps)" in causes[0]
+    assert "no evidence at all" in causes[1] and "global_batch_size (64)" in causes[1]
+    assert "the nearest to a verdict is s" in causes[2] and "with about 1 more steps" in causes[2]
+
+
 @pytest.mark.parametrize("start", [None, torch.linspace(0.1, 1.9, 20, dtype=torch.float64)])
 def test_records_weights_that_never_move(caplog: pytest.LogCaptureFixture, start: torch.Tensor | None):
     """From equal weights, of which no copy is kept, and from others."""
@@ -302,7 +318,7 @@ def test_no_room_for_the_results_loses_no_run(data: Path, tmp_path: Path, monkey
         def full(*args) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(results, "draw_weights", full)
+        patch.setattr("bilevel.run.results.draw_weights", full)
         assert train_bilevel.main(settings(data, out, **changes)) == 1
     assert "the results cannot be written" in capsys.readouterr().out and not (out / "weights.csv").exists()
     assert train_bilevel.main(settings(data, out, **changes)) == 0

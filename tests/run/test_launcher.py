@@ -113,6 +113,7 @@ def told(tmp_path: Path) -> Callable[..., tuple[int, list[str], str]]:
     return launched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -132,18 +133,21 @@ def test_a_wrong_word_starts_nothing(told: Callable, wrong: str):
     assert (code, started) == (2, []) and said.startswith(f"error: {wrong}: expected ") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["1", "true", "True", "yes", "on"])
 def test_a_dry_run_by_any_word(told: Callable, word: str):
     code, started, _ = told(DRY_RUN=word)
     assert code == 0 and started[-1].endswith("--dry_run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["", "0", "false", "no"])
 def test_no_dry_run_by_any_word(told: Callable, word: str):
     code, started, _ = told(DRY_RUN=word)
     assert code == 0 and "--dry_run" not in started[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -163,6 +167,7 @@ def test_a_hostfile_that_is_none(told: Callable, tmp_path: Path, content: str | 
     assert code == 2 and said.startswith("error: HOSTFILE=hosts") and problem in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a=b", "-hosts", "h 1"])
 def test_a_hostfile_of_any_name(told: Callable, tmp_path: Path, name: str):
     """awk takes a=b for an assignment, and deepspeed -hosts for a flag."""
@@ -174,19 +179,27 @@ def test_a_hostfile_of_any_name(told: Callable, tmp_path: Path, name: str):
     assert code == 0 and f"--hostfile {given} " in started[-1], said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a [1] b", "-x", "--alpha", "*?", "[a]", "{a}", "my=data"])
 def test_a_data_folder_of_any_name(told: Callable, tmp_path: Path, name: str):
     """What means something in a pattern, to argparse or in YAML is a part of the name; the settings are really read."""
     folder = make_data(tmp_path / name, size=8)
     code, started, _ = told(data_dir=name, lr_y="1e-4", run_name="-x")
     assert code == 0 and "--run_name=-x" in started[-1]
-    environment = {"data_dir": name, "weights": "source", "run_name": "-x"}
+    environment = {
+        "data_dir": name,
+        "weights": "source",
+        "run_name": "-x",
+        "global_batch_size": "8",
+        "val_batch_size": "8",
+    }
     done = launch(cwd=tmp_path, DRY_RUN="1", output_dir="nowhere", **environment)
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout[done.stdout.index("train_data:") :])
     assert [path.samefile(folder / "val.json") for path in map(tmp_path.joinpath, found["val_data"])] == [True]
 
 
+@pytest.mark.slow
 def test_another_folders_program_runs_only_if_asked(told: Callable, tmp_path: Path):
     (tmp_path / "theirs").mkdir()
     program = tmp_path / "theirs" / "process.py"
@@ -201,6 +214,7 @@ def test_another_folders_program_runs_only_if_asked(told: Callable, tmp_path: Pa
     assert (code, started) == (2, []) and "prepare=1: there is no theirs/process.py" in said
 
 
+@pytest.mark.slow
 def test_the_shipped_program_always_runs(told: Callable, tmp_path: Path):
     """By default, and under any name of its folder."""
     (tmp_path / "link").symlink_to(ROOT / "data_alpaca_0.5")

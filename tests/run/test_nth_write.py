@@ -1,6 +1,6 @@
 """A disk that is full, or read-only, from the n-th write of a run on: a message, and the same command ends it as usual.
 
-root may write everywhere, so writes are counted and refused by a hook. The suite takes a few n; all of them:
+root may write everywhere, so writes are counted and refused by a hook. A few n are taken; all of them:
 
     NTH_WRITE=1 python -m pytest tests/run/test_nth_write.py
 """
@@ -18,7 +18,7 @@ from run_helpers import settings, train
 
 import train_bilevel
 
-pytestmark = pytest.mark.usefixtures("no_old_log")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_old_log")]
 
 RUN = {"max_steps": 4, "save_every": 2, "eval_every": 2}
 WRITING = {"os.mkdir", "os.rename", "os.link", "os.truncate", "os.symlink"}

@@ -74,7 +74,7 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
     metrics = pd.read_csv(finished[0] / "metrics.csv")
     assert list(metrics) == [
         *STEP_COLUMNS,
-        *(f"weight/{s}" for s in SOURCES),
+        *(f"{name}/{s}" for name in ("weight", "difference", "evidence") for s in SOURCES),
         "test_loss_w",
         "test_loss_u",
         *NOISE_COLUMNS,
@@ -179,13 +179,13 @@ def test_names_mean_nothing(data: Path, tmp_path: Path):
 
 
 def test_warmup_of_x_and_upper_every(data: Path, tmp_path: Path):
-    metrics = train(data, tmp_path / "r", x_warmup_steps=3, upper_every=2, max_steps=7)
+    metrics = train(data, tmp_path / "r", x_warmup_steps=3, upper_every=2, max_steps=7, x_optimizer="adam")
     moved = metrics["weight/train_clean"].diff().fillna(0) != 0
     assert moved.tolist() == [False, False, False, False, True, False, True, False]
 
 
 def test_schedules(data: Path, tmp_path: Path):
-    metrics = train(data, tmp_path / "r", warmup_ratio=0.25, max_steps=8, x_lr_schedule="constant")
+    metrics = train(data, tmp_path / "r", warmup_ratio=0.25, max_steps=8, x_lr_schedule="constant", x_optimizer="adam")
     cosine = [0.5 * (1 + np.cos(np.pi * k / 6)) for k in range(6)]
     np.testing.assert_allclose(metrics["lr_y"][1:], 3e-3 * np.array([1 / 3, 2 / 3, *cosine]))
     np.testing.assert_allclose(metrics["lr_x"][1:], 0.1 * np.array([1 / 3, 2 / 3, *[1] * 6]))

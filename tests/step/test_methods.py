@@ -52,7 +52,7 @@ def test_per_source_a_baseline_gives_shares_of_what_is_kept(data: Path, tmp_path
 
 
 def test_align_trains_one_model_and_saves_it(data: Path, tmp_path: Path):
-    metrics = train(data, tmp_path / "align", method="align", max_steps=2)
+    metrics = train(data, tmp_path / "align", method="align", max_steps=2, x_optimizer="adam")
     assert metrics["weight/train_noisy"].iloc[-1] != 0.5
     assert {"val_loss_w", "lr_x", "test_loss_w"} <= set(metrics) and not {"loss_u", "gap", "test_loss_u"} & set(metrics)
     assert (tmp_path / "align" / "model").exists()
@@ -89,9 +89,12 @@ def test_operations_of_f2sa_are_those_of_three_passes_and_of_fixed_of_one(data: 
         ({"method": "rho", "keep": 0}, "keep: input should be greater than 0"),
         (
             {"max_steps": None, "epochs": 1, "x_warmup_steps": 12},
-            "upper_every 1 leave x no step to learn in the run's 12",
+            "x_warmup_steps 12 leave x no step to learn in the run's 12",
         ),
-        ({"max_steps": 4, "upper_every": 5}, "upper_every 5 leave x no step to learn in the run's 4 steps"),
+        (
+            {"max_steps": 4, "upper_every": 5, "x_optimizer": "sgd"},
+            "upper_every 5 leave x no step to learn in the run's 4 steps",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -139,10 +139,10 @@ def test_uniform_weights_are_plain_fine_tuning(data: Path, tmp_path: Path, monke
 
 
 def test_a_learned_run_is_retrained_on_its_weights(data: Path, tmp_path: Path):
-    train(data, tmp_path / "learned", lr_x=1.0)
+    train(data, tmp_path / "learned", lr_x=1.0, x_optimizer="adam")
     metrics = train(data, tmp_path / "again", method="fixed", x_init=str(tmp_path / "learned"), weights="source")
     learned, again = (pd.read_csv(tmp_path / name / "weights.csv") for name in ("learned", "again"))
-    pd.testing.assert_frame_equal(learned, again, rtol=1e-12)
+    pd.testing.assert_frame_equal(learned[["source", "weight", "samples"]], again, rtol=1e-12)
     shares = ["weight/train_clean", "weight/train_noisy"]
     noise = ["roc_auc", "threshold", "precision", "recall"]
     assert list(metrics) == ["step", "epoch", "loss_w", "grad_norm_w", "lr_y", *shares, "test_loss_w", *noise]
@@ -226,7 +226,7 @@ def test_validation_data_are_not_needed_and_one_source_is_enough(data: Path, tmp
         ({"method": "f2sa", "val_data": []}, "val_data: missing"),
         ({"method": "f2sa", "val_in_training": True}, "val_in_training=true needs method=fixed"),
         ({"val_in_training": True, "val_data": []}, "val_data: missing"),
-        ({"save_model": "u"}, "method=fixed trains one copy, w"),
+        ({"save_model": "u"}, "method=fixed trains only w"),
         ({"method": "fixd"}, "method: input should be"),
     ],
 )

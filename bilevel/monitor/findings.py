@@ -1,0 +1,64 @@
+"""What the evidence says of each source, in columns of metrics.csv and in words."""
+
+import math
+
+from bilevel.weights.evidence import Finding
+from bilevel.weights.fixed import Weights
+
+MOST = 100_000  # steps; a verdict that is further off than this is not worth a number
+
+
+def evidence_row(weights: Weights, sources: list[str]) -> dict[str, float]:
+    """The columns difference/<source> and evidence/<source> of runs that learn weights per source."""
+    if weights.evidence is None:
+        return {}
+    found = dict(zip(sources, weights.evidence.findings(weights.x), strict=True))
+    row = {f"difference/{name}": each.difference for name, each in found.items()}
+    for name, each in found.items():
+        row[f"evidence/{name}"] = math.copysign(each.evidence, each.difference) if each.evidence > 0 else 0.0
+    return {name: value for name, value in row.items() if math.isfinite(value)}
+
+
+def lines(weights: Weights, sources: list[str]) -> list[str]:
+    """A line for each source; none where there is nothing to compare, or the weights do not learn per source."""
+    if weights.evidence is None or len(sources) < 2:
+        return []
+    found = weights.evidence.findings(weights.x)
+    return [f"{name}: {words(each)}" for name, each in zip(sources, found, strict=True)]
+
+
+def words(found: Finding) -> str:
+    """The verdict on a source, and what is behind it."""
+    if found.called_at:
+        state = "settled" if found.settled else "still moving"
+        way = f"{share(found.start)} -> {share(found.weight)}"
+        odds = f"e-value {math.exp(min(found.peak, math.log(1e12))):.1g}"
+        return f"{found.verdict} (called at step {found.called_at}, {odds}; {way}, {state})"
+    return f"{found.verdict} ({share(found.weight)}; {more_steps(found.steps_needed)})"
+
+
+def more_steps(number: float) -> str:
+    """How long it takes to a verdict."""
+    if math.isinf(number):
+        return "no evidence yet"
+    if number > MOST:
+        return f"more than {MOST} more steps at this rate"
+    digits = max(0, len(f"{number:.0f}") - 2)
+    return f"about {round(number, -digits):.0f} more steps at this rate"
+
+
+def share(weight: float) -> str:
+    return f"{weight:.2f}" if weight >= 0.01 else f"{weight:.1g}"
+
+
+def closing(weights: Weights, sources: list[str]) -> str:
+    """How many sources differ beyond chance, and what that says of the weights of the others."""
+    called = sum(each.called_at is not None for each in weights.evidence.findings(weights.x))
+    number, others = len(sources), len(sources) - called
+    if not called:
+        return f"none of {number} sources is shown to differ from the others: the weights mean nothing beyond chance"
+    verb = "differs" if called == 1 else "differ"
+    luck = max(weights.evidence.luck(), 1e-12)
+    luck = f"chance alone calls any of {number} as clearly with a probability of at most {luck:.1g}"
+    rest = f"; for {'the other' if others == 1 else f'the other {others}'}, no difference is shown" if others else ""
+    return f"{called} of {number} sources {verb} from the others beyond chance ({luck}){rest}"

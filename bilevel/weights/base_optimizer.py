@@ -1,0 +1,44 @@
+"""The base class of the rules that move x."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from bilevel.weights.fixed import Weights
+
+
+class XOptimizer:
+    """A rule that moves x (n entries: sources or samples), and the defaults of what it may change.
+
+    Weights hand it the gaps of every model step (`observe`) and, each time x is due, the gradient of the mean since the
+    last time (`update`).
+    """
+
+    uses_slope = True  # whether the slope dc/dx is a factor of its gradient
+
+    def __init__(self, n: int):
+        """Start without a history."""
+
+    def observe(self, weights: Weights, entries: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> None:
+        """Take note of a model step: gaps (B,) of the entries (B,) of weights.x, each standing for counts (B,) samples.
+
+        Called at every model step, before the gaps are added to the gradient. A rule that needs the gradient alone
+        does nothing here.
+        """
+
+    def update(self, weights: Weights, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
+        """What to add to weights.x[index]; index (K,) without repeats, gradient (K,) float64. Returns (K,) float64."""
+        raise NotImplementedError
+
+    def reach(self, rates: Sequence[float]) -> float:
+        """The furthest that updates at these learning rates can carry an entry; inf if the gradients decide."""
+        return math.inf
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold to go on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,174 @@
+"""How sure the weight of a source is: evidence from the gaps, kept beside any optimizer of x.
+
+At each model step the mean gap m_k of source k is compared with that of the others, as they are weighted now:
+
+    d_k = (m_k - sum_{j != k} p_j m_j / (1 - p_k)) / s            s: standard deviation of all gaps of the batch
+    h_k = 1 / (1/n_k + sum_{j != k} p_j^2 / n_j / (1 - p_k)^2)    1 / variance of d_k if records were dealt at random
+
+n_k = (sum of counts)^2 / sum of counts^2 is the effective number of records. Because d is in standard deviations of
+single gaps, neither alpha, lr_y nor the model enter. Above 0, validation gains less from the source than from the
+others. Summed over the steps:
+
+    S += h d,   H += h,   Q += (d - last d)^2 / (1/h + 1/last h),   T += 1
+    phi = max(1, (16 + Q) / (4 + T))           dispersion from neighbouring steps; it starts at 4, to distrust the first
+    D   = max(1, (1 + visits / N) / 2)         records seen again say less than new ones
+    e   = S^2 / (2 phi D (H + 64)) - 1/2 ln(1 + H / 64)
+
+e is the logarithm of an e-value against "no difference" (the normal mixture of Robbins 1970). By Ville's inequality it
+ever exceeds ln 20 by chance with a probability of at most 1/20, however often one looks. A step in which fewer than two
+sources are seen, or in which w and u are still the same so that all gaps are equal, is no evidence.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+PRIOR = 64.0  # visits; the prior of d is normal with variance 1 / PRIOR
+DISTRUST = 4.0  # steps that the start of phi counts for, and that start itself
+CALL = math.log(20)  # e from which a source is called worse or better
+SAME = 1e-12  # standard deviation of gaps; up to it, they are rounding of equal losses
+SLOW = 20  # steps over which "settled" looks back
+SETTLED = 0.3  # change of log p over them
+FAR = 7.0  # logits below the largest weight; a source down there has settled
+
+
+class Contrast(NamedTuple):
+    """What one step says: the sources seen (K,), their d and h. K = 0 if the step is no evidence."""
+
+    sources: torch.Tensor
+    d: torch.Tensor
+    h: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What is known of one source. difference is in standard deviations of single gaps, and above 0 if it is worse."""
+
+    weight: float
+    start: float  # its weight at the start
+    difference: float  # mean since the start; NaN without evidence
+    low: float  # 95 % interval that holds at all steps at once
+    high: float
+    p_worse: float
+    evidence: float  # ln e now
+    peak: float  # the largest ln e so far
+    called_at: int | None  # step of the verdict
+    verdict: str  # worse, better, no difference shown
+    settled: bool
+    steps_needed: float  # for a verdict, at the present rate; 0 if there is one
+
+
+class Evidence:
+    """The evidence on each source, 80 bytes for one.
+
+    start (S,): x at the start. n: number of training samples. The peak has the sign of S at its step.
+    """
+
+    STATE = ("start", "S", "H", "Q", "T", "last_d", "last_h", "peak", "slow", "called_at", "steps", "visits")
+
+    def __init__(self, start: torch.Tensor, n: int):
+        self.n, self.steps, self.visits = n, 0, 0.0
+        self.start, self.slow = start.clone(), start.clone()  # slow: x averaged over about SLOW steps
+        for name in ("S", "H", "Q", "T", "last_d", "last_h", "peak"):
+            setattr(self, name, torch.zeros(len(start), dtype=torch.float64))
+        self.called_at = torch.zeros(len(start), dtype=torch.int64)  # 0: not called
+        nothing = torch.zeros(0, dtype=torch.float64)
+        self.nothing = Contrast(torch.zeros(0, dtype=torch.int64), nothing, nothing)
+        self.latest = self.nothing
+
+    def observe(self, x: torch.Tensor, sources: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> None:
+        """Add a model step: gaps (B,) float64 of samples of the sources (B,), each standing for counts (B,) samples."""
+        self.steps, self.visits = self.steps + 1, self.visits + float(counts.sum())
+        self.slow += (x - self.slow) / SLOW
+        self.latest = self.contrast(x, sources, gaps, counts)
+        k, d, h = self.latest
+        last_h = torch.where(self.last_h[k] > 0, self.last_h[k], math.inf)  # of a first visit nothing is known
+        again = last_h.isfinite()
+        self.Q[k] += torch.where(again, (d - self.last_d[k]) ** 2 / (1 / h + 1 / last_h), 0.0)
+        self.T[k] += again.double()
+        self.last_d[k], self.last_h[k] = d, h
+        self.S[k] += h * d
+        self.H[k] += h
+        e = self.evidence()
+        self.peak = torch.where(e > self.peak.abs(), e * self.S.sign(), self.peak)
+        self.called_at[(self.called_at == 0) & (e > CALL)] = self.steps
+
+    def contrast(self, x: torch.Tensor, sources: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> Contrast:
+        """d and h of the sources in one batch."""
+
+        def per_source(values: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), dtype=torch.float64).index_add_(0, sources, values)
+
+        total = per_source(counts)
+        k = total.nonzero().squeeze(1)
+        if len(k) < 2:
+            return self.nothing
+        centred = gaps - (counts * gaps).sum() / counts.sum()
+        sd = ((counts * centred**2).sum() / counts.sum()).sqrt()
+        if not sd > SAME:
+            return self.nothing
+        mean, number = per_source(counts * centred)[k] / total[k], total[k] ** 2 / per_source(counts**2)[k]
+        # Row i: the shares of the other sources in the comparison with source k_i.
+        others = x[k].expand(len(k), len(k)).clone().fill_diagonal_(-math.inf).softmax(1)
+        d = (mean - (others * mean).sum(1)) / sd
+        h = 1 / (1 / number + (others**2 / number).sum(1))
+        return Contrast(k, d, h)
+
+    def phi(self) -> torch.Tensor:
+        """How much more d varies between neighbouring steps than chance explains, (S,)."""
+        return ((DISTRUST * DISTRUST + self.Q) / (DISTRUST + self.T)).clamp_min(1)
+
+    def variance(self) -> torch.Tensor:
+        """Variance of S per unit of H, (S,)."""
+        return self.phi() * max(1.0, (1 + self.visits / self.n) / 2)
+
+    def evidence(self) -> torch.Tensor:
+        """e of each source now, (S,)."""
+        return self._strength() - 0.5 * torch.log1p(self.H / PRIOR)
+
+    def luck(self) -> float:
+        """A bound on the probability that chance alone calls any source as clearly as the weakest that is called."""
+        called = self.peak.abs()[self.called_at > 0]
+        return min(1.0, len(self.S) * math.exp(-float(called.min()))) if len(called) else 1.0
+
+    def findings(self, x: torch.Tensor) -> list[Finding]:
+        """What is known of each source, whose weight is softmax(x)."""
+        p, start, variance = x.softmax(0), self.start.softmax(0), self.variance()
+        difference = self.S / self.H  # 0/0 without evidence
+        reach = 2 * CALL + torch.log1p(self.H / PRIOR)
+        half = (variance * (self.H + PRIOR) * reach).sqrt() / self.H
+        z = self.S / (variance * (self.H + PRIOR)).sqrt()
+        called, strength = self.called_at > 0, self._strength()
+        needed = (self.T * (reach / 2 / strength - 1)).clamp_min(1).ceil().nan_to_num(math.inf, math.inf)
+        settled = self._settled(x, p)
+        worse = torch.where((p / start).log().abs() > 0.01, p < start, self.peak > 0)  # x may not have moved yet
+        columns = [p, start, difference, difference - half, difference + half, torch.special.ndtr(z), self.evidence()]
+        columns += [self.peak.abs(), self.called_at, worse, settled, needed.masked_fill(called, 0)]
+        return [
+            Finding(
+                *numbers,
+                called_at=at or None,
+                verdict=("worse" if lower else "better") if at else "no difference shown",
+                settled=rests,
+                steps_needed=steps,
+            )
+            for *numbers, at, lower, rests, steps in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.STATE:
+            setattr(self, name, state[name])
+
+    def _strength(self) -> torch.Tensor:
+        return self.S**2 / (2 * self.variance() * (self.H + PRIOR))
+
+    def _settled(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        """Whether log p has hardly changed of late, or the source has all of the weight, or none, (S,)."""
+        change = x - self.slow
+        change = change - (p * change).sum()
+        return (change.abs() < SETTLED) | (x < x.max() - FAR) | (p > 0.99)

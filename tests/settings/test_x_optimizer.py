@@ -1,0 +1,39 @@
+"""x_optimizer: its default depends on weights, config.yaml holds what it has become, and auto is per source."""
+
+import pytest
+import yaml
+from run_helpers import ROOT, TINY
+
+from bilevel.settings.command_line import read_yaml
+from bilevel.settings.fields import Settings, dump
+from bilevel.settings.rules import validate
+
+GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_config": TINY}
+PUBLISHED = ["tiny", "small", "gpt2", "compare_small"]  # the papers' own experiments and ours, with Adam on x
+RUN_FILES = sorted((ROOT / "configs").glob("*-[18]x*.yaml"))
+
+
+@pytest.mark.parametrize(("weights", "default"), [("source", "auto"), ("sample", "adam")])
+def test_the_default_is_resolved(weights: str, default: str):
+    settings = Settings(**GIVEN, weights=weights)
+    assert settings.x_optimizer == default == yaml.safe_load(dump(settings))["x_optimizer"]
+    assert Settings(**GIVEN, weights=weights, x_optimizer="sgd").x_optimizer == "sgd"
+
+
+def test_auto_per_sample_is_refused():
+    _, (problem,) = validate(GIVEN | {"weights": "sample", "x_optimizer": "auto"})
+    assert "x_optimizer=auto moves the weights of sources; with weights=sample use mirror, adam or sgd" in problem
+    assert validate(GIVEN | {"weights": "sample", "x_optimizer": "auto", "method": "fixed"})[1] == []
+
+
+def test_auto_has_no_rate_and_moves_at_every_step():
+    auto, adam = (Settings(**GIVEN, x_optimizer=name, upper_every=5) for name in ("auto", "adam"))
+    assert (auto.x_has_rate, auto.x_every) == (False, 1) and (adam.x_has_rate, adam.x_every) == (True, 5)
+
+
+def test_published_experiments_say_adam_and_other_run_files_leave_the_choice():
+    for name in PUBLISHED:
+        assert read_yaml(str(ROOT / "configs" / f"{name}.yaml"))["x_optimizer"] == "adam", name
+    assert len(RUN_FILES) > 5
+    for file in RUN_FILES:
+        assert not {"x_optimizer", "lr_x"} & read_yaml(str(file)).keys(), file
