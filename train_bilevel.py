@@ -31,7 +31,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bilevel.baselines.scores import check_scorable, score
 from bilevel.data.samples import load_samples
 from bilevel.data.stream import steps_per_run
-from bilevel.data.tokenise import Tokeniser
+from bilevel.data.tokenise import make_tokeniser
 from bilevel.errors import ConfigError, TrainingStopped, UserError
 from bilevel.model.copies import make_copies, start_world
 from bilevel.model.loading import load_tokenizer, model_shape
@@ -88,7 +88,7 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
     world = start_world(settings)
     with world.main_first():  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
-        tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
+        tokeniser = make_tokeniser(tokenizer, settings)
         parts = {part: load_samples(files[part], settings.format, tokeniser) for part in files if files[part]}
         pool = parts["train"]
         if settings.val_in_training:

@@ -2,13 +2,16 @@
 
 1. patterns           -> files, sorted by source name (the file's stem)
 2. JSON or JSON Lines -> records, parsed one at a time; errors name the file and the record (counted from 0)
-3. Alpaca, chat, text -> rows {index, roles, contents, is_noisy}, cached by the file's content (Arrow)
+3. Alpaca, chat, text -> rows {index, roles, contents, more, is_noisy}, cached by the file's content (Arrow), by a
+                         reader per layout (bilevel.data.layouts)
 """
 
 import functools
 import glob
 import hashlib
 import itertools
+import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,19 +21,24 @@ from typing import TYPE_CHECKING, Any
 
 from bilevel.data.cache import cached_dataset, cached_table
 from bilevel.data.json_file import parse_records, read_bytes
+from bilevel.data.layouts.alpaca import alpaca
+from bilevel.data.layouts.conversation import CHAT_KEYS, conversation
+from bilevel.data.layouts.plain_text import plain_text
+from bilevel.data.layouts.values import field_names
+from bilevel.data.notes import counted, line, packed
 from bilevel.errors import DataError, first, short
 from bilevel.files import content_hash
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
+    import numpy as np
     import pyarrow
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-CHAT_KEYS = ("messages", "conversations", "items")
+LEARNED_ROLES = ("response", "assistant", "text")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
+LEARNED_ROLES = ("response", "assistant", "text")
 FORMULA = "=+-@"  # as the first character in a cell of weights.csv
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-ROWS_VERSION = 1  # part of the cache key; raise it when rows change for the same file
+ROWS_VERSION = 2  # part of the cache key; raise it when rows change for the same file
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -68,9 +76,10 @@ def find_files(patterns: list[str]) -> list[Path]:
 
 
 def read_rows(path: Path, format: str = "auto") -> "datasets.Dataset":
-    """One row per record: index (its place in the file), roles, contents, is_noisy (None where unknown).
+    """One row per record: index (its place in the file), roles, contents, more, is_noisy (None where unknown).
 
-    roles are prompt, response (Alpaca); system, user, assistant (chat); text. Raises DataError.
+    roles are prompt, response, ... (Alpaca); system, developer, user, assistant, tool (chat); text. more is JSON, what
+    a chat template needs beside roles and contents (bilevel.data.layouts.values.Row), or None. Raises DataError.
     """
     import datasets
 
@@ -83,10 +92,35 @@ def rows_table(path: Path, format: str) -> "pyarrow.Table":
     return cached_table(*_cached(path, format))
 
 
-def count_rows(path: Path, format: str) -> tuple[int, list[str]]:
-    """The number of rows of a file and the roles of the first. Raises DataError."""
+def most_samples(path: Path, format: str) -> float:
+    """How many samples the file can become: its records, or no limit where one can be several. Raises DataError."""
+    import pyarrow
+    import pyarrow.compute
+
     table = rows_table(path, format)
-    return table.num_rows, table["roles"][0].as_py()
+    roles = pyarrow.compute.list_flatten(table["roles"])
+    learned = pyarrow.compute.is_in(roles, pyarrow.array(["response", "assistant"]))
+    several = table["roles"][0].as_py() == ["text"] or pyarrow.compute.sum(learned).as_py() > table.num_rows
+    return math.inf if several else table.num_rows
+
+
+def row_notes(path: Path, format: str) -> list[str]:
+    """What is worth saying of the file's records: fields that are not used, empty responses, repeated records."""
+    import numpy as np
+
+    table, hashes = rows_table(path, format), row_hashes(path, format)
+    lines = counted(table["index"], table["notes"])
+    places = np.unique(hashes, return_index=True)[1]
+    if count := len(hashes) - len(places):
+        again = np.ones(len(hashes), dtype=bool)
+        again[places] = False
+        lines.append(line(count, int(again.argmax()), "equal to an earlier record but for white space"))
+    return lines
+
+
+def row_hashes(path: Path, format: str) -> "np.ndarray":
+    """(records,) uint64, a hash of each record's roles and texts; white space makes no difference."""
+    return rows_table(path, format)["hash"].to_numpy()
 
 
 def _cached(path: Path, format: str) -> tuple[str, str, Callable[["pyarrow.NativeFile"], None]]:
@@ -100,7 +134,8 @@ def _write_rows(path: Path, format: str, content: str, sink: "pyarrow.NativeFile
     import pyarrow
 
     texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
-    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_()})
+    texts |= {"more": pyarrow.large_string(), "notes": pyarrow.string()}
+    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_(), "hash": pyarrow.uint64()})
     rows = _rows(str(path), format, content)
     with pyarrow.ipc.new_stream(sink, schema) as writer:
         while batch := list(itertools.islice(rows, 1000)):
@@ -109,20 +144,50 @@ def _write_rows(path: Path, format: str, content: str, sink: "pyarrow.NativeFile
 
 def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
     """The rows of a file whose bytes have the SHA-256 `content`; it is read anew here, and may have changed."""
-    convert = None
+    read = None
     for index, record in enumerate(parse_records(Path(path), read_bytes(Path(path), content))):
         where = f"{path}, record {index}"
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected an object with fields, got {type(record).__name__}")
-        if convert is None:
-            convert = _CONVERTERS[_detect(record, where) if format == "auto" else format]
-        roles, contents = zip(*convert(record, where), strict=True)
+        if read is None:
+            read = _READERS[_detect(record, where) if format == "auto" else format]
+        row = read(record, where)
+        roles, contents = zip(*row.turns, strict=True)
         is_noisy = record.get("is_noisy")
         if is_noisy is not None and not isinstance(is_noisy, bool):
             raise DataError(f"{where}: is_noisy must be true or false, got {short(is_noisy)}")
-        yield {"index": index, "roles": roles, "contents": contents, "is_noisy": is_noisy}
-    if convert is None:
+        notes = [f"{field}: not used" for field in row.unused]
+        if any(role in LEARNED_ROLES and not text.strip() for role, text in row.turns):
+            notes.append("a response is empty")
+        more = json.dumps(row.more, ensure_ascii=False) if row.more else None
+        yield {
+            **{"index": index, "roles": roles, "contents": contents, "more": more, "is_noisy": is_noisy},
+            **{"notes": packed(notes), "hash": _hash(roles, contents, more)},
+        }
+    if read is None:
         raise DataError(f"{path}: holds no record")
+
+
+def _hash(roles: tuple[str, ...], contents: tuple[str, ...], more: str | None) -> int:
+    """64 bits of a hash of a record's roles and texts, in which all white space is alike."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in (*roles, *contents, more or ""):
+        for part in _evenly_spaced(text):
+            digest.update(part.encode())
+        digest.update(b"\0")
+    return int.from_bytes(digest.digest())
+
+
+def _evenly_spaced(text: str) -> Iterator[str]:
+    """The words of a text with one space between them, a piece at a time: a record may be as long as its file."""
+    between = ""
+    for start in range(0, len(text), 1 << 16):
+        piece = text[start : start + (1 << 16)]
+        if words := piece.split():
+            yield (" " if between and (between.isspace() or piece[0].isspace()) else "") + " ".join(words)
+            between = piece[-1]
+        elif between:
+            between = " "
 
 
 def _detect(record: dict[str, Any], where: str) -> str:
@@ -133,66 +198,12 @@ def _detect(record: dict[str, Any], where: str) -> str:
     if "text" in record:
         return "text"
     raise DataError(
-        f"{where}: format not recognised from its fields {_fields(record)}; expected instruction and output "
+        f"{where}: format not recognised from its fields {field_names(record)}; expected instruction and output "
         f"(alpaca), one of {', '.join(CHAT_KEYS)} (chat), or text"
     )
 
 
-def _alpaca(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    """The prompt of an Alpaca record under our headings, and its response."""
-    instruction, response = _text(record, "instruction", where), _text(record, "output", where)
-    extra = "" if record.get("input") is None else _text(record, "input", where)
-    parts = [("Instruction", instruction)] + ([("Input", extra)] if extra else [])
-    prompt = "".join(f"### {title}:\n{content}\n\n" for title, content in parts) + "### Response:\n"
-    return [("prompt", prompt), ("response", response)]
-
-
-def _chat(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    key = next((key for key in CHAT_KEYS if key in record), None)
-    if key is None:
-        raise DataError(f"{where}: no {' or '.join(CHAT_KEYS)} field")
-    messages = record[key]
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: {key} must be a list of messages, got {_typed(messages)}")
-    turns = []
-    for number, message in enumerate(messages):
-        place = f"{where}, message {number}"
-        if not isinstance(message, dict):
-            raise DataError(f"{place}: expected an object, got {_typed(message)}")
-        speaker, content = ("role", "content") if "role" in message else ("from", "value")
-        role = _text(message, speaker, place)
-        if role not in ROLES:
-            raise DataError(f"{place}: unknown {speaker} {short(role)}; known are {', '.join(ROLES)}")
-        turns.append((ROLES[role], _text(message, content, place)))
-    if all(role != "assistant" for role, _ in turns):
-        raise DataError(f"{where}: no message from the assistant, nothing to learn")
-    return turns
-
-
-def _plain(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    return [("text", _text(record, "text", where))]
-
-
-_CONVERTERS = {"alpaca": _alpaca, "chat": _chat, "text": _plain}
-
-
-def _text(record: dict[str, Any], field: str, where: str) -> str:
-    if field not in record:
-        raise DataError(f"{where}: no field {field!r}; it has {_fields(record)}")
-    value = record[field]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {field!r} must be text, got {_typed(value)}")
-    if _SURROGATE.search(value):
-        raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no text")
-    return value
-
-
-def _fields(record: dict[str, Any]) -> str:
-    return short(sorted(record), 200)
-
-
-def _typed(value: Any) -> str:
-    return f"{type(value).__name__} {short(value)}"
+_READERS = {"alpaca": alpaca, "chat": conversation, "text": plain_text}
 
 
 def _glob(pattern: str) -> Iterator[str]:

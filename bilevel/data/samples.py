@@ -18,19 +18,21 @@ import torch
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import cached_file, mapped_dataset
 from bilevel.data.noise import known_noise
-from bilevel.data.records import read_rows
+from bilevel.data.notes import counted
+from bilevel.data.records import read_rows, row_notes
 from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import DataError
 from bilevel.files import content_hash
 from bilevel.processes import ALONE, World
 
-TOKENS_VERSION = 1  # part of the cache key; raise it when tokens change for the same rows
+TOKENS_VERSION = 2  # part of the cache key; raise it when tokens change for the same rows
 
 
 class Samples:
     """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name.
 
-    dropped: the records of each file without a supervised token; read: SHA-256 and number of records of each file.
+    dropped: the records of each file without a supervised token; read: SHA-256 and number of records of each file;
+    notes: what is worth saying of each file at the start, in lines.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Samples:
         tables: list[datasets.Dataset],
         dropped: list[int],
         read: Sequence[tuple[str, int]] = (),
+        notes: Sequence[list[str]] = (),
     ):
         self.files, self.dropped, self.read = files, dropped, read
+        self.notes = notes or [[] for _ in files]
         self.sources = [file.stem for file in files]
         self.fingerprints = {file.name: table._fingerprint for file, table in zip(files, tables, strict=True)}
         self.table = datasets.concatenate_datasets(tables)  # mapped from the disk
@@ -110,12 +114,13 @@ class Samples:
 
 def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
     """Read, check and tokenise files, from the cache where they have been seen. Raises DataError."""
-    tables, dropped, read = [], [], []
+    tables, dropped, read, notes = [], [], [], []
     for file in files:
         content, rows = content_hash(file), read_rows(file, format)
         key = hashlib.sha256(f"{rows._fingerprint} {tokeniser.fingerprint} {TOKENS_VERSION}".encode())
         try:
             table = _tokenised(rows, tokeniser, key.hexdigest()[:32])
+            lines = counted(table.data.column("index"), table.data.column("notes"))
         except DataError as error:
             raise DataError(f"{file}, {error}") from None
         if not len(table):
@@ -123,11 +128,12 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
                 f"{file}: no record has a supervised token within max_length {tokeniser.max_length}; "
                 "raise max_length or check the responses"
             )
-        tables.append(table)
+        tables.append(table.remove_columns("notes"))
         read.append((content, len(rows)))
+        notes.append([*row_notes(file, format), *lines])
         index = table.data.column("index").to_numpy()  # rises
         dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
-    return Samples(files, tables, dropped, read)
+    return Samples(files, tables, dropped, read, notes)
 
 
 def _tokenised(rows: datasets.Dataset, tokeniser: Tokeniser, key: str) -> datasets.Dataset:
@@ -136,8 +142,8 @@ def _tokenised(rows: datasets.Dataset, tokeniser: Tokeniser, key: str) -> datase
         rows.map,
         tokeniser,
         batched=True,
-        remove_columns=["roles", "contents"],
-        features=TOKEN_FEATURES,
+        remove_columns=rows.column_names,
+        features=datasets.Features({**TOKEN_FEATURES, "notes": datasets.Value("string")}),
         load_from_cache_file=False,
         new_fingerprint=key,
     )

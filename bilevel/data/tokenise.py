@@ -1,30 +1,27 @@
 """Rows -> token ids and labels, for any tokenizer: chat template, BOS, EOS, truncation and label mask.
 
-A sample is a list of pieces, tokenised one by one so that a prompt's tokens are exactly those it has at
-generation time and a response's tokens decode to exactly the response. Text of a record never becomes a
-special token; only the chat template's own text may.
+What stands to the left of a learned token are the tokens that generation would have there: those of the prompt as the
+tokenizer makes them of the whole prompt, and those of the response so far. Text of a record never becomes a special
+token; only the chat template's own text may.
 """
 
 import dataclasses
+import functools
 import hashlib
+import json
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from bilevel.data.notes import packed
+from bilevel.data.renderer import Renderer
+from bilevel.data.sequence import Sequence, Turn, plain, whole_text
+from bilevel.data.special import Guard, Segments
 from bilevel.errors import DataError, short
+from bilevel.settings.fields import Settings
 
 IGNORE = -100
-OPEN, CLOSE = "\ue0b1\ue0b2", "\ue0b2\ue0b1"  # private-use marks that stand for contents in a chat template
-
-
-@dataclasses.dataclass
-class Piece:
-    """A stretch of text; markup is the template's own text, in which special tokens are special."""
-
-    text: str
-    supervised: bool
-    markup: bool = False
-    ids: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -36,29 +33,40 @@ class Prompt:
     response: str
 
 
-class Tokeniser:
-    """Batched function for `datasets.map`: rows of bilevel.data.records -> index, is_noisy, input_ids, labels.
+def make_tokeniser(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> "Tokeniser":
+    names = ("turns", "template_kwargs", "special_tokens_in_text")
+    given = {name: getattr(settings, name) for name in names}
+    return Tokeniser(tokenizer, settings.max_length, settings.loss_on, **given)
 
-    labels equal input_ids where a loss is taken and IGNORE elsewhere. A record with no supervised token within
-    max_length is left out. Text is cut into chunks of max_length; all else is cut on the right, and then has no EOS.
+
+class Tokeniser:
+    """Batched function for `datasets.map`: rows of bilevel.data.records -> index, is_noisy, input_ids, labels, notes.
+
+    labels equal input_ids where a loss is taken and IGNORE elsewhere. A record with no learned token within max_length
+    is left out; one whose turns need contexts of their own becomes several samples. Text is cut into chunks of
+    max_length; all else is cut on the right, and then has no EOS. notes: what is worth saying of a record, beside its
+    first sample (bilevel.data.notes).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: str):
-        self.tokenizer, self.max_length, self.loss_on = tokenizer, max_length, loss_on
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        loss_on: str,
+        turns: str = "all",
+        template_kwargs: dict[str, Any] | None = None,
+        special_tokens_in_text: bool = False,
+    ):
+        self.tokenizer, self.max_length, self.loss_on, self.turns = tokenizer, max_length, loss_on, turns
+        self.template_kwargs, self.special_tokens_in_text = template_kwargs or {}, special_tokens_in_text
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no EOS token, so a response could never end; add one to its folder")
         self.eos = tokenizer.eos_token_id
         # BOS where the tokenizer itself puts one (Llama), none where it does not (GPT-2).
         bare = tokenizer("", add_special_tokens=True)["input_ids"]
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in bare[:1] else []
-        # Tokenizers of the SentencePiece kind put a space before what they take for a text's beginning. What continues
-        # a sample is therefore tokenised behind a mark, which no token joins to its neighbours, and the mark cut off.
-        first = tokenizer.convert_ids_to_tokens(self._encode(["a"], markup=False)[0])[0]
-        self.anchor = OPEN[0] if first.startswith(("▁", "Ġ")) else ""
-        self.special = set(tokenizer.all_special_ids) | {
-            i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
-        self._rendered: dict[tuple[str, ...], str] = {}
+        self.guard = Guard(tokenizer)
+        self._templated = tokenizer.chat_template is not None
 
     @property
     def fingerprint(self) -> str:
@@ -66,140 +74,187 @@ class Tokeniser:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         state = backend.to_str() if backend else repr(sorted(self.tokenizer.get_vocab().items()))
         named = sorted(self.tokenizer.special_tokens_map.items())  # a chat template may write any of them
-        parts = (state, self.tokenizer.chat_template, named, self.bos, self.eos, self.max_length, self.loss_on)
+        ours = (self.max_length, self.loss_on, self.turns, sorted(self.template_kwargs.items()))
+        parts = (state, self.tokenizer.chat_template, named, self.bos, self.eos, *ours, self.special_tokens_in_text)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        samples = self._encoded(rows)
-        out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": []}
-        for roles, pieces, index, is_noisy in zip(rows["roles"], samples, rows["index"], rows["is_noisy"], strict=True):
-            ids, labels = self._join(pieces)
-            # Text goes on in the next chunk, everything else ends at max_length.
-            end = len(ids) if roles[0] == "text" else 1
-            for start in range(0, end, self.max_length):
-                chunk = slice(start, start + self.max_length)
-                if all(label == IGNORE for label in labels[chunk][1:]):
-                    continue
-                out["index"].append(index)
-                out["is_noisy"].append(is_noisy)
-                out["input_ids"].append(ids[chunk])
-                out["labels"].append(labels[chunk])
+        out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": [], "notes": []}
+        records = self._records(rows)
+        turns = self.turns if self.loss_on == "response" else None
+        for record, samples, is_noisy in zip(records, self._samples(records, turns), rows["is_noisy"], strict=True):
+            if len(samples) > 1:
+                record["notes"].append(
+                    "turns=all: turns whose context the chat template or the tokenizer changes later are samples of "
+                    "their own"
+                )
+            notes = packed(record["notes"])
+            for ids, labels in samples:
+                # Text goes on in the next chunk, everything else ends at max_length.
+                end = len(ids) if record["roles"][0] == "text" else 1
+                for start in range(0, end, self.max_length):
+                    chunk = slice(start, start + self.max_length)
+                    part = labels[chunk]
+                    if not part or part.count(IGNORE) >= len(part) - (
+                        part[0] != IGNORE
+                    ):  # the first is predicted by nothing
+                        continue
+                    out["index"].append(record["index"])
+                    out["is_noisy"].append(is_noisy)
+                    out["input_ids"].append(ids[chunk])
+                    out["labels"].append(part)
+                    out["notes"].append(notes)
+                    notes = None
         return out
 
     def prompts(self, rows: dict[str, list[Any]]) -> list[Prompt]:
         """The prompts of rows that are no text, nothing cut away."""
+        records = self._records(rows)
+        for record in records:
+            record["more"].pop("context", None)  # the last turn is judged, learned or not
+        last = [sequences[-1] for sequences in self._sequences(records, "last")]
+        segments = self._encoded([[sequence] for sequence in last], records)
         found = []
-        for pieces in self._encoded(rows):
-            last = max(number for number, piece in enumerate(pieces) if piece.supervised)
-            ids = [] if pieces[0].markup else list(self.bos)
-            for piece in pieces[:last]:
-                ids += piece.ids
-            behind = next((piece.ids for piece in pieces[last + 1 :] if piece.markup), [])
-            stop = next((token for token in behind if token in self.special), self.eos)
-            found.append(Prompt(ids, stop, pieces[last].text))
+        for record, sequence in zip(records, last, strict=True):
+            turn = sequence.turns[-1]
+            bos = [] if self._by_template(record) else self.bos
+            stop = segments.ids(sequence, turn.answer, turn.end)[-1] if turn.end > turn.answer else self.eos
+            response = sequence.text[turn.prompt : turn.answer].replace(sequence.mark or "\0\0", "")
+            found.append(Prompt(bos + segments.ids(sequence, 0, turn.prompt), stop, response))
         return found
 
-    def _encoded(self, rows: dict[str, list[Any]]) -> list[list[Piece]]:
-        """The pieces of all rows, with their ids."""
-        samples = [self._pieces(*row) for row in zip(rows["roles"], rows["contents"], rows["index"], strict=True)]
+    def _records(self, rows: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """The rows one by one, with `more` as an object."""
+        more = rows["more"] if "more" in rows else [None] * len(rows["index"])
+        return [
+            {
+                "index": index,
+                "roles": roles,
+                "contents": contents,
+                "more": json.loads(text) if text else {},
+                "notes": [],
+                "size": sum(map(len, contents)) + len(text or ""),
+            }
+            for index, roles, contents, text in zip(rows["index"], rows["roles"], rows["contents"], more, strict=True)
+        ]
+
+    @functools.cached_property
+    def _renderer(self) -> Renderer:
+        return _renderer(self.tokenizer, self.template_kwargs)
+
+    def _by_template(self, record: dict[str, Any]) -> bool:
+        return self._templated and record["roles"][0] not in ("text", "prompt")
+
+    def _sequences(self, records: list[dict[str, Any]], turns: str | None) -> list[list[Sequence]]:
+        """The sequences of every record; turns: Settings.turns, or None for the whole record as one."""
+        found: list[list[Sequence]] = [[] for _ in records]
+        asked, places = [], []
+        for place, record in enumerate(records):
+            if record["roles"][0] == "text":
+                found[place] = [self._text(record)]
+                continue
+            marked, mark = self.guard({"contents": record["contents"], "more": record["more"]})
+            if self._by_template(record):
+                asked.append(record | marked | {"turns": turns})
+                places.append((place, mark))
+            else:
+                found[place] = self._plain(record, marked["contents"], mark, turns)
+        if asked:
+            for (place, mark), (made, notes) in zip(places, self._renderer(asked), strict=True):
+                found[place] = [dataclasses.replace(sequence, mark=mark) for sequence in made]
+                records[place]["notes"] += notes
+        return found
+
+    def _text(self, record: dict[str, Any]) -> Sequence:
+        [text] = record["contents"]
+        if self.special_tokens_in_text:
+            return whole_text(text)
+        if found := self.guard.marks(text):
+            record["notes"].append(
+                f"the text holds marks of a chat template or special tokens ({found}), which are read as letters; "
+                "special_tokens_in_text=true reads those that the tokenizer has as special tokens"
+            )
+        marked, mark = self.guard(text)
+        return dataclasses.replace(whole_text(marked), mark=mark)
+
+    def _plain(self, record: dict[str, Any], contents: list[str], mark: str, turns: str | None) -> list[Sequence]:
+        """A record without a chat template: Alpaca's prompts, or a heading for each turn."""
+        for name in ("tools", "template_kwargs"):
+            if record["more"].get(name):
+                record["notes"].append(f"{name}: not used, as the tokenizer has no chat template")
+        sequence = plain(record["roles"], contents, self.tokenizer.eos_token, record["more"].get("context", []))
+        if turns == "last":
+            sequence.turns = sequence.turns[-1:]
+        return [dataclasses.replace(sequence, mark=mark)] if sequence.turns else []
+
+    def _encoded(self, sequences: list[list[Sequence]], records: list[dict[str, Any]]) -> Segments:
         try:
-            self._encode_pieces(samples)
+            return Segments(self.guard, [sequence for each in sequences for sequence in each])
         except BaseException as error:  # a panic of the tokenizers library is no Exception
             if type(error).__name__ != "PanicException":
                 raise
-            places = f"records {rows['index'][0]} to {rows['index'][-1]}"
+            places = f"records {records[0]['index']} to {records[-1]['index']}"
             raise DataError(f"{places}: the tokenizer cannot take the text of one: {short(str(error), 200)}") from None
-        return samples
 
-    def _pieces(self, roles: list[str], contents: list[str], index: int) -> list[Piece]:
-        if roles[0] == "text":
-            return [Piece(contents[0], True)]
-        if roles[0] == "prompt":
-            return [Piece(contents[0], False), Piece(contents[1], True)]
-        if self.tokenizer.chat_template is None:
-            return _plain_chat(roles, contents, self.tokenizer.eos_token)
-        return self._templated_chat(roles, contents, index)
+    def _samples(self, records: list[dict[str, Any]], turns: str | None) -> list[list[tuple[list[int], list[int]]]]:
+        """(input_ids, labels) of the samples of every record, before truncation."""
+        sequences = self._sequences(records, turns)
+        segments = self._encoded(sequences, records)
+        found = []
+        for record, each in zip(records, sequences, strict=True):
+            bos = [] if self._by_template(record) else self.bos
+            samples = [sample for sequence in each for sample in self._join(sequence, segments, bos, record["notes"])]
+            found.append(samples)
+        return found
 
-    def _templated_chat(self, roles: list[str], contents: list[str], index: int) -> list[Piece]:
-        """The template's text around the messages, with each message's content as a piece of its own."""
-        try:
-            text = self._render(tuple(roles))
-        except Exception as error:  # a template raises what it likes
-            raise DataError(f"record {index}: the tokenizer's chat template refuses it: {error}") from None
-        pieces = []
-        while OPEN in text:
-            markup, _, text = text.partition(OPEN)
-            place, _, text = text.partition(CLOSE)
-            # A space before a message belongs to its first token, as it does when the model generates.
-            bare = markup.rstrip(" ")
-            content = markup[len(bare) :] + contents[int(place)]
-            pieces += [Piece(bare, False, markup=True), Piece(content, roles[int(place)] == "assistant")]
-        return [*pieces, Piece(text, False, markup=True)]
+    def _join(
+        self, sequence: Sequence, segments: Segments, bos: list[int], notes: list[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """The samples of a sequence: one, and one for each turn whose tokens are others in it than at generation."""
+        last = sequence.turns[-1]
+        prompt, apart = segments.ids(sequence, 0, last.prompt), []
+        labels = [IGNORE] * len(prompt)
+        for turn in sequence.turns[:-1]:
+            before = segments.ids(sequence, 0, turn.prompt)
+            response, learned = _response(segments, sequence, turn)
+            end = len(before) + len(response)
+            if prompt[:end] == before + response:
+                labels[len(before) : end] = learned
+            elif self.turns == "shared":
+                notes.append("turns=shared: turns whose tokens differ within a longer text are context only")
+            else:
+                apart.append(self._ended(bos, before + response, [IGNORE] * len(before) + learned, turn))
+        response, learned = _response(segments, sequence, last)
+        behind = segments.ids(sequence, last.end, len(sequence.text))
+        return [
+            *apart,
+            self._ended(bos, prompt + response + behind, labels + learned + [IGNORE] * len(behind), last),
+        ]
 
-    def _render(self, roles: tuple[str, ...]) -> str:
-        """The template's text, with marks for contents: one for each sequence of roles."""
-        if roles not in self._rendered:
-            places = [{"role": role, "content": f"{OPEN}{i}{CLOSE}"} for i, role in enumerate(roles)]
-            self._rendered[roles] = self.tokenizer.apply_chat_template(places, tokenize=False)
-        return self._rendered[roles]
-
-    def _encode_pieces(self, samples: list[list[Piece]]) -> None:
-        """Fill in the ids of all pieces, in one batch of each kind."""
-        groups: dict[tuple[str, bool], list[Piece]] = {}
-        for pieces in samples:
-            begun = False
-            for piece in pieces:
-                groups.setdefault((self.anchor if begun else "", piece.markup), []).append(piece)
-                begun = begun or piece.text != ""
-        for (anchor, markup), pieces in groups.items():
-            skip = len(self._encode([anchor], markup)[0]) if anchor else 0
-            texts = list(dict.fromkeys(piece.text for piece in pieces))  # a template's markup repeats
-            encoded = self._encode([anchor + text for text in texts], markup)
-            ids_of = {text: ids[skip:] for text, ids in zip(texts, encoded, strict=True)}
-            for piece in pieces:
-                piece.ids = ids_of[piece.text]
-
-    def _encode(self, texts: list[str], markup: bool) -> list[list[int]]:
-        return self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=not markup,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-
-    def _join(self, pieces: list[Piece]) -> tuple[list[int], list[int]]:
-        """input_ids and labels of a whole sample, before truncation."""
-        ids = [] if pieces[0].markup else list(self.bos)
-        wanted = [False] * len(ids)
-        response_open = False
-        for piece in pieces:
-            mask = [piece.supervised] * len(piece.ids)
-            if piece.supervised:
-                response_open = True
-            elif response_open and piece.markup:
-                # The markup after a response ends it with its first special token: learn that, not what follows.
-                end = next((i + 1 for i, token in enumerate(piece.ids) if token in self.special), 0)
-                mask[:end] = [True] * end
-                response_open = end == 0
-            ids += piece.ids
-            wanted += mask
-        if response_open:
-            ids.append(self.eos)
-            wanted.append(True)
-        if self.loss_on == "all":
-            wanted = [True] * len(ids)
-        return ids, [token if want else IGNORE for token, want in zip(ids, wanted, strict=True)]
+    def _ended(self, bos: list[int], ids: list[int], labels: list[int], turn: Turn) -> tuple[list[int], list[int]]:
+        """The sample with BOS, and with EOS where its last turn has no end of its own."""
+        if bos and ids[:1] != bos:
+            ids, labels = bos + ids, [IGNORE] * len(bos) + labels
+        if turn.end == turn.answer and turn.learned and ids[-1:] != [self.eos]:
+            ids, labels = [*ids, self.eos], [*labels, self.eos]
+        return ids, list(ids) if self.loss_on == "all" else labels
 
 
-def _plain_chat(roles: list[str], contents: list[str], eos: str) -> list[Piece]:
-    """Chat without a template: a `### Role:` heading per message, EOS after each response."""
-    pieces, prompt = [], ""
-    for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
-        prompt += ("\n\n" if number else "") + f"### {role.capitalize()}:\n"
-        if role == "assistant":
-            pieces += [Piece(prompt, False), Piece(content, True), Piece(eos, False, markup=True)]
-            prompt = ""
-        else:
-            prompt += content
-    return [*pieces, Piece(prompt, False)]
+def _response(segments: Segments, sequence: Sequence, turn: Turn) -> tuple[list[int], list[int]]:
+    """The tokens and the labels of a turn's response."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for start, end, learned in turn.stretches():
+        part = segments.ids(sequence, start, end)
+        ids += part
+        labels += part if learned else [IGNORE] * len(part)
+    return ids, labels
+
+
+def _renderer(tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> Renderer:
+    """The process that renders the tokenizer's chat templates: that for records with tools may be one of its own."""
+    templates = {"chat": tokenizer.get_chat_template(None, None), "tools": tokenizer.get_chat_template(None, [{}])}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    control = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True) if not token.isspace())
+    variables = {**tokenizer.special_tokens_map, **template_kwargs}
+    return Renderer(templates, variables, re.compile(control or "(?!)"), tokenizer.name_or_path or "the tokenizer")

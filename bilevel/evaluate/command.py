@@ -99,6 +99,7 @@ def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
         if not (folder / "model").is_dir():
             raise UserError(f"{folder} has no model/: the run has not finished, or it had save_model=none")
         ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
+        ours += ("turns", "template_kwargs", "special_tokens_in_text")
         config = read_yaml(str(folder / "config.yaml"))
         values |= {name: config[name] for name in ours if name in config}
         values["model_name_or_path"] = str(folder / "model")
@@ -131,7 +132,7 @@ def evaluate_model(
     import torch
     import transformers
 
-    from bilevel.data.tokenise import Tokeniser
+    from bilevel.data.tokenise import make_tokeniser
     from bilevel.model.copies import chosen_dtype
     from bilevel.model.loading import load_model, load_tokenizer, model_shape
     from bilevel.model.torch_copy import TorchCopy
@@ -140,7 +141,7 @@ def evaluate_model(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = model_shape(settings)
     tokenizer = load_tokenizer(settings, files)
-    tokeniser = Tokeniser(tokenizer, settings.max_length, settings.loss_on)
+    tokeniser = make_tokeniser(tokenizer, settings)
     copy = TorchCopy(load_model(settings, shape, tokenizer).to(device), bf16=chosen_dtype(settings, device) == "bf16")
     tables = [heldout(copy, settings, files, tokeniser)]
     if answer != "none":

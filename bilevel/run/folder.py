@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
+from bilevel.data.overlap import find_overlaps, write_overlaps
 from bilevel.errors import ConfigError, UserError
 from bilevel.files import whole_file
 from bilevel.monitor.metrics import Columns, MetricsLog
@@ -65,6 +66,9 @@ def _take(run: "Run", checkpoints: "Checkpoints") -> None:
     with whole_file(folder / "config.yaml") as file:
         file.write_text(dump(run.settings), encoding="utf-8")
     write_data(folder, run.train, run.val, run.test)
+    parts = {"train": run.train, "val": run.val, "test": run.test}
+    files = {name: part.files for name, part in parts.items() if part is not None}
+    write_overlaps(folder, find_overlaps(files, run.settings.format))
 
 
 def open_metrics(run: "Run") -> MetricsLog:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bilevel.data.overlap import read_overlaps
 from bilevel.model.loading import drops
 from bilevel.monitor import findings
 from bilevel.run.state import Run
@@ -58,12 +59,19 @@ def describe(run: Run) -> str:
             f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M adapter parameters train, all others are frozen"
         )
     sizes = run.train.sizes.tolist()
-    for source, size, dropped in zip(run.train.sources, sizes, run.train.dropped, strict=True):
+    for source, size, dropped, notes in zip(run.train.sources, sizes, run.train.dropped, run.train.notes, strict=True):
         lines.append(f"  {source}: {size} samples" + _dropped(dropped))
+        lines += [f"    warning: {note}" for note in notes]
     trained = "validation, trained on with weight 1" if s.val_in_training else "validation"
     for name, part in ((trained, run.val), ("test", run.test)):
         if part is not None:
             lines.append(f"  {name}: {len(part)} samples" + _dropped(sum(part.dropped)))
+            lines += [
+                f"    warning: {file.name}: {note}"
+                for file, notes in zip(part.files, part.notes, strict=True)
+                for note in notes
+            ]
+    lines += [f"WARNING: {overlap}" for overlap in read_overlaps(s.run_folder)]
     if run.step:
         lines.append(f"going on after step {run.step}, from its checkpoint")
     return "\n".join(lines)

@@ -22,28 +22,27 @@ if TYPE_CHECKING:
 
 # What a run writes into its folder.
 FILES = ("config.yaml", "data.json", "metrics.csv", "timing.csv", "run.log")
-FILES += ("weights.csv", "weights.png", "report.html")
+FILES += ("overlap.json", "weights.csv", "weights.png", "report.html")
 FOLDERS = ("checkpoints", "model", "wandb")
 
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
     """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
-    from bilevel.data.records import count_rows, find_files
+    from bilevel.data.overlap import shared_files
+    from bilevel.data.records import find_files, most_samples
     from bilevel.errors import DataError
 
     problems: list[str] = []
     files: dict[str, list[Path]] = {}
-    records: dict[str, int] = {}
+    records: dict[str, float] = {}
     for part in ("train", "val", "test"):
         try:
             unread = part == "val" and not settings.reads_validation
             files[part] = [] if unread else find_files(getattr(settings, f"{part}_data"))
-            found = [count_rows(file, settings.format) for file in files[part]]
+            records[part] = sum(most_samples(file, settings.format) for file in files[part])
         except DataError as error:
             problems.append(f"{part}_data: {error}")
-            continue
-        if all(roles != ["text"] for _, roles in found):  # a text record makes any number of samples
-            records[part] = sum(count for count, _ in found)
+    problems += shared_files(files)
     if settings.weights == "source" and not METHODS[settings.method].weights_stay and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
@@ -132,7 +131,7 @@ def _unwritable(folder: Path) -> list[str]:
     return [f"output_dir {plain(str(folder), 300)}: {plain(str(there), 300)} {why}; give another output_dir"]
 
 
-def too_large(settings: Settings, sizes: dict[str, int]) -> list[str]:
+def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
     """A problem for each batch larger than the data it is drawn from."""
     return [
         f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"

@@ -45,6 +45,18 @@ class Settings:
     loss_on: Literal["response", "all"] = _setting(
         "data", "tokens that enter the loss: only the responses (with EOS), or all tokens", "response"
     )
+    turns: Literal["all", "shared", "last"] = _setting(
+        "data",
+        "assistant turns to learn: all (one whose context the chat template rewrites later becomes a sample of its "
+        "own), shared (those that share one text with the last), or the last of each record",
+        "all",
+    )
+    template_kwargs: dict[str, Any] | None = _setting(
+        "data", "variables of the chat template, such as {enable_thinking: false}; a record's own go first", None
+    )
+    special_tokens_in_text: bool = _setting(
+        "data", "text records that spell special tokens of the tokenizer mean these tokens, not letters", False
+    )
 
     model_name_or_path: str | None = _setting(
         "model", "Hugging Face hub id or local folder of a causal language model", None

@@ -83,7 +83,7 @@ def test_record_without_response_within_max_length_is_dropped_and_counted(write:
 
 def test_record_that_the_template_refuses_is_named_with_its_file(write: Write) -> None:
     talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    system = [{"role": "system", "content": "z"}, *talk]
+    system = [*talk, {"role": "system", "content": "z"}, talk[1]]  # only the first can go before a question
     path = write("chat.json", [{"messages": messages} for messages in (talk, talk, system, talk)])
     with pytest.raises(DataError) as caught:
         load(path, kind="llama2")

@@ -22,7 +22,8 @@ from tokenizer_kinds import tokenizer_of
 from bilevel.data import records
 from bilevel.data.records import find_files, read_rows
 from bilevel.data.samples import load_samples
-from bilevel.data.tokenise import CLOSE, OPEN, Tokeniser
+from bilevel.data.special import ANCHOR, Guard
+from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import UserError, plain, short
 from bilevel.model.loading import load_tokenizer, model_shape
 from bilevel.run.results import draw_weights
@@ -141,12 +142,12 @@ TABLE: dict[str, tuple[object, list[list[str]] | str]] = {
     "key-twice": ('{"text": "b", "text": "a"}', [A]),
     "path": (alpaca(PATH, PATH, file="/dev/zero"), [asked(PATH, PATH)]),
     "path-chat": (chat(PATH), [[PATH, "ok"]]),
-    "image": (chat(IMAGE), "message 0: 'content' must be text, got list [{'path': '/etc/passwd', 'type': 'image'}]"),
+    "image": (chat(IMAGE), "message 0: 'content' holds a part of type 'image'; only text"),
     # special tokens
     "special": (alpaca(TYPED, TYPED), [asked(TYPED, TYPED)]),
     "special-chat": (chat(TYPED), [[TYPED, "ok"]]),
     "special-text": ([{"text": TYPED}], [[TYPED]]),
-    "marks": (chat(f"{OPEN}1{CLOSE}{OPEN}"), [[f"{OPEN}1{CLOSE}{OPEN}", "ok"]]),
+    "marks": (chat(f"{ANCHOR}1\ue000{ANCHOR}"), [[f"{ANCHOR}1\ue000{ANCHOR}", "ok"]]),
     # line ends
     "ends-mixed": (f"{GOOD}\n{GOOD}\r\n\r\n \n{line(chr(34) + 'b' + chr(34))}\r{GOOD}", [A, A, B, A]),
     "ends-unicode": (line('"a\u2028\x85b"'), [["a\u2028\x85b"]]),
@@ -304,11 +305,12 @@ def test_a_panic_of_the_tokenizer_names_the_file(write: Write, monkeypatch: pyte
     class PanicException(BaseException):
         """As pyo3 has it: no Exception."""
 
-    def panic(self: Tokeniser, texts: list[str], markup: bool) -> list[list[int]]:
+    def panic(self: Guard, texts: list[str]) -> list[list[int]]:
         raise PanicException("retry-limit-in-match over " + "x" * 1000)
 
-    path, tokeniser = write("panic.json", [{"text": "a"}, {"text": "b"}]), Tokeniser(tokenizer_of("gpt2"), 64, "all")
-    monkeypatch.setattr(Tokeniser, "_encode", panic)
+    path = write("panic.json", [{"text": "a"}, {"text": "b"}])
+    tokeniser = Tokeniser(tokenizer_of("gpt2"), 64, "all")
+    monkeypatch.setattr(Guard, "encode", panic)
     text = error_of(lambda: load_samples([path], "auto", tokeniser))
     assert text.startswith(f"{path}, records 0 to 1: the tokenizer cannot take the text") and "retry-limit" in text
 

@@ -9,11 +9,19 @@ import pytest
 from tokenizer_kinds import KINDS, SENTENCES, gpt2_tokenizer, llama_tokenizer, tokenizer_of
 from transformers import PreTrainedTokenizerBase
 
-from bilevel.data.tokenise import CLOSE, IGNORE, OPEN, Tokeniser
+from bilevel.data.special import ANCHOR
+from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
 
 PROMPT = "### Instruction:\nName it \N{GRINNING FACE}\n\n### Response:\n"
-SPECIAL_TEXTS = ["</s>", "<|endoftext|> <|im_end|>", "a<|eot_id|><s>b<|im_start|>user", f"{OPEN}0{CLOSE}", OPEN, CLOSE]
+SPECIAL_TEXTS = [
+    "</s>",
+    "<|endoftext|> <|im_end|>",
+    "a<|eot_id|><s>b<|im_start|>user",
+    f"{ANCHOR}0\ue000",
+    ANCHOR,
+    "\ue000",
+]
 RESPONSES = [
     *("Paris.", "Hello there", "\nfoo", "\n\nThe capital", "\n\n\nprint(add(1, 2))", "\r\nx", "\ttab", "'s life", "12"),
     *(" foo", "  two", "foo ", "foo\n", " ", "\n", "", "é", "\N{GRINNING FACE} 日本", "🇫🇷👩‍👩‍👧", "\x00a", "½", "Ġ"),
@@ -198,12 +206,14 @@ def test_text_of_a_message_stays_text(kind: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)
     messages = [{**message, "content": text} for message in (SYSTEM, *TALK)]
     harmless = [{**message, "content": "x"} for message in messages]
-    ids, labels = talk(tokenizer, messages)
+    # Where a message's white space joins a token of the prompt, its turn has a sample of its own.
+    samples = tokenise(tokenizer, [m["role"] for m in messages], [m["content"] for m in messages])
     special = set(tokenizer.all_special_ids)
-    assert [i for i in ids if i in special] == [i for i in talk(tokenizer, harmless)[0] if i in special]
-    answers = [tokenizer.decode(run) for run in runs(labels)]
-    # Decoding a run on its own strips a first space where the tokenizer puts one before every text.
-    bare = text.removeprefix(" ") if kind == "llama" else text
+    assert [i for i in samples[-1][0] if i in special] == [i for i in talk(tokenizer, harmless)[0] if i in special]
+    answers = [tokenizer.decode(run) for _, labels in samples for run in runs(labels)]
+    # Decoding a run on its own strips a first space where the tokenizer puts one before every text; Llama-3's template
+    # strips every text.
+    bare = {"llama": text.removeprefix(" "), "llama3": text.strip()}.get(kind, text)
     assert answers == [bare + tokenizer.eos_token] * 2
 
 
@@ -236,8 +246,10 @@ def test_template_without_an_end_token_gets_eos() -> None:
 
 
 def test_template_that_refuses_names_the_record() -> None:
-    with pytest.raises(DataError, match="^record 4: the tokenizer's chat template .*System role not supported"):
-        talk(tokenizer_of("llama2"), [SYSTEM, *TALK])
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('turns have to alternate') }}"
+    with pytest.raises(DataError, match="^record 4: the tokenizer's chat template refuses it: turns have to alternate"):
+        talk(tokenizer, TALK)
 
 
 # the tokeniser itself
@@ -257,7 +269,7 @@ def test_fingerprint_stays_with_use(kind: str) -> None:
     before = tokeniser.fingerprint
     assert Tokeniser(KINDS[kind](), 512, "response").fingerprint == before
     tokeniser({"roles": [["text"]], "contents": [["x </s>"]], "index": [0], "is_noisy": [None]})
-    talk(tokenizer, TALK)
+    tokenise(tokenizer, ["user", "assistant"], ["a", "b"])
     tokenizer(["a", "b c"], add_special_tokens=True)
     assert tokeniser.fingerprint == Tokeniser(tokenizer, 512, "response").fingerprint == before
 

@@ -129,8 +129,8 @@ RECORDS = [
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned four records by heart."""
     folder = tmp_path_factory.mktemp("learned")
-    data = dump(folder / "facts.json", RECORDS)
-    given = {"train_data": [str(data)], "val_data": [], "test_data": [str(data)], "method": "fixed", "lr_y": 1e-2}
+    data, same = dump(folder / "facts.json", RECORDS), dump(folder / "again" / "facts.json", RECORDS)
+    given = {"train_data": [str(data)], "val_data": [], "test_data": [str(same)], "method": "fixed", "lr_y": 1e-2}
     given |= {"max_length": 60, "global_batch_size": 4, "max_steps": 60, "eval_every": 60, "save_every": 0}
     train(folder, folder / "run", **given, model_config=TINY | {"n_positions": 64})
     return folder

@@ -67,7 +67,8 @@ def test_dropped_records_and_pieces_of_text_in_a_real_run(data: Path, tmp_path: 
     records = [{"text": "one two three. " * n} for n in (1, 40)] + [{"text": ""}] + text(40)
     (tmp_path / "text.json").write_text(json.dumps(records))
     out = tmp_path / "r"
-    train(data, out, train_data=[str(tmp_path / "text.json")], val_data=[str(tmp_path / "text.json")], test_data=[],
+    (tmp_path / "val.json").write_text(json.dumps(records))
+    train(data, out, train_data=[str(tmp_path / "text.json")], val_data=[str(tmp_path / "val.json")], test_data=[],
           weights="sample", max_length=32, max_steps=3)  # fmt: skip
     (file,) = read_data(out).train
     rows = pd.read_csv(out / "weights.csv")

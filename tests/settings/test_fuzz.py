@@ -22,8 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, tokenizer_of
 
-from bilevel.data.records import CHAT_KEYS, ROLES, _rows, find_files, read_rows
-from bilevel.data.tokenise import CLOSE, IGNORE, OPEN, Tokeniser
+from bilevel.data.layouts.conversation import CHAT_KEYS, ROLES
+from bilevel.data.records import _rows, find_files, read_rows
+from bilevel.data.special import ANCHOR
+from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError, UserError
 from bilevel.settings.command_line import _yaml, load_settings, read_yaml
 from bilevel.settings.fields import FIELDS, Settings, dump
@@ -62,9 +64,9 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
 # what is drawn
 
 TEXT = st.text(st.characters(codec=None), max_size=20) | st.sampled_from(
-    ["", "\ud800", "\0", "<|endoftext|>", "</s><s>", OPEN, f"{OPEN}0{CLOSE}", "a" * 300, "\u2028", "null", "1e400"]
+    ["", "\ud800", "\0", "<|endoftext|>", "</s><s>", ANCHOR, f"{ANCHOR}0\ue000", "a" * 300, "\u2028", "null", "1e400"]
 )
-CLEAN = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(["<|im_end|>", OPEN, f"{OPEN}0{CLOSE}"])
+CLEAN = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(["<|im_end|>", ANCHOR, f"{ANCHOR}0\ue000"])
 KEYS = st.sampled_from(
     ["instruction", "input", "output", "text", "is_noisy", "role", "content", "from", "value", *CHAT_KEYS]
 )
@@ -214,7 +216,7 @@ def test_any_rows_to_tokens(kind: str, rows: list[list[tuple[str, str]]], max_le
     roles, contents = ([[turn[i] for turn in row] for row in rows] for i in (0, 1))
     batch = {"roles": roles, "contents": contents, "index": [*range(len(rows))], "is_noisy": [None] * len(rows)}
     out = outcome(Tokeniser(tokenizer, max_length, loss_on), batch)
-    if out is None:  # Llama-2's template takes no system message
+    if out is None:  # Llama-2's template takes no system message but the first, which goes before a user's turn
         assert kind == "llama2" and any("system" in row for row in roles)
         return
     assert out["index"] == sorted(out["index"]) and set(out["index"]) <= set(batch["index"])

@@ -1,0 +1,50 @@
+"""The Alpaca layout: instruction, input, output; system and history as LLaMA-Factory has them."""
+
+from typing import Any
+
+from bilevel.data.layouts.values import (
+    UNUSED,
+    Row,
+    checked_text,
+    no_media,
+    optional_text,
+    text,
+    typed,
+    unused_fields,
+)
+from bilevel.errors import DataError
+
+
+def alpaca(record: dict[str, Any], where: str) -> Row:
+    """Prompts under our headings, each with its response: first those of `history`, then the record's own.
+
+    The text of `system` stands before the first heading.
+    """
+    no_media(record, where)
+    extra = optional_text(record, "input", where)
+    asked = [*_history(record, where), (text(record, "instruction", where), extra, text(record, "output", where))]
+    turns = []
+    for question, extra, answer in asked:
+        turns += [("prompt", _prompt(question, extra)), ("response", answer)]
+    if system := optional_text(record, "system", where):
+        turns[0] = ("prompt", f"{system}\n\n{turns[0][1]}")
+    return Row(turns, unused=unused_fields(record, (*UNUSED, "tools")))
+
+
+def _prompt(instruction: str, extra: str) -> str:
+    parts = [("Instruction", instruction)] + ([("Input", extra)] if extra else [])
+    return "".join(f"### {title}:\n{content}\n\n" for title, content in parts) + "### Response:\n"
+
+
+def _history(record: dict[str, Any], where: str) -> list[tuple[str, str, str]]:
+    """Earlier turns: instruction, no input, response."""
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise DataError(f"{where}: 'history' must be a list of [instruction, response] pairs, got {typed(history)}")
+    turns = []
+    for number, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"{where}: 'history' {number} must be a pair [instruction, response], got {typed(pair)}")
+        question, answer = (checked_text(part, f"history {number}", where) for part in pair)
+        turns.append((question, "", answer))
+    return turns

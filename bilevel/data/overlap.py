@@ -1,0 +1,88 @@
+"""Records and files that stand in more than one part of a run's data: a part that judges must not be trained on."""
+
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bilevel.data.records import row_hashes
+from bilevel.files import whole_file
+
+if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
+    import numpy as np
+
+EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Records of part `second` that stand in part `first` too, equal but for white space.
+
+    count of `total` records in `second`; examples: [file, record, file of `first`, record there].
+    """
+
+    first: str
+    second: str
+    count: int
+    total: int
+    examples: list[tuple[str, int, str, int]]
+
+    def __str__(self) -> str:
+        where = "; ".join(f"{file} record {a} is {other} record {b}" for file, a, other, b in self.examples)
+        return f"{self.count} of {self.total} {self.second} records stand in {self.first} too, such as {where}"
+
+
+def shared_files(files: dict[str, list[Path]]) -> list[str]:
+    """A problem for every file that two parts (train, val, test) both take in."""
+    problems = []
+    for (first, ours), (second, theirs) in itertools.combinations(files.items(), 2):
+        real = {os.path.realpath(file) for file in ours}
+        problems += [
+            f"{second}_data: {file} is in {first}_data too, and no file can be both; name the files of {first}_data, "
+            "or give a pattern that leaves it out"
+            for file in theirs
+            if os.path.realpath(file) in real
+        ]
+    return problems
+
+
+def find_overlaps(files: dict[str, list[Path]], format: str) -> list[Overlap]:
+    """One for each two parts with records in common. Texts are compared by 64 bits of their hash."""
+    import numpy as np
+
+    hashes = {part: [row_hashes(file, format) for file in each] for part, each in files.items() if each}
+    found = []
+    for first, second in itertools.combinations(hashes, 2):
+        known, asked = (np.concatenate(hashes[part]) for part in (first, second))
+        common = np.flatnonzero(np.isin(asked, known))
+        if len(common):
+            examples = [
+                (*_place(files[second], hashes[second], i), *_place(files[first], hashes[first], j))
+                for i in common[:EXAMPLES].tolist()
+                for j in np.flatnonzero(known == asked[i])[:1].tolist()
+            ]
+            found.append(Overlap(first, second, len(common), len(asked), examples))
+    return found
+
+
+def write_overlaps(folder: Path, overlaps: list[Overlap]) -> None:
+    """overlap.json in a run's folder: a list of what an Overlap holds, empty where no record is in two parts."""
+    with whole_file(folder / "overlap.json") as file:
+        file.write_text(json.dumps([dataclasses.asdict(one) for one in overlaps], indent=1) + "\n", encoding="utf-8")
+
+
+def read_overlaps(folder: Path) -> list[Overlap]:
+    """Those that write_overlaps wrote; none where there is no file."""
+    file = folder / "overlap.json"
+    return [Overlap(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def _place(files: list[Path], hashes: "list[np.ndarray]", number: int) -> tuple[str, int]:
+    """The file and the record in it of a record that is counted through all files."""
+    for file, each in zip(files, hashes, strict=True):
+        if number < len(each):
+            return file.name, number
+        number -= len(each)
+    raise AssertionError(number)
