@@ -161,7 +161,7 @@ def test_evaluation_and_logging_change_nothing(data: Path, tmp_path: Path):
 def test_between_logged_steps_nothing_is_logged(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And the rows that there are, are those of a run that logs every step."""
     logged, log_row = [], train_bilevel.log_row
-    monkeypatch.setattr(train_bilevel, "log_row", lambda run, *rest: (logged.append(run.step), log_row(run, *rest)))
+    monkeypatch.setattr(train_bilevel, "log_row", lambda run, *rest: (logged.append(run.step), log_row(run, *rest))[1])
     seen = train(data, tmp_path / "seldom", log_every=4, eval_every=100, max_steps=9)
     assert logged == [0, 4, 8, 9]
     every = train(data, tmp_path / "every", eval_every=100, max_steps=9)
@@ -255,7 +255,7 @@ MISTAKES = {
     "no object": ({"val_data": [ODD]}, "odd.json, record 1: expected an object"),
     "no supervised token": ({"val_data": [SILENT], "val_batch_size": 1}, "silent.json: no record has a supervised"),
     "no folder": ({"model_config": None, "model_name_or_path": "./nothing"}, "model_name_or_path './nothing'"),
-    "positions": ({"max_length": 4000}, "max_length 4000: the model has 128 positions"),
+    "positions": ({"max_length": 4000}, "max_length 4000: the model has only 128 positions"),
     "model type": ({"model_config": {"model_type": "gpt9", "vocab_size": 400}}, "model_config: "),
     "no weights.csv": ({"x_init": CLEAN}, "expected columns source, weight"),
 }
