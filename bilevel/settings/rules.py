@@ -87,7 +87,7 @@ def _of_method(s: Settings) -> list[Rule]:
         (
             {"x_optimizer", "weights", "method"},
             s.learned and s.weights == "sample" and not OPTIMIZERS[s.x_optimizer].per_sample,
-            f"x_optimizer={s.x_optimizer} moves the weights of sources; with weights=sample use mirror, adam or sgd, or "
+            f"x_optimizer={s.x_optimizer} moves the weights of sources; with weights=sample use mirror, adam, sgd or "
             "leave x_optimizer out (adam)",
         ),
         (

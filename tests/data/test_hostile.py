@@ -19,7 +19,7 @@ import torch
 from run_helpers import TINY
 from tokenizer_kinds import tokenizer_of
 
-from bilevel.data import records
+from bilevel.data import json_file, records
 from bilevel.data.records import find_files, read_rows
 from bilevel.data.samples import load_samples
 from bilevel.data.special import ANCHOR, Guard
@@ -237,7 +237,7 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
 
 def test_a_file_that_cannot_be_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Is a directory" in error_of(lambda: read_rows(write("x/y.json", GOOD).parent))
-    monkeypatch.setattr(Path, "read_bytes", lambda path: os.read(-1, 1))
+    monkeypatch.setattr(json_file, "open_regular", lambda path: os.read(-1, 1))
     assert "unreadable.json: Bad file descriptor" in error_of(lambda: read_rows(write("unreadable.json", line('"x"'))))
 
 
