@@ -82,10 +82,13 @@ def test_operations_of_f2sa_are_those_of_three_passes_and_of_fixed_of_one(data: 
     ("changes", "words"),
     [
         ({"method": "best"}, "method: input should be"),
-        ({"method": "influence", "lisa_layers": 1}, "not with lisa_layers"),
+        ({"method": "influence", "lisa_layers": 1}, "remove lisa_layers"),
         ({"method": "align", "backend": "deepspeed"}, "method=align needs backend=torch"),
-        ({"method": "oracle", "train_data": "val.json", "weights": "sample"}, "needs the field is_noisy"),
-        ({"method": "ifd", "loss_on": "all"}, "have none"),
+        (
+            {"method": "oracle", "train_data": "test.json", "test_data": [], "weights": "sample"},
+            "needs the field is_noisy",
+        ),
+        ({"method": "ifd", "loss_on": "all"}, "have no prompts"),
         ({"method": "rho", "keep": 0}, "keep: input should be greater than 0"),
         (
             {"max_steps": None, "epochs": 1, "x_warmup_steps": 12},
