@@ -75,8 +75,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         with monkeypatch.context() as patch:
             interrupt_after(patch, step)
             assert train_bilevel.main(settings(data, stopped, **changed)) == 143
-    assert "going on after step 7, from its checkpoint" in capsys.readouterr().out
     assert train_bilevel.main(settings(data, stopped, **changed)) == 0
+    assert "going on after step 7, from its checkpoint" in capsys.readouterr().out
     for name in RESULTS:
         assert filecmp.cmp(whole / name, stopped / name, shallow=False), name
 
