@@ -54,6 +54,7 @@ def test_the_folder_of_a_run(finished: tuple[Path, str]):
     files = {
         "config.yaml",
         "data.json",
+        "overlap.json",
         "metrics.csv",
         "timing.csv",
         "weights.csv",
@@ -92,7 +93,8 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
 def test_weights_csv_is_the_last_row(finished: tuple[Path, str]):
     weights = pd.read_csv(finished[0] / "weights.csv")
     last = pd.read_csv(finished[0] / "metrics.csv").iloc[-1]
-    assert list(weights) == ["source", "weight", "samples"] and weights["samples"].tolist() == [96, 96]
+    known = ["difference", "low", "high", "p_worse", "evidence", "verdict", "called_at"]
+    assert list(weights) == ["source", "weight", "samples", *known] and weights["samples"].tolist() == [96, 96]
     assert weights["weight"].tolist() == [last[f"weight/{source}"] for source in weights["source"]]
 
 
@@ -115,7 +117,8 @@ def check_screen(out: Path, screen: str) -> None:
     assert f"w_noisy: {last['weight/train_noisy']:.4f}" in screen
     assert f"test loss per token: w {last['test_loss_w']:.4f}, u {last['test_loss_u']:.4f}" in screen
     assert screen.count("wandb: kept offline; to send the run later: wandb sync ") == 1
-    assert "step 3/6: " in screen and "warn" not in screen.lower()
+    warnings = [line.strip() for line in screen.splitlines() if "warn" in line.lower()]
+    assert "step 3/6: " in screen and warnings == ["warning: 96 records (first: record 0): a response is empty"]
 
 
 def test_wandb_holds_every_logged_weight(finished: tuple[Path, str]):
