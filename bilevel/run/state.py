@@ -128,7 +128,7 @@ def make_weights(settings: Settings, train: Samples) -> SourceWeights | SampleWe
     """x at its start, of training samples. Raises UserError where x_init is a file that does not fit them."""
     s, per_sample = settings, settings.weights == "sample"
     start = read_start(s.x_init_file or s.x_init, per_sample, train)
-    if METHODS[s.method].weights_stay:
+    if not s.learned:
         return FixedSampleWeights(len(train), start) if per_sample else FixedSourceWeights(train.source_ids, start)
     if per_sample:
         return SampleWeights(len(train), start, s.x_map, s.x_factor, s.x_optimizer, s.sigmoid_start)
