@@ -47,8 +47,8 @@ class Settings:
     )
     turns: Literal["all", "shared", "last"] = _setting(
         "data",
-        "assistant turns to learn: all (if the chat template later rewrites a turn's context, that turn becomes a sample "
-        "of its own), shared (those that fit into one text with the last), or the last of each record",
+        "assistant turns to learn: all (a turn whose context the chat template later rewrites becomes a sample of its "
+        "own), shared (those that fit into one text with the last), or the last of each record",
         "all",
     )
     template_kwargs: dict[str, Any] | None = _setting(
