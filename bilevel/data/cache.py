@@ -28,7 +28,7 @@ _NAME = re.compile(r"[0-9a-f]{64}\.arrow")
 
 
 def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | None:
-    """A whole file of the cache; `write` makes it if there is none. None, with a message, if the cache cannot be used."""
+    """A whole file of the cache, made by `write` if missing; None, with a message, if the cache cannot be used."""
     folder = cache_folder() / kind / key
     try:
         folder.mkdir(parents=True, exist_ok=True)

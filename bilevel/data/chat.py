@@ -61,7 +61,7 @@ class Chat:
         return Sequence(text, [Turn(0, [(0, end)], answer, end)])
 
     def _message(self, role: str, content: str, extra: dict[str, Any]) -> Message:
-        """The message as passed to the template. Fields that the template does not know are written into the content."""
+        """The message for the template. Fields that the template does not know are written into the content."""
         extra = dict(extra)
         name = extra.pop("role", role)
         if name != role and not self.template.knows(name):
@@ -123,7 +123,7 @@ class Chat:
         return own[: next((place for place in places if place >= 0), answer)] if content else own[:answer]
 
     def _response(self, prompt: str, own: str, message: Message) -> str:
-        """The template's text of the answer: after the prompt, or in place of the thinking block that ends the prompt."""
+        """The template's text of the answer: after the prompt, or in place of the thinking block at its end."""
         if own.startswith(prompt):
             return own[len(prompt) :]
         if thought := _PROMPTED_THOUGHT.search(prompt):

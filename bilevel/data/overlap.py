@@ -1,4 +1,4 @@
-"""Find files and records that are in two parts of a run's data (train, val, test): test records must not be trained on."""
+"""Find files and records that are in two parts of a run's data: val and test must not be trained on."""
 
 import dataclasses
 import itertools

@@ -28,7 +28,7 @@ _SERVE = "import sys; sys.path.insert(0, {root!r}); import bilevel.data.renderer
 
 
 class Renderer:
-    """Makes the sequences of records with a chat template. Its process starts at the first call and ends with this object."""
+    """Makes the sequences of records with a chat template. Its process starts at the first call and ends with it."""
 
     def __init__(self, templates: dict[str, str], variables: dict[str, Any], control: re.Pattern[str], name: str):
         self.setup = {"templates": templates, "variables": variables, "control": control.pattern}
@@ -54,7 +54,7 @@ class Renderer:
         return found
 
     def _answer(self, where: str, among: str) -> tuple[list[Sequence], list[str]]:
-        """The answer for one record. among: the records sent together, for errors that cannot be told apart by record."""
+        """The answer for one record. among: names the records sent together, for errors of the process itself."""
         answer = self._receive(among)
         if "refused" in answer:
             raise DataError(f"{where}: the tokenizer's chat template refuses it: {answer['refused']}")

@@ -16,7 +16,7 @@ _FAMOUS = re.compile(
 
 
 class Guard:
-    """The special tokens of a tokenizer. A call breaks them up in a record's texts (also in lists and dicts of texts)."""
+    """The special tokens of a tokenizer. A call breaks them up in texts, also in lists and dicts of texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
@@ -36,14 +36,14 @@ class Guard:
         self.after_special = "" if special[1:] == bare else self.anchor
 
     def __call__(self, value: Any) -> tuple[Any, str]:
-        """The same value with a mark inside each text that spells a special token, and the mark ("" if there is none)."""
+        """The same value with a mark inside whatever spells a special token, and the mark ("" if nothing does)."""
         if not self._spelt.search(text := _all_text(value)):
             return value, ""
         mark = next(chr(code) for code in range(0xE000, 0x10FFFE) if chr(code) not in text)
         return self._marked(value, mark), mark
 
     def marks(self, text: str) -> str:
-        """Up to three special tokens, or marks of well-known chat templates, that occur in a text; "" if there are none."""
+        """Up to three special tokens or marks of well-known chat templates that a text holds; "" for none."""
         found = (match[0] for pattern in (self._spelt, _FAMOUS) for match in pattern.finditer(text))
         return ", ".join(list(dict.fromkeys(found))[:3])
 
@@ -94,7 +94,7 @@ class Segments:
         return found
 
     def _split(self, sequence: Sequence, start: int, end: int) -> None:
-        """Split into ids of special tokens and the texts between them, each with the prefix that it is encoded after."""
+        """Split into ids of special tokens and texts between them, each with the prefix it is encoded after."""
         key = (id(sequence), start, end)
         if key in self._parts:
             return

@@ -16,7 +16,7 @@ from bilevel.errors import DataError
 
 
 def alpaca(record: dict[str, Any], where: str) -> Row:
-    """Prompts with headings (### Instruction: ...), each with its response: first those of `history`, then the record's.
+    """Prompts with headings (### Instruction: ...), each with its response: `history` first, then the record's own.
 
     The text of `system` comes before the first heading.
     """
