@@ -4,9 +4,9 @@
                             rank0.json          everything else of its state
                             manifest.json       the run's settings and data, size and sha256 of every file
 
-bilevel.run.state.Run.state_dict has what a checkpoint holds: a nested mapping of tensors and JSON values. It is copied to
-host memory between two steps and written by a thread into `step_000100.partial`, which is renamed when all processes
-have written their part. No pickle is used.
+bilevel.run.state.Run.state_dict makes the state: a nested mapping of tensors and JSON values. It is copied to host
+memory between two steps and written by a thread into `step_000100.partial`, which is renamed when all processes have
+written their part. No pickle is used.
 """
 
 import contextlib
