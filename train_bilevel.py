@@ -4,7 +4,7 @@
 
 Each step trains two copies of the model on the same weighted batch: u on it alone, w on validation data as well. The
 difference of their losses on a sample moves the sample's weight. docs/algorithm.md has the equations, docs/settings.md
-the settings.
+the settings, docs/contributing.md ("Where is it?") the place of everything else.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ log = logging.getLogger("bilevel")
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 the user's mistake, 1 training had to stop, 128 + n after signal n (SIGTERM 143)."""
+    """Exit code: 0 done, 2 a mistake of the user, 1 training had to stop, 128 + n after signal n (143: SIGTERM)."""
     with Interrupt() as interrupt:
         started = start(argv)
         return started if isinstance(started, int) else run_to_end(*started, interrupt)
@@ -84,7 +84,7 @@ def run_to_end(settings: Settings, files: Files, interrupt: Interrupt) -> int:
 
 
 def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
-    """Load data, model and the checkpoint to go on from. Raises UserError; nothing has been written when it does."""
+    """Load data, model and the checkpoint to resume from. Raises UserError before anything has been written."""
     world = start_world(settings)
     with world.main_first():  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
@@ -174,7 +174,7 @@ def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, bar: tqdm, in
 
 
 def log_row(run: Run, metrics: MetricsLog, evaluating: bool, interrupt: Interrupt) -> Row:
-    """Write the row of the last step: what the step saw, the weights, and at evaluations what those find."""
+    """Write the row of the last step: the values of the step, the weights and, at evaluations, their results."""
     s, weights, pause = run.settings, run.weights, interrupt.check
     row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(run.pool)} | run.row
     if not run.per_sample:
@@ -190,7 +190,7 @@ def log_row(run: Run, metrics: MetricsLog, evaluating: bool, interrupt: Interrup
 
 
 def one_step(run: Run) -> int:
-    """A step of the copies, and of x when it is its turn; returns the tokens that the passes have read."""
+    """One step of the copies, and of x if it is due; returns the number of tokens that the passes have read."""
     s, weights, step = run.settings, run.weights, run.step
     if run.lisa:
         run.lisa.switch(step, run.copies)
@@ -216,7 +216,7 @@ def one_step(run: Run) -> int:
 
 
 def move_weights(run: Run, lr_x: float) -> None:
-    """A step of x if it is its turn."""
+    """A step of x if it is due: after x_warmup_steps, every x_every steps (1 with x_optimizer=auto)."""
     s, step = run.settings, run.step
     if step < s.x_warmup_steps:
         run.weights.clear()
@@ -225,7 +225,7 @@ def move_weights(run: Run, lr_x: float) -> None:
 
 
 def tell_launcher(error: Exception) -> None:
-    """torchrun ends its report with the first error of all ranks, if it is told."""
+    """Report the error to torchrun, which ends its output with the first error of all ranks."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         get_error_handler().record_exception(error)
 

@@ -1,4 +1,4 @@
-"""What a user can be told: the errors that end a command, and how values are shown in messages."""
+"""Errors that a user can cause or see, and how values are shown in their messages."""
 
 import reprlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 class UserError(Exception):
     """Something the user supplied cannot be right; the message says what and what to do (exit code 2).
 
-    The message can be printed and logged anywhere: what has no UTF-8, such as half a surrogate pair, is escaped.
+    The message can be printed and logged anywhere: text without UTF-8, such as half a surrogate pair, is escaped.
     """
 
     def __init__(self, message: str):
@@ -25,13 +25,13 @@ class ConfigError(UserError):
 
 
 def first(found: list[Any], most: int, say: Callable[[Any], str] = str) -> list[str]:
-    """What to say of the first of many problems, and how many more there are."""
+    """Lines for the first `most` of many problems, and a line with the number of the others."""
     more = len(found) - most
     return [say(one) for one in found[:most]] + ([f"and {more} more"] if more > 0 else [])
 
 
 def short(value: Any, most: int = 60) -> str:
-    """A value of any size and depth as a message shows it, in at most `most` characters."""
+    """A value of any size and depth in at most `most` characters, for a message."""
     outline = reprlib.Repr()
     outline.maxlevel, outline.maxlist, outline.maxstring = 3, 12, most
     text = outline.repr(value)
@@ -39,7 +39,7 @@ def short(value: Any, most: int = 60) -> str:
 
 
 def plain(text: str, most: int = 60) -> str:
-    """A name as it is typed where a message can show it so, else as `short` shows it."""
+    """A name as it is typed if it is printable and short enough; otherwise as `short` shows it."""
     return text if text.isprintable() and len(text) <= most else short(text, most)
 
 

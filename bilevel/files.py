@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read only where they are regular, known by the hash of their bytes."""
+"""Write files whole or not at all, read only regular files, and hash their bytes."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ def fresh_file(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
-    """The path of a new file beside `path`, which takes its place once it has been written and synced.
+    """The path of a new file beside `path`, which is renamed to `path` once it has been written and synced.
 
     An error removes it and leaves `path` as it was.
 
@@ -50,7 +50,7 @@ UNFINISHED = ".new"  # ends the name of a file that is being written
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file of this name was left by a writer that was killed."""
+    """Whether this is the name of a file left by a writer that was killed."""
     stem = name.removesuffix(UNFINISHED).removeprefix(".")
     return name == f".{stem}{UNFINISHED}" and len(stem) == 16 and set(stem) <= set("0123456789abcdef")
 
@@ -96,10 +96,10 @@ def _check_regular(mode: int, path: Path) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
-SETTLED = 2_000_000_000  # ns after which another change of a file is sure to show in its time of change
+SETTLED = 2_000_000_000  # ns: after that time, another change of a file is sure to change its ctime
 
 
-_hashes: dict[tuple[int, ...], str] = {}  # of files by what changes with every change of theirs
+_hashes: dict[tuple[int, ...], str] = {}  # hash of a file by values that differ after every change of the file
 
 
 def file_hash(path: Path) -> str:

@@ -18,7 +18,7 @@ class World:
     device: torch.device = torch.device("cpu")
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, equal on all, where `tensor` is."""
+        """The sum over all ranks, equal on all, on the device of `tensor`."""
         if self.size == 1:
             return tensor
         total = tensor.to(self.device)
@@ -26,7 +26,7 @@ class World:
         return total.to(tensor.device)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, of anything that pickle takes, in order of rank; equal on all."""
+        """Every rank's value (anything that pickle can write), in order of rank; equal on all."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -35,7 +35,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     @contextlib.contextmanager
@@ -48,15 +48,15 @@ class World:
             self.wait()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.size > 1:
             distributed.barrier()
 
     def leave(self) -> None:
-        """All leave the group together; to be called by every process that ends in order.
+        """All processes leave the group together; call this in every process that ends normally.
 
-        In one that exits with a group, gloo's threads may still hold tensors while Python is taken down, which aborts
-        it, and NCCL warns.
+        If a process exits without leaving, gloo's threads may still hold tensors while Python shuts down, which aborts
+        the process, and NCCL warns.
         """
         self.wait()
         if distributed.is_initialized():

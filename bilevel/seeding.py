@@ -31,7 +31,7 @@ class Permutation:
         )
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
-        """What stands at these places (B,) of the order: (B,) int64."""
+        """The entries of the order at these places (B,): (B,) int64."""
         x = places.astype(np.uint64)
         for shift, factor, offset in self.rounds:
             partner = (shift - x) % self.n
@@ -57,7 +57,7 @@ def generator(seed: int, purpose: str, *step: int | str) -> torch.Generator:
 
 
 def dropout_seed(seed: int, step: int) -> int:
-    """Where the dropout masks of a step start; far from those of other steps, as micro-batches count up from it."""
+    """First dropout seed of a step, far from those of other steps, because its micro-batches count up from it."""
     return (seed * 1_000_003 + step) * 100_003
 
 

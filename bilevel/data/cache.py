@@ -1,10 +1,10 @@
-"""Tables in the cache: read if whole, made anew with a line if damaged, kept in memory if the cache cannot be written.
+"""Tables in the cache: read if whole, rebuilt with a message if damaged, kept in memory if the cache is not writable.
 
     <cache>/rows/<key>/<SHA-256 of the file's bytes>.arrow        key: all that the table depends on
     <cache>/tokens/<key>/<SHA-256 of the file's bytes>.arrow
 
-A file is synced before it gets its name, and the name says which bytes it has: one that is empty, cut short, zeroed or
-changed is never read as data.
+A file is synced before it gets its name, and the name is the hash of its bytes. A file that is empty, cut short, zeroed
+or changed is therefore never read as data.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[0-9a-f]{64}\.arrow")
 
 
 def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | None:
-    """A whole file of the cache, which `write` makes if there is none; None, with a line, if there can be none."""
+    """A whole file of the cache, made by `write` if missing; None, with a message, if the cache cannot be used."""
     folder = cache_folder() / kind / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | 
             path = folder / f"{file_hash(new)}.arrow"
             for damaged in filter(lambda other: _NAME.fullmatch(other.name), folder.iterdir()):
                 if _damage(damaged):
-                    with contextlib.suppress(OSError):  # another user's: it is told of at each start, and never read
+                    with contextlib.suppress(OSError):  # it may belong to another user; it is never read
                         damaged.unlink()
             new.rename(path)
             sync(folder)
@@ -55,7 +55,7 @@ def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | 
 
 
 def say_unusable(error: OSError) -> None:
-    """Tell that the run does without the cache."""
+    """Tell the user that the run does without the cache."""
     _say(f"the cache {plain(str(cache_folder()), 300)} cannot be used ({error}): going on without it, in memory")
 
 
@@ -65,7 +65,7 @@ def _say(words: str) -> None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file whose name is its hash; None if it is whole."""
+    """A problem with a file whose name is its hash, in words; None if the file is whole."""
     try:
         return None if file_hash(path) == path.stem else "is damaged"
     except OSError as error:

@@ -1,10 +1,10 @@
-"""A conversation -> the sequences in which its turns are learned, as the model's chat template writes them.
+"""Turn a conversation into the sequences in which its assistant turns are learned.
 
-To the left of a learned turn stands what generation would give the model: the template's text of the messages so far
-with a generation prompt, and the response so far. Where a template rewrites earlier turns (Qwen3 drops their thinking)
-no single sequence has this for every turn, and such a turn gets a sequence of its own.
+A learned turn follows the same text as at generation: the template's text of the messages so far with a generation
+prompt, then the response so far. If a template rewrites earlier turns (Qwen3 drops their thinking), one sequence cannot
+have this for every turn, so such a turn gets a sequence of its own.
 
-Runs in the process of bilevel.data.renderer, and imports little.
+This module runs in the process of bilevel.data.renderer and imports little. bilevel.data.template renders.
 """
 
 import json
@@ -22,7 +22,7 @@ _REST_OF_THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
 
 
 class Chat:
-    """One record under a template: its messages, and a memory of the texts that the template made of them."""
+    """One record and the chat template that renders it."""
 
     def __init__(self, template: Template, roles: list[str], contents: list[str], more: dict[str, Any]):
         self.template, self.tools, self.variables = template, more.get("tools"), more.get("template_kwargs", {})
@@ -40,7 +40,7 @@ class Chat:
             self._system_to_user()
 
     def sequences(self, turns: str) -> list[Sequence]:
-        """The sequences of the learned turns, those with the most turns last. turns: see Settings.turns."""
+        """The sequences of the learned turns; the one with the last turn is last. turns: see Settings.turns."""
         learned = self.learned[-1:] if turns == "last" else self.learned
         found: list[Sequence] = []
         for i in reversed(learned):
@@ -61,7 +61,7 @@ class Chat:
         return Sequence(text, [Turn(0, [(0, end)], answer, end)])
 
     def _message(self, role: str, content: str, extra: dict[str, Any]) -> Message:
-        """The message as the template is given it. What it has no form for stands in the content."""
+        """The message for the template. Fields that the template does not know are written into the content."""
         extra = dict(extra)
         name = extra.pop("role", role)
         if name != role and not self.template.knows(name):
@@ -85,7 +85,7 @@ class Chat:
         return message | extra
 
     def _system_to_user(self) -> None:
-        """A system message that the template refuses or leaves out goes before the first user turn."""
+        """Put the text of a system message that the template refuses or leaves out before the first user turn."""
         user = next((i for i, message in enumerate(self.messages) if message["role"] == "user"), None)
         if user is None:
             return
@@ -100,7 +100,7 @@ class Chat:
         return self.template.render(self.messages[:count], self.tools, self.variables, ask)
 
     def _turn(self, i: int) -> Sequence:
-        """Turn i in its own context: the prompt of generation and the response with what ends it."""
+        """Turn i in its own context: the generation prompt and the response with the token that ends it."""
         own, stretches = self._text(i + 1, ask=False)
         prompt = self._text(i, ask=True)[0] if i else self._before_first(own)
         body = self._response(prompt, own, self.messages[i])
@@ -117,13 +117,13 @@ class Chat:
         return Sequence(text, [Turn(len(prompt), learned, answer, end)])
 
     def _before_first(self, own: str) -> str:
-        """What stands before the content of a conversation's first message, which is the assistant's."""
+        """The text before the content of the first message, if that is the assistant's."""
         answer, content = self._closing(own)[0], self.messages[0]["content"]
         places = [own.rfind(words, 0, answer) for words in (content, content.strip())]
         return own[: next((place for place in places if place >= 0), answer)] if content else own[:answer]
 
     def _response(self, prompt: str, own: str, message: Message) -> str:
-        """What the template writes for the answer, behind the prompt or in place of its last words."""
+        """The template's text of the answer: after the prompt, or in place of the thinking block at its end."""
         if own.startswith(prompt):
             return own[len(prompt) :]
         if thought := _PROMPTED_THOUGHT.search(prompt):
@@ -139,7 +139,7 @@ class Chat:
         return own[place:]
 
     def _closing(self, text: str) -> tuple[int, int]:
-        """Where the text of the last answer ends, and where the token that ends it does: the same without one."""
+        """Positions where the last answer ends and where its end token ends; equal if it has no end token."""
         behind = self.template.frame[1]
         if behind is not None and text.endswith(behind):
             answer = len(text) - len(behind)
@@ -151,13 +151,13 @@ class Chat:
         return len(text), len(text)
 
     def _continued(self, turn: Turn, text: str) -> Turn:
-        """The turn within a longer sequence, where the token that begins the next one may be its end (GLM)."""
+        """The turn within a longer sequence, where the token that begins the next turn may also end this one (GLM)."""
         if turn.answer == turn.end and (token := self.template.control.match(text, turn.end)):
             return Turn(turn.prompt, _joined([*turn.learned, token.span()]), turn.end, token.end())
         return turn
 
     def _with_thought(self, prompt: str, body: str, message: Message) -> str:
-        """The response with the message's thinking, once, in the form that the prompt's last words ask for."""
+        """The response with the message's thinking exactly once, in the form that the end of the prompt asks for."""
         prompted = _PROMPTED_THOUGHT.search(prompt)
         opened, closed = (prompted is not None and (prompted[1] is None) is which for which in (True, False))
         thought = message.get("reasoning_content") or ""
@@ -180,11 +180,11 @@ class Chat:
 
 
 def sequences(template: Template, record: dict[str, Any]) -> tuple[list[Sequence], list[str]]:
-    """The sequences of a record, and what is worth saying of it. Raises what the template raises."""
+    """The sequences of a record and notes on it for the user. Raises any exception that the template raises."""
     try:
         chat = Chat(template, record["roles"], record["contents"], record["more"])
         return (chat.sequences(record["turns"]) if record["turns"] else [chat.whole()]), chat.notes
-    except Exception:  # a template raises what it likes
+    except Exception:  # a template can raise anything
         # Most templates take the arguments of a call as an object, some only as JSON text.
         more = record["more"]
         calls = [
@@ -198,7 +198,7 @@ def sequences(template: Template, record: dict[str, Any]) -> tuple[list[Sequence
 
 
 def _joined(stretches: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The stretches in order, those that touch as one, empty ones left out."""
+    """The stretches in order, without empty ones; stretches that touch are merged."""
     found: list[tuple[int, int]] = []
     for start, end in sorted(stretch for stretch in stretches if stretch[0] < stretch[1]):
         if found and start <= found[-1][1]:

@@ -1,4 +1,4 @@
-"""The records of a JSON or JSON Lines file, parsed one at a time, in at most ten times the memory of the file."""
+"""Read a JSON or JSON Lines file, one record at a time, in at most ten times the size of the file in memory."""
 
 import codecs
 import contextlib
@@ -17,7 +17,7 @@ _BETWEEN = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")
 _STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)  # a string, or what separates values
 MOST_VALUES = 100_000  # in one record
 _UNPACK, _CONVERT = "unpack it first", "write it as JSON Lines first, for example with datasets' Dataset.to_json"
-_MAGIC = {  # how files begin that are often found under the name .json
+_MAGIC = {  # first bytes of other kinds of file that are often named .json
     b"\x1f\x8b": ("gzip", _UNPACK),
     b"PK\x03\x04": ("a zip archive", _UNPACK),
     b"BZh": ("bzip2", _UNPACK),
@@ -44,13 +44,13 @@ def read_bytes(path: Path, content: str) -> bytes:
 def parse_records(path: Path, data: bytes) -> Iterator[Any]:
     """Records of a JSON array or of JSON Lines, told apart by the first character.
 
-    Of a key that stands twice in a record the last counts, as in every reader of JSON.
+    If a key appears twice in a record, the last value wins, as in every JSON reader.
     """
     return (record for record, _ in parse_texts(path, data))
 
 
 def parse_texts(path: Path, data: bytes) -> Iterator[tuple[Any, str]]:
-    """Every record with its own text: its line without what ends it, or what stands between the array's commas."""
+    """Every record with its own text: its line without the line break, or the text between the commas of the array."""
     for mark, (kind, remedy) in _MAGIC.items():
         if data.startswith(mark):
             raise DataError(f"{path}: this is {kind}, not JSON text; {remedy}")
@@ -71,7 +71,7 @@ def parse_texts(path: Path, data: bytes) -> Iterator[tuple[Any, str]]:
 
 
 def _array(data: bytes, path: Path) -> Iterator[tuple[Any, str]]:
-    """Records of a JSON array. One at a time: parsed, a file of small records takes many times its size."""
+    """Records of a JSON array, one at a time, because parsed records can take many times the size of the file."""
     with _errors(str(path)):
         text = data.decode()
     decode, index, dense = json.JSONDecoder().raw_decode, 0, _dense(data)
@@ -110,7 +110,7 @@ def _check_values(text: str, start: int) -> None:
 
 @contextlib.contextmanager
 def _errors(where: str) -> Iterator[None]:
-    """What can be wrong with text that should be JSON, as a DataError."""
+    """A context that turns the errors of a JSON parser into DataError."""
     try:
         yield
     except UnicodeDecodeError as error:

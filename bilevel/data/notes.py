@@ -1,4 +1,4 @@
-"""What is worth saying of a file at the start of a run: sentences beside its records, and counts of them."""
+"""Notes on the records of a file, which a run shows at its start: a sentence and a count each."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def packed(notes: Iterable[str]) -> str | None:
-    """The notes of one record as they are cached, each once; None without any."""
+    """The notes of one record as cached (JSON, without repeats); None if there are none."""
     found = list(dict.fromkeys(notes))
     return json.dumps(found) if found else None
 

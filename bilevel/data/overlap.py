@@ -1,4 +1,4 @@
-"""Records and files that stand in more than one part of a run's data: a part that judges must not be trained on."""
+"""Find files and records that are in two parts of a run's data: val and test must not be trained on."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ EXAMPLES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Records of part `second` that stand in part `first` too, equal but for white space.
+    """Records of part `second` that are also in part `first`, equal except for white space.
 
     count of `total` records in `second`; examples: [file, record, file of `first`, record there].
     """
@@ -35,7 +35,7 @@ class Overlap:
 
 
 def shared_files(files: dict[str, list[Path]]) -> list[str]:
-    """A problem for every file that two parts (train, val, test) both take in."""
+    """A problem for every file that is in two parts (train, val, test)."""
     problems = []
     for (first, ours), (second, theirs) in itertools.combinations(files.items(), 2):
         real = {os.path.realpath(file) for file in ours}
@@ -49,7 +49,7 @@ def shared_files(files: dict[str, list[Path]]) -> list[str]:
 
 
 def find_overlaps(files: dict[str, list[Path]], format: str) -> list[Overlap]:
-    """One for each two parts with records in common. Texts are compared by 64 bits of their hash."""
+    """An Overlap for each pair of parts with records in common. Records are compared by 64-bit hashes."""
     import numpy as np
 
     hashes = {part: [row_hashes(file, format) for file in each] for part, each in files.items() if each}
@@ -68,19 +68,19 @@ def find_overlaps(files: dict[str, list[Path]], format: str) -> list[Overlap]:
 
 
 def write_overlaps(folder: Path, overlaps: list[Overlap]) -> None:
-    """overlap.json in a run's folder: a list of what an Overlap holds, empty where no record is in two parts."""
+    """Write overlap.json into a run's folder: a list of Overlaps as objects, empty if no record is in two parts."""
     with whole_file(folder / "overlap.json") as file:
         file.write_text(json.dumps([dataclasses.asdict(one) for one in overlaps], indent=1) + "\n", encoding="utf-8")
 
 
 def read_overlaps(folder: Path) -> list[Overlap]:
-    """Those that write_overlaps wrote; none where there is no file."""
+    """The overlaps in overlap.json; none if there is no such file."""
     file = folder / "overlap.json"
     return [Overlap(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
 
 def _place(files: list[Path], hashes: "list[np.ndarray]", number: int) -> tuple[str, int]:
-    """The file and the record in it of a record that is counted through all files."""
+    """The file of a record, and its place in that file, from its number over all files."""
     for file, each in zip(files, hashes, strict=True):
         if number < len(each):
             return file.name, number

@@ -44,12 +44,12 @@ ROWS_VERSION = 2  # part of the cache key; raise it when rows change for the sam
 def find_files(patterns: list[str]) -> list[Path]:
     """All files of the patterns, sorted by stem, each once. Raises DataError listing every problem.
 
-    One file under two names is two sources; links that lead to it by the same name are one.
+    A file under two names is two sources; links to it with the same name are one.
     """
     problems: list[str] = []
     files: dict[tuple[str, str], Path] = {}
     for pattern in patterns:
-        # A file's own name may hold what means something in a pattern, such as [.
+        # A file name may contain characters of a pattern, such as [.
         try:
             found = [pattern] if os.path.isfile(pattern) else sorted(_glob(pattern))
         except ValueError:  # a NUL or half a surrogate pair, which no name holds
@@ -93,7 +93,7 @@ def rows_table(path: Path, format: str) -> "pyarrow.Table":
 
 
 def most_samples(path: Path, format: str) -> float:
-    """How many samples the file can become: its records, or no limit where one can be several. Raises DataError."""
+    """Upper limit of the file's number of samples: its records, or inf if a record can be several. Raises DataError."""
     import pyarrow
     import pyarrow.compute
 
@@ -105,7 +105,7 @@ def most_samples(path: Path, format: str) -> float:
 
 
 def row_notes(path: Path, format: str) -> list[str]:
-    """What is worth saying of the file's records: fields that are not used, empty responses, repeated records."""
+    """Messages about the file's records for the user: fields that are not used, empty responses, repeated records."""
     import numpy as np
 
     table, hashes = rows_table(path, format), row_hashes(path, format)
@@ -124,7 +124,7 @@ def row_hashes(path: Path, format: str) -> "np.ndarray":
 
 
 def _cached(path: Path, format: str) -> tuple[str, str, Callable[["pyarrow.NativeFile"], None]]:
-    """Where the cache has a file's rows, by all that they depend on, and what writes them."""
+    """The folder and key of a file's rows in the cache, and the function that writes them."""
     content = content_hash(path)
     key = hashlib.sha256(f"{content} {format} {ROWS_VERSION} {version('datasets')}".encode()).hexdigest()[:32]
     return "rows", key, functools.partial(_write_rows, path, format, content)
@@ -169,7 +169,7 @@ def _rows(path: str, format: str, content: str) -> Iterator[dict[str, Any]]:
 
 
 def _hash(roles: tuple[str, ...], contents: tuple[str, ...], more: str | None) -> int:
-    """64 bits of a hash of a record's roles and texts, in which all white space is alike."""
+    """A 64-bit hash of a record's roles and texts; runs of white space count as one space."""
     digest = hashlib.blake2b(digest_size=8)
     for text in (*roles, *contents, more or ""):
         for part in _evenly_spaced(text):
@@ -207,7 +207,7 @@ _READERS = {"alpaca": alpaca, "chat": conversation, "text": plain_text}
 
 
 def _glob(pattern: str) -> Iterator[str]:
-    """Paths that match; ** enters each real folder once, as links may lead in circles."""
+    """Paths that match; ** enters each real folder only once, because links can form a cycle."""
     before, *after = re.split(r"(?:^|(?<=/))\*\*(?:/+|$)", pattern, maxsplit=1)
     if not after:
         yield from glob.glob(pattern)

@@ -1,6 +1,7 @@
-"""Chat templates in a process of their own, as they come with a model's folder and may run for ever.
+"""Render chat templates in a separate process, because a template comes with a model and may never end.
 
-The process has a limit of memory; a record has limits of time and of length. All are far from what any template needs.
+The process has a memory limit; each record has limits of time and length. Real templates stay far below these limits.
+bilevel.data.chat runs in the process and bilevel.data.template renders there.
 """
 
 import json
@@ -22,12 +23,12 @@ PATIENCE = 120.0  # seconds without an answer, however busy the machine is
 MEMORY = 1 << 30  # bytes of address space that rendering may add
 LONGEST = 1_000_000  # characters of a record's sequences, beside LARGER times those of the record
 LARGER = 50
-_MANY = 100  # records that are given at a time
+_MANY = 100  # records sent at a time
 _SERVE = "import sys; sys.path.insert(0, {root!r}); import bilevel.data.renderer as renderer; renderer.serve()"
 
 
 class Renderer:
-    """Sequences of records by a chat template. Starts its process at the first use and ends it with itself."""
+    """Makes the sequences of records with a chat template. Its process starts at the first call and ends with it."""
 
     def __init__(self, templates: dict[str, str], variables: dict[str, Any], control: re.Pattern[str], name: str):
         self.setup = {"templates": templates, "variables": variables, "control": control.pattern}
@@ -48,12 +49,12 @@ class Renderer:
                 among = f"records {' to '.join(ends)}" if len(part) > 1 else f"record {ends[0]}"
                 found += [self._answer(f"record {record['index']}", among) for record in part]
         except BaseException:
-            self._close()  # what it still answers is nobody's
+            self._close()  # nobody reads its remaining answers
             raise
         return found
 
     def _answer(self, where: str, among: str) -> tuple[list[Sequence], list[str]]:
-        """Of one record; among: what names it and those that are given with it, where it cannot be told apart."""
+        """The answer for one record. among: names the records sent together, for errors of the process itself."""
         answer = self._receive(among)
         if "refused" in answer:
             raise DataError(f"{where}: the tokenizer's chat template refuses it: {answer['refused']}")
@@ -79,10 +80,10 @@ class Renderer:
             self._process.stdin.write(json.dumps(value).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, which the next answer tells
+            pass  # the process has ended; _receive reports it
 
     def _receive(self, where: str) -> dict[str, Any]:
-        """The next line of the process. Raises DataError where it does not come in time."""
+        """The next line that the process writes. Raises DataError if it does not come in time."""
         deadline, pipe = time.monotonic() + PATIENCE, self._process.stdout
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
@@ -118,7 +119,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve() -> None:
-    """The process: a line with the templates, then lines of records; a line of answer for each record."""
+    """Run in the process: read a line with the templates, then lines of records; write one line for each record."""
     import resource
 
     from bilevel.data.chat import sequences
@@ -141,7 +142,7 @@ def serve() -> None:
 
     for line in sys.stdin.buffer:
         for record in json.loads(line):
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # which ends the process, and not only Python's own code
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal ends the process even outside Python code
             try:
                 text = json.dumps(answer(record))
             except MemoryError:

@@ -31,8 +31,8 @@ TOKENS_VERSION = 2  # part of the cache key; raise it when tokens change for the
 class Samples:
     """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name.
 
-    dropped: the records of each file without a supervised token; read: SHA-256 and number of records of each file;
-    notes: what is worth saying of each file at the start, in lines.
+    dropped: for each file, the number of records without a supervised token; read: SHA-256 and number of records of
+    each file; notes: for each file, lines to show at the start of a run.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Samples:
         return torch.bucketize(sample_ids, self.sizes.cumsum(0), right=True)
 
     def records(self, part: slice) -> np.ndarray:
-        """(n,) int64, of this part of the samples: the place of each one's record in its file."""
+        """(n,) int64: for each sample of this slice, the place of its record in its file, from 0."""
         return self.table.data.column("index")[part].to_numpy()
 
     def places(self, sample_ids: torch.Tensor) -> str:
-        """Where the records of these samples stand: each file with their places in it, from 0."""
+        """The records of these samples as text: each file with their places in it, from 0."""
         by_file: dict[str, set[int]] = {}
         records = self.table.select_columns(["index"])[sample_ids.tolist()]["index"]
         for source, record in zip(self.sources_of(sample_ids).tolist(), records, strict=True):
@@ -131,7 +131,7 @@ def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Sample
         tables.append(table.remove_columns("notes"))
         read.append((content, len(rows)))
         notes.append([*row_notes(file, format), *lines])
-        index = table.data.column("index").to_numpy()  # rises
+        index = table.data.column("index").to_numpy()  # in rising order
         dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
     return Samples(files, tables, dropped, read, notes)
 

@@ -1,14 +1,14 @@
-"""A sample before it is tokenised: one text, and the stretches of it that are learned."""
+"""A sample before it is tokenised: its text and the parts of it that are learned."""
 
 import dataclasses
 
 
 @dataclasses.dataclass
 class Turn:
-    """One turn that is learned; positions in the sequence's text.
+    """One learned turn, as positions in the text of its sequence.
 
-    prompt: where the prompt of generation ends and the response begins; learned: [start, end) stretches; answer: where
-    the response's own text ends; end: where the token that ends it ends, the same as answer where there is none.
+    prompt: where the generation prompt ends and the response begins; learned: stretches [start, end); answer: where the
+    text of the response ends; end: where the token that ends the response ends, equal to answer if there is none.
     """
 
     prompt: int
@@ -17,7 +17,7 @@ class Turn:
     end: int
 
     def stretches(self) -> list[tuple[int, int, bool]]:
-        """The response cut where learned stretches begin and end: (start, end, whether it is learned)."""
+        """The response, cut where learned stretches begin and end: (start, end, whether it is learned)."""
         found, place = [], self.prompt
         for start, end in self.learned:
             found += [(place, start, False), (start, end, True)]
@@ -27,9 +27,9 @@ class Turn:
 
 @dataclasses.dataclass
 class Sequence:
-    """A text in which special tokens are special, and its turns in order. No BOS of the tokenizer's own is in it.
+    """A text and its learned turns in order. Special tokens in it are special; the tokenizer's own BOS is not included.
 
-    No text of a record becomes a special token: `mark` stands inside what would, and is taken out of each stretch.
+    mark: a character inside each text of a record that would become a special token; removed before tokenising.
     """
 
     text: str
@@ -38,9 +38,9 @@ class Sequence:
 
 
 def plain(roles: list[str], contents: list[str], eos: str, context: list[int]) -> Sequence:
-    """Turns without a chat template: EOS after each response, a `### Role:` heading for each turn that has no prompt.
+    """Turns without a chat template: EOS after each response, and a `### Role:` heading before each turn of a chat.
 
-    Contents are free of special tokens; context: numbers of the turns that are not learned.
+    Contents contain no special tokens. context: numbers of the assistant turns that are not learned.
     """
     text, turns = "", []
     for number, (role, content) in enumerate(zip(roles, contents, strict=True)):

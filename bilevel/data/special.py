@@ -1,4 +1,4 @@
-"""Special tokens in texts: kept from becoming special in a record's own text, and split off in a template's."""
+"""Special tokens: text of a record never becomes one, and those in a template's text are encoded as single ids."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ _FAMOUS = re.compile(
 
 
 class Guard:
-    """What is special for a tokenizer. A call takes it out of a record's texts, or any lists and objects of texts."""
+    """The special tokens of a tokenizer. A call breaks them up in texts, also in lists and dicts of texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
@@ -24,26 +24,26 @@ class Guard:
         texts = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self.ids = {text: tokenizer.convert_tokens_to_ids(text) for text in texts}
         self._spelt = re.compile("|".join(map(re.escape, texts)) or "(?!)")
-        # Some tokens take the white space beside them, as the tokenizer does where it finds them.
+        # Some special tokens include the white space beside them, as in the tokenizer.
         left, right = ({text for text, token in added.items() if getattr(token, side)} for side in ("lstrip", "rstrip"))
         patterns = [r"\s*" * (t in left) + re.escape(t) + r"\s*" * (t in right) for t in texts]
         self.split = re.compile(f"({'|'.join(patterns) or '(?!)'})")
-        # Tokenizers of the SentencePiece kind put a space before what they take for a text's beginning. What continues
-        # a text is therefore tokenised behind a mark, which is cut off again.
+        # SentencePiece tokenizers put a space before the beginning of a text. Text that continues another is therefore
+        # tokenised after a mark, which is then cut off.
         bare = self.encode(["a"])[0]
         self.anchor = ANCHOR if tokenizer.convert_ids_to_tokens(bare[0]).startswith(("▁", "Ġ")) else ""
         special = tokenizer(tokenizer.eos_token + "a", add_special_tokens=False)["input_ids"]
         self.after_special = "" if special[1:] == bare else self.anchor
 
     def __call__(self, value: Any) -> tuple[Any, str]:
-        """The same with a mark inside whatever spells a special token, and the mark; "" where nothing does."""
+        """The same value with a mark inside whatever spells a special token, and the mark ("" if nothing does)."""
         if not self._spelt.search(text := _all_text(value)):
             return value, ""
         mark = next(chr(code) for code in range(0xE000, 0x10FFFE) if chr(code) not in text)
         return self._marked(value, mark), mark
 
     def marks(self, text: str) -> str:
-        """The special tokens that a text spells, and marks of well-known chat templates, a few of them; "" for none."""
+        """Up to three special tokens or marks of well-known chat templates that a text holds; "" for none."""
         found = (match[0] for pattern in (self._spelt, _FAMOUS) for match in pattern.finditer(text))
         return ", ".join(list(dict.fromkeys(found))[:3])
 
@@ -61,16 +61,16 @@ class Guard:
 
 
 class Segments:
-    """The tokens of any stretch of some sequences, which are encoded together: what stands between special tokens.
+    """The tokens of stretches of some sequences; the texts between special tokens are encoded all at once.
 
-    The stretches are those that begin and end where a turn's prompt, response, learned parts and end do.
+    A stretch begins and ends where a turn's prompt, response, learned parts or end does.
     """
 
     def __init__(self, guard: Guard, sequences: list[Sequence]):
         self.guard = guard
         self._ids: dict[tuple[str, str], list[int]] = {}
         self._parts: dict[tuple[int, int, int], list[int | tuple[str, str]]] = {}
-        self._kept = sequences  # so that no other gets the id of one
+        self._kept = sequences  # kept alive, so that no other sequence gets the id of one
         for sequence in sequences:
             for turn in sequence.turns:
                 self._split(sequence, 0, turn.prompt)
@@ -94,7 +94,7 @@ class Segments:
         return found
 
     def _split(self, sequence: Sequence, start: int, end: int) -> None:
-        """Special tokens as ids, and the texts between them with what each is encoded behind."""
+        """Split into ids of special tokens and texts between them, each with the prefix it is encoded after."""
         key = (id(sequence), start, end)
         if key in self._parts:
             return

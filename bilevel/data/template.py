@@ -1,6 +1,7 @@
-"""A chat template and what can be told of it. Rendered as transformers' apply_chat_template does (a test compares).
+"""Render a chat template, as transformers' apply_chat_template does (a test compares), and test what it supports.
 
-Imports little: it is loaded in a process of its own (bilevel.data.renderer), where a template may not run for ever.
+This module imports little, because it is loaded in a separate process (bilevel.data.renderer) with limits of time and
+memory.
 """
 
 import datetime
@@ -16,13 +17,13 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, Any]
-_TAG = secrets.token_hex(8)  # no text holds it
+_TAG = secrets.token_hex(8)  # random, so that no text contains it
 _OPEN, _CLOSE = f"\ufdd0{_TAG}\ufdd1", f"\ufdd1{_TAG}\ufdd0"
 _WORD = "probe"
 
 
 class _Generation(jinja2.ext.Extension):
-    """The tag {% generation %} of templates that say themselves what the assistant writes: its text between marks."""
+    """The tag {% generation %}, with which a template marks what the assistant writes: puts marks around that text."""
 
     tags = {"generation"}
 
@@ -44,7 +45,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    # jinja's own filter escapes what HTML gives a meaning
+    # jinja's own filter escapes characters that are special in HTML
     environment.filters["tojson"] = lambda value, ensure_ascii=False, **how: json.dumps(
         value, ensure_ascii=ensure_ascii, **how
     )
@@ -106,9 +107,9 @@ class Template:
 
     @functools.cached_property
     def frame(self) -> tuple[str, str | None]:
-        """What the template writes before an answer, where it has no generation prompt; and behind the last answer.
+        """The header before an answer ("" if the generation prompt has it) and the text after the last answer.
 
-        The latter is None where that cannot be told.
+        The text after the answer is None if it cannot be determined.
         """
         asked, answered = [{"role": "user", "content": "x"}], [{"role": "assistant", "content": _WORD}]
         try:

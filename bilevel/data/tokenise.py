@@ -1,8 +1,8 @@
 """Rows -> token ids and labels, for any tokenizer: chat template, BOS, EOS, truncation and label mask.
 
-What stands to the left of a learned token are the tokens that generation would have there: those of the prompt as the
-tokenizer makes them of the whole prompt, and those of the response so far. Text of a record never becomes a special
-token; only the chat template's own text may.
+The tokens to the left of a learned token are those of generation: the prompt, tokenised as a whole, and the response so
+far. Text of a record never becomes a special token; only the chat template's own text may. Chat templates are rendered
+by bilevel.data.renderer (in bilevel.data.template).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ IGNORE = -100
 
 @dataclasses.dataclass
 class Prompt:
-    """What stands before a record's last response, as the tokens that training has; what ends it; the response."""
+    """The tokens before a record's last response, as in training; the token that ends the response; the response."""
 
     ids: list[int]
     stop: int
@@ -44,8 +44,8 @@ class Tokeniser:
 
     labels equal input_ids where a loss is taken and IGNORE elsewhere. A record with no learned token within max_length
     is left out; one whose turns need contexts of their own becomes several samples. Text is cut into chunks of
-    max_length; all else is cut on the right, and then has no EOS. notes: what is worth saying of a record, beside its
-    first sample (bilevel.data.notes).
+    max_length; everything else is cut on the right, and then has no EOS. notes: messages for the user about a record,
+    on its first sample (bilevel.data.notes).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Tokeniser:
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no EOS token, so a response could never end; add one to its folder")
         self.eos = tokenizer.eos_token_id
-        # BOS where the tokenizer itself puts one (Llama), none where it does not (GPT-2).
+        # Add BOS if the tokenizer itself does so (Llama), not otherwise (GPT-2).
         bare = tokenizer("", add_special_tokens=True)["input_ids"]
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in bare[:1] else []
         self.guard = Guard(tokenizer)
@@ -108,7 +108,7 @@ class Tokeniser:
         return out
 
     def prompts(self, rows: dict[str, list[Any]]) -> list[Prompt]:
-        """The prompts of rows that are no text, nothing cut away."""
+        """The prompts of rows (not of the text format), without truncation."""
         records = self._records(rows)
         for record in records:
             record["more"].pop("context", None)  # the last turn is judged, learned or not
@@ -190,7 +190,7 @@ class Tokeniser:
     def _encoded(self, sequences: list[list[Sequence]], records: list[dict[str, Any]]) -> Segments:
         try:
             return Segments(self.guard, [sequence for each in sequences for sequence in each])
-        except BaseException as error:  # a panic of the tokenizers library is no Exception
+        except BaseException as error:  # a panic of the tokenizers library is not an Exception
             if type(error).__name__ != "PanicException":
                 raise
             places = f"records {records[0]['index']} to {records[-1]['index']}"
@@ -210,7 +210,7 @@ class Tokeniser:
     def _join(
         self, sequence: Sequence, segments: Segments, bos: list[int], notes: list[str]
     ) -> list[tuple[list[int], list[int]]]:
-        """The samples of a sequence: one, and one for each turn whose tokens are others in it than at generation."""
+        """The samples of a sequence: one, and one for each turn whose tokens in it differ from those at generation."""
         last = sequence.turns[-1]
         prompt, apart = segments.ids(sequence, 0, last.prompt), []
         labels = [IGNORE] * len(prompt)
@@ -232,7 +232,7 @@ class Tokeniser:
         ]
 
     def _ended(self, bos: list[int], ids: list[int], labels: list[int], turn: Turn) -> tuple[list[int], list[int]]:
-        """The sample with BOS, and with EOS where its last turn has no end of its own."""
+        """The sample with BOS, and with EOS if its last turn has no end token of its own."""
         if bos and ids[:1] != bos:
             ids, labels = bos + ids, [IGNORE] * len(bos) + labels
         if turn.end == turn.answer and turn.learned and ids[-1:] != [self.eos]:
@@ -252,7 +252,7 @@ def _response(segments: Segments, sequence: Sequence, turn: Turn) -> tuple[list[
 
 
 def _renderer(tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> Renderer:
-    """The process that renders the tokenizer's chat templates: that for records with tools may be one of its own."""
+    """The renderer of the tokenizer's chat templates; records with tools may have a template of their own."""
     templates = {"chat": tokenizer.get_chat_template(None, None), "tools": tokenizer.get_chat_template(None, [{}])}
     added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
     control = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True) if not token.isspace())

@@ -1,9 +1,12 @@
 """Write a cleaned dataset from a finished run: training records selected by weight, or all of them with weights.
 
-    python -m bilevel.export RUN [--keep SHARE | --threshold T | --sample N [--replacement] | --all] [--out FILE]
+    python -m bilevel.export RUN [--keep SHARE | --threshold T | --sample N [--replacement] |
+                                  --all [--weight_field NAME]] [--marks FILE] [--seed N] [--out FILE]
 
-Records keep the order of the files and their order within a file. They are not changed: JSON and JSON Lines files get
-the original text of each record.
+Without --keep, --threshold, --sample or --all, the records above a threshold suggested by the weights are written.
+Records keep the order of the files and their order within a file. JSON and JSON Lines files get the original text of
+each record (as a line, an array's record loses its line breaks); Parquet files get the parsed values. The page
+docs/export-and-retraining.md has the details.
 """
 
 import argparse

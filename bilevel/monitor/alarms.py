@@ -1,5 +1,4 @@
-"""Warnings about what a person would see in a run's curves: a loss that jumps or diverges, weights that collapse or
-never move."""
+"""Warnings about trouble in a run: a loss that jumps or diverges, weights that collapse or never move."""
 
 import logging
 import math
@@ -25,9 +24,9 @@ ASCENT = 5  # steps; their median is the present validation loss of u
 
 
 class Watch:
-    """Warns of each kind of trouble and says what to try. It changes nothing, but stops a run in which u diverges.
+    """Warns about each kind of trouble and says what to try; stops a run in which u diverges. It changes nothing.
 
-    Make it while x is at its start.
+    Create it while x is at its start.
     """
 
     def __init__(self, settings: Settings, weights: Weights, sources: list[str], steps: int):
@@ -42,8 +41,8 @@ class Watch:
     def loss(self, step: int, result: StepResult) -> None:
         """Call after each step. A loss of twice the median of the last ones, and 0.5 nats above it, is a spike.
 
-        A NaN is no loss. With sampling=weighted, loss_w jumps with every sample that stands for many, so the validation
-        loss is looked at, whose batches are drawn uniformly.
+        NaN is ignored. With sampling=weighted, loss_w jumps with every sample that stands for many, so the validation
+        loss is used instead; its batches are drawn uniformly.
         """
         weighted = self.settings.learned and self.settings.sampling == "weighted"
         name, loss = ("val_loss_w", result.val_loss) if weighted else ("loss_w", result.loss_w)
@@ -115,7 +114,7 @@ class Watch:
             self._tell(step, "frozen", f"the weights are still where they started. {cause}")
 
     def reach(self) -> float:
-        """How far x_optimizer can carry an entry of x in this run, from the learning rates of its visits."""
+        """The largest distance that x_optimizer can move an entry of x in this run, from its learning rates."""
         s, weights = self.settings, self.watched
         rates = [
             s.lr_x * schedule(step, self.steps, s.warmup_ratio, s.x_lr_schedule)
@@ -146,7 +145,7 @@ class Watch:
         )
 
     def _held_back(self, step: int) -> str:
-        """Why x_optimizer=auto has not moved x."""
+        """The reason why x_optimizer=auto has not moved x, as sentences for the user."""
         s, evidence = self.settings, self.watched.evidence
         if step <= s.x_warmup_steps:
             return f"They wait for x_warmup_steps ({s.x_warmup_steps} of {self.steps} steps); try fewer"

@@ -1,11 +1,11 @@
-"""What the evidence says of each source, in columns of metrics.csv and in words."""
+"""The evidence on each source, as columns of metrics.csv and in words."""
 
 import math
 
 from bilevel.weights.evidence import Finding
 from bilevel.weights.fixed import Weights
 
-MOST = 100_000  # steps; a verdict that is further off than this is not worth a number
+MOST = 100_000  # steps; no number is given for a verdict that is further off
 
 
 def evidence_row(weights: Weights, sources: list[str]) -> dict[str, float]:
@@ -20,7 +20,7 @@ def evidence_row(weights: Weights, sources: list[str]) -> dict[str, float]:
 
 
 def lines(weights: Weights, sources: list[str]) -> list[str]:
-    """A line for each source; none where there is nothing to compare, or the weights do not learn per source."""
+    """A line for each source; none if there is one source, or weights are not learned per source."""
     if weights.evidence is None or len(sources) < 2:
         return []
     found = weights.evidence.findings(weights.x)
@@ -28,7 +28,7 @@ def lines(weights: Weights, sources: list[str]) -> list[str]:
 
 
 def words(found: Finding) -> str:
-    """The verdict on a source, and what is behind it."""
+    """The verdict on a source and the numbers behind it."""
     if found.called_at:
         state = "settled" if found.settled else "still moving"
         way = f"{share(found.start)} -> {share(found.weight)}"
@@ -38,7 +38,7 @@ def words(found: Finding) -> str:
 
 
 def more_steps(number: float) -> str:
-    """How long it takes to a verdict."""
+    """The number of steps until a verdict, in words."""
     if math.isinf(number):
         return "no evidence yet"
     if number > MOST:
@@ -52,7 +52,7 @@ def share(weight: float) -> str:
 
 
 def closing(weights: Weights, sources: list[str]) -> str:
-    """How many sources differ beyond chance, and what that says of the weights of the others."""
+    """The closing sentences: how many sources differ beyond chance, and what the other weights mean."""
     called = sum(each.called_at is not None for each in weights.evidence.findings(weights.x))
     number, others = len(sources), len(sources) - called
     if not called:

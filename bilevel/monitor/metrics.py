@@ -157,7 +157,7 @@ class _CsvFile:
                     raise ValueError("it has other columns")
                 rows = list(reader)
                 whole = [row["step"].isdigit() and None not in row and None not in row.values() for row in rows]
-                if not all(whole[:-1]):  # of the last row, a killed run may have written a part
+                if not all(whole[:-1]):  # a killed run may have written only a part of the last row
                     raise ValueError(f"row {whole.index(False) + 1} is none")
             return [row for row, good in zip(rows, whole, strict=True) if good and int(row["step"]) < steps_done]
         except (ValueError, csv.Error) as error:
@@ -175,7 +175,7 @@ class _CsvFile:
         self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait."""
+        """Write the rows that could not be written before."""
         try:
             with self.path.open("r+b", buffering=0) as file:
                 file.seek(self.size)  # overwrite half a row that did not fit

@@ -1,7 +1,7 @@
-"""How much of the gaps l_i(w) - l_i(u), which move x, survives rounding to bf16.
+"""Measure how much of the gaps l_i(w) - l_i(u), which move x, is lost by rounding to bf16.
 
 A gap is a small difference of large losses. With a small lr_y or nu = 1/alpha it can be smaller than the rounding
-error. Then x follows noise, and under Adam at full speed, because Adam scales any gradient to the same step.
+error. Then x follows noise, with Adam at full speed, because Adam scales any gradient to the same step.
 """
 
 import logging

@@ -62,7 +62,7 @@ class WandbTracker:
                 extra = {} if counted is None else {"weights": self.wandb.Histogram(np_histogram=counted)}
                 run.log(row | extra, step=row["step"])
             run.finish()
-        except Exception as error:  # whatever fails in wandb, training must go on
+        except Exception as error:  # training must go on after any failure in wandb
             log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
 
     def _start(self) -> "wandb.Run":
@@ -107,7 +107,7 @@ class WandbTracker:
 
 
 def wandb_logged_in() -> bool:
-    """Whether wandb finds a key without asking, in the environment or in the netrc file."""
+    """Whether wandb finds an API key in the environment or in the netrc file, without asking the user."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc

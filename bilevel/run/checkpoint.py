@@ -1,11 +1,12 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped; complete or absent.
+"""Checkpoints: everything that a run needs to go on as if it had never stopped; complete or absent.
 
     checkpoints/step_000100/rank0.safetensors   tensors of process 0, by their path in its state
                             rank0.json          everything else of its state
                             manifest.json       the run's settings and data, size and sha256 of every file
 
-A state is a nested mapping of tensors and JSON values. It is copied to host memory between two steps and written by a
-thread into `step_000100.partial`, which is renamed when all processes have written theirs. Reading needs no pickle.
+bilevel.run.state.Run.state_dict makes the state: a nested mapping of tensors and JSON values. It is copied to host
+memory between two steps and written by a thread into `step_000100.partial`, which is renamed when all processes have
+written their part. No pickle is used.
 """
 
 import contextlib
@@ -45,19 +46,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("bilevel")
 
 NOT_OURS = "{} holds a state that this run cannot go on from: {}. Give another checkpoint or output_dir"
-ASIDE = ".aside"  # ends the name of a checkpoint that no run goes on from
+ASIDE = ".aside"  # ends the name of a checkpoint that was set aside
 
 
 class Checkpoints:
-    """The checkpoints of a run, written by all its processes together: every method is called on all of them."""
+    """The checkpoints of a run. All processes write them together, so call every method on all processes."""
 
     def __init__(self, folder: Path, world: World, settings: dict[str, Any], data: dict[str, str], keep: int):
-        """settings, data: what a checkpoint is of; data has a fingerprint of each file's samples."""
+        """settings, data: a checkpoint belongs to these; data has a fingerprint of each file's samples."""
         self.folder, self.world, self.keep = folder, world, keep
         self.settings, self.data = settings, data
         self.writing: _Writing | None = None
-        self.step: int | None = None  # of the newest, complete or in the making
-        self.last: Path | None = None  # the newest that is whole, or the one that the run goes on from
+        self.step: int | None = None  # step of the newest checkpoint, complete or being written
+        self.last: Path | None = None  # the newest complete one, or the one from which the run resumed
         self.seen = self.all()  # at the start
 
     def begin(self, step: int, state: State) -> None:
@@ -67,12 +68,12 @@ class Checkpoints:
         self.writing = _Writing(self.folder / f"{name_of(step)}.partial", step, state, self.world)
 
     def poll(self) -> None:
-        """Complete the checkpoint in the making if all processes have written their part. Cheap; once per step."""
+        """Complete the checkpoint being written if all processes have written their part. Cheap; call once per step."""
         if self.writing is not None:
             self._complete(wait=False)
 
     def finish(self) -> bool:
-        """Wait for the checkpoint in the making, if any; whether it is complete now."""
+        """Wait for the checkpoint being written, if any; return whether it is complete."""
         return self.writing is None or self._complete(wait=True)
 
     def _complete(self, wait: bool) -> bool:
@@ -100,12 +101,12 @@ class Checkpoints:
         return complete
 
     def _publish(self, writing: "_Writing") -> str | None:
-        """On the main process: seal what all have written, and remove checkpoints beyond `keep`; what went wrong."""
+        """On the main process: seal the checkpoint and remove those beyond `keep`. Returns the problem, or None."""
         try:
             facts = {"version": STATE_VERSION, "step": writing.step, "processes": self.world.size}
             write_manifest(writing.folder, facts | {"settings": self.settings, "data": self.data})
             final = self.folder / name_of(writing.step)
-            if final.exists():  # of the same step: damaged, or the run goes on from its like in another place
+            if final.exists():  # of the same step: damaged, or the run resumed from another folder
                 remove(final)
             writing.folder.rename(final)
             sync(self.folder)
@@ -124,26 +125,26 @@ class Checkpoints:
                 self.folder.rmdir()
 
     def all(self, ending: str = "") -> list[Path]:
-        """The checkpoints that have been completed, in order of steps; with ASIDE those that were set aside."""
+        """The complete checkpoints in order of steps; with ending ASIDE, those that were set aside."""
         return steps_in(self.folder, ending)
 
     def set_aside(self, step: int) -> None:
-        """On the main process: what lies beyond the step gone on from, damaged or left behind, comes to be the oldest.
+        """On the main process: set aside checkpoints beyond the step from which the run resumes.
 
-        It is out of the way of the checkpoints that follow, and goes as they fill its place.
+        They were damaged or left behind. They are removed first when newer checkpoints are written.
         """
         for path in self.all():
             if step_of(path) > step:
                 aside = path.with_name(path.name + ASIDE)
-                remove(aside)  # of the same step, from an earlier time
+                remove(aside)  # set aside earlier, of the same step
                 path.rename(aside)
                 sync(self.folder)
                 log.warning(f"{path} is beyond step {step}, after which the run goes on: set aside as {aside.name}")
 
     def read(self, resume: str) -> State | None:
-        """This process's state in the checkpoint to go on from, None without one. Raises UserError.
+        """This process's state in the checkpoint to resume from, or None. Raises UserError.
 
-        resume: auto takes the newest of this folder that is whole, never takes none, and a path that one.
+        resume: auto (the newest complete checkpoint in this folder), never (None), or the path of a checkpoint.
         """
         if resume == "never":
             return None
@@ -158,7 +159,7 @@ class Checkpoints:
         return state
 
     def _newest(self) -> Path | None:
-        """The newest checkpoint that is whole on all processes; damaged ones are warned about and passed over."""
+        """The newest checkpoint that is whole on all processes. Warns about damaged ones and passes over them."""
         for path in reversed(self.all()):
             problem = self._problem(path)
             if problem is None:
@@ -168,7 +169,7 @@ class Checkpoints:
         return None
 
     def _problem(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint on any process; the main one tells."""
+        """A problem with the checkpoint on any process, or None."""
         try:
             verify(path, self.world.rank)
             problem = None
@@ -207,7 +208,7 @@ class Checkpoints:
 
 
 def restore(run: "Run", state: State, checkpoints: Checkpoints) -> None:
-    """Let a run go on from the state that was read. Raises UserError if it is not a state of this run."""
+    """Resume a run from the state that was read. Raises UserError if it is not a state of this run."""
     problem = f"it is of step {state['step']}, and the run has {run.steps}" if state["step"] > run.steps else None
     if problem is None:
         try:
@@ -223,13 +224,13 @@ def restore(run: "Run", state: State, checkpoints: Checkpoints) -> None:
 
 
 class _Writing:
-    """A checkpoint in the making: one thread per process writes its part."""
+    """A checkpoint that is being written; one thread per process writes its part."""
 
     def __init__(self, folder: Path, step: int, state: State, world: World):
         self.folder, self.step, self.rank = folder, step, world.rank
         self.error: str | None = None
         if world.main:
-            for left in steps_in(folder.parent, ".partial"):  # by a run that was killed
+            for left in steps_in(folder.parent, ".partial"):  # left by a run that was killed
                 remove(left)
             try:
                 folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A checkpoint on the disk: every process's tensors and facts in files of its own, under a manifest with checksums."""
+"""A checkpoint on the disk: a tensor file and a JSON file per process, and a manifest with checksums."""
 
 import contextlib
 import hashlib
@@ -15,16 +15,16 @@ from bilevel.errors import short
 from bilevel.files import open_regular, sync
 
 State = dict[str, Any]
-STATE_VERSION = 2  # raise it when a state of before cannot be gone on from
+STATE_VERSION = 2  # raise it when older states can no longer be resumed
 SEPARATOR = " > "  # between the keys of a tensor's path
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint is not what was written; the message says how."""
+    """A checkpoint differs from what was written; the message says how."""
 
 
 def split(state: State, path: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tensor], State]:
-    """A nested state into its tensors by path, and the same nesting without them."""
+    """Split a nested state into its tensors by path and the same nesting without tensors."""
     tensors, facts = {}, {}
     for key, value in state.items():
         here = (*path, str(key))
@@ -39,7 +39,7 @@ def split(state: State, path: tuple[str, ...] = ()) -> tuple[dict[str, torch.Ten
 
 
 def join(tensors: dict[str, torch.Tensor], facts: State) -> State:
-    """What split took apart."""
+    """The nested state that split took apart."""
     for path, tensor in tensors.items():
         *keys, last = path.split(SEPARATOR)
         place = facts
@@ -50,7 +50,7 @@ def join(tensors: dict[str, torch.Tensor], facts: State) -> State:
 
 
 def write_state(folder: Path, rank: int, tensors: dict[str, torch.Tensor], facts: State) -> None:
-    """One process's part, and its checksums, on the disk when this returns."""
+    """Write one process's part and its checksums; they are on the disk when this returns."""
     names = files_of(rank)
     safetensors.torch.save_file(tensors, folder / names[0])
     (folder / names[1]).write_text(json.dumps(facts), encoding="utf-8")
@@ -75,7 +75,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def verify(path: Path, rank: int) -> None:
-    """Raises DamagedCheckpoint unless manifest and this process's files are what was written."""
+    """Raises DamagedCheckpoint if the manifest or this process's files differ from what was written."""
     manifest = read_manifest(path)
     if name_of(manifest["step"]) != path.name:
         raise DamagedCheckpoint(f"it is {name_of(manifest['step'])} under another name")
@@ -91,12 +91,12 @@ def verify(path: Path, rank: int) -> None:
             raise DamagedCheckpoint(f"{name} cannot be read ({error})") from None
 
 
-# What a manifest holds, beside the checksum of all this.
+# Keys of a manifest and their types; it also has a checksum of all of them.
 FACTS = {"version": int, "step": int, "processes": int, "settings": dict, "data": dict, "files": dict}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises DamagedCheckpoint unless it is what a run writes."""
+    """The manifest of a checkpoint. Raises DamagedCheckpoint if it is missing, changed or malformed."""
     try:
         with open_regular(path / "manifest.json") as file:
             manifest = json.loads(file.read())
@@ -121,8 +121,8 @@ _OURS = re.compile(r"rank\d+\.(safetensors|json|sums)|manifest\.json")
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint, whole or not. What a run does not write there stays, and the folder with it."""
-    with contextlib.suppress(OSError):  # it costs room and no result
+    """Remove a checkpoint, whole or not. Files that no run has written stay, and then the folder stays, too."""
+    with contextlib.suppress(OSError):  # a checkpoint that stays only takes space
         for path in folder.iterdir():
             if _OURS.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink()
@@ -130,7 +130,7 @@ def remove(folder: Path) -> None:
 
 
 def read_state(path: Path, rank: int) -> State:
-    """One process's state, after `verify`. Raises DamagedCheckpoint if it is none, whatever the checksums."""
+    """One process's state; call `verify` first. Raises DamagedCheckpoint if the files do not hold a state."""
     tensors, facts = files_of(rank)
     try:
         return join(safetensors.torch.load_file(path / tensors), json.loads((path / facts).read_bytes()))
@@ -157,7 +157,7 @@ def step_of(path: Path) -> int:
 
 
 def steps_in(folder: Path, ending: str) -> list[Path]:
-    """The folders that are named as checkpoints are, with this ending, in order of steps."""
+    """The folders with the name of a checkpoint and this ending, in order of steps."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(rf"step_[0-9]+{re.escape(ending)}", path.name)]
     return sorted(found, key=step_of)
 

@@ -1,7 +1,7 @@
-"""The end of a run: first its state is saved, then its results are written, then the report on them.
+"""The end of a run: save its state, write its results, write the report.
 
-weights.csv is written when all other results are there, and says that the run is finished; the lock goes last. Whatever
-ends the run before, a signal or a full disk, the same command writes what is missing.
+weights.csv is the last result: a run with this file is finished. The lock is removed at the very end. If a signal or a
+full disk ends the run earlier, the same command writes what is missing.
 """
 
 import logging
@@ -24,9 +24,9 @@ log = logging.getLogger("bilevel")
 
 
 def keep_state(run: Run, checkpoints: Checkpoints) -> bool:
-    """Save the state that the run is in, unless its checkpoint is there; whether it is saved.
+    """Save the present state unless it has a checkpoint already; return whether it is saved.
 
-    A baseline has a state once its scores are known.
+    A baseline has a state to save once its scores are known.
     """
     checkpoints.finish()
     if not run.copies and run.scores is None:
@@ -40,9 +40,9 @@ Report = Callable[[Path], object]  # writes the page of a finished run's folder
 
 
 def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Interrupt, report: Report) -> int:
-    """Write what a finished run leaves, and its closing words; the exit code. Raises Interrupted between two files.
+    """Write the results of a finished run and its closing lines; return the exit code. Raises Interrupted.
 
-    row: the last of metrics.csv.
+    row: the last row of metrics.csv.
     """
     s, folder = run.settings, run.settings.run_folder
 
@@ -51,7 +51,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
             run.copies[s.save_model].save(folder / "model", run.tokenizer)
 
     def save_weights() -> None:
-        interrupt.check()  # from here on it takes no more than seconds
+        interrupt.check()  # the rest takes only seconds
         if run.world.main:
             results.draw_weights(folder, run.weights, run.train)
             csv_file.write_weights(folder / "weights.csv", run.weights, run.train, run.scores)
@@ -60,7 +60,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
         if problem := _problem(run, write):
             log.error(f"the results cannot be written: {problem}. Make room; {what_next(s, checkpoints.last)}")
             return 1
-    if s.save_every == 0 or not run.copies:  # checkpoints were not asked for; this one was for the results
+    if s.save_every == 0 or not run.copies:  # no checkpoint was asked for; this one only protected the results
         checkpoints.discard(run.step)
     if run.world.main:
         _close(run, row, report)
@@ -68,7 +68,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
 
 
 def _problem(run: Run, write: Callable[[], None]) -> str | None:
-    """Write something; why that failed on any process, the same on all, or None."""
+    """Call `write`; return why it failed on any process (the same text on all processes), or None."""
     problem = None
     try:
         write()
@@ -78,7 +78,7 @@ def _problem(run: Run, write: Callable[[], None]) -> str | None:
 
 
 def _close(run: Run, row: Row, report: Report) -> None:
-    """The report, the closing words, and the lock away: what comes when all results are there."""
+    """Write the report and the closing lines, and remove the lock, after all results have been written."""
     folder = run.settings.run_folder
     report(folder)
     log.info(results.summary(folder, run.weights, run.train, row))
@@ -86,12 +86,12 @@ def _close(run: Run, row: Row, report: Report) -> None:
 
 
 def is_written(settings: Settings) -> bool:
-    """Whether the run in the folder has all its results, and at most its report is missing."""
+    """Whether the run in the folder has all its results; only its report may be missing."""
     return (settings.run_folder / "weights.csv").is_file()
 
 
 def complete(settings: Settings, report: Report) -> int:
-    """What a run that was ended in its last moments has left to do, without loading anything. Raises UserError."""
+    """Finish a run that was ended after its results were written, without loading anything. Raises UserError."""
     folder = settings.run_folder
     if os.environ.get("RANK", "0") == "0":
         held = lock.hold(folder)

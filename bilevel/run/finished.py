@@ -1,6 +1,6 @@
-"""Reading a finished run: its settings, the data it was made on, and the weight of every training record.
+"""Read a finished run: its settings, its data files, and the weight of every training record.
 
-A run writes data.json beside config.yaml when it starts. It says which files weights.csv will belong to:
+A run writes data.json beside config.yaml when it starts. It names the files that weights.csv will belong to:
 
     {"train": [{"file": ..., "path": ..., "sha256": ..., "records": ..., "samples": ...}, ...], "val": ..., "test": ...}
 """
@@ -34,8 +34,8 @@ class DataFile:
     """A file of records as a run has read it.
 
     file: its name, as in weights.csv. path: where it was, absolute. sha256: the hash of its bytes. samples: the number
-    of samples that its records became; a long text counts once for each piece, and a record without a supervised token
-    does not count.
+    of samples that its records became. A record can become several (a long text cut into pieces, chat turns with a
+    context of their own) or none (if it has no supervised token).
     """
 
     file: str
@@ -59,8 +59,8 @@ class FinishedRun:
     """A run's settings, data and weights; its training files are unchanged since it began.
 
     weights: for each training file (records,) float64, the weights c_i of its records in order, with mean 1 over all
-    samples. In a per-source run a record has its source's weight N p_s / n_s. A record that was cut into pieces has the
-    mean weight of the pieces. A record that was dropped, because it has no supervised token within max_length, has NaN
+    samples. In a per-source run a record has its source's weight N p_s / n_s. A record that became several samples has
+    the mean of their weights. A record that was dropped, because it has no supervised token within max_length, has NaN
     (in per-sample runs; per source it is not recorded).
     """
 
@@ -142,7 +142,7 @@ def _changed(file: DataFile) -> str | None:
 
 
 def training_files(train: list[DataFile]) -> TrainingFiles:
-    """What the weights.csv of a run on these files must belong to."""
+    """The training files that the weights.csv of a run must belong to."""
     samples, records = (np.array([getattr(file, name) for file in train]) for name in ("samples", "records"))
     return TrainingFiles([file.file for file in train], samples, same_run=True, records=records)
 

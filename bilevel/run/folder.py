@@ -1,4 +1,4 @@
-"""A run's folder: taken by one process, with the files that a run begins with."""
+"""Open a run's folder: lock it and write the files that a run begins with."""
 
 import dataclasses
 import logging
@@ -23,9 +23,9 @@ log = logging.getLogger("bilevel")
 
 
 def open_folder(run: "Run", checkpoints: "Checkpoints") -> MetricsLog:
-    """Take the run's folder and open what the run writes there: run.log, checkpoints, and the metrics returned.
+    """Lock the run's folder, write its first files, open run.log, and return the metrics log.
 
-    Raises UserError, on all processes, where another process has the folder or it cannot be written.
+    Raises UserError, on all processes, if another process has the folder or it cannot be written.
     """
     folder, problem, metrics = run.settings.run_folder, None, None
     try:
@@ -50,9 +50,9 @@ def open_folder(run: "Run", checkpoints: "Checkpoints") -> MetricsLog:
 
 
 def _take(run: "Run", checkpoints: "Checkpoints") -> None:
-    """Lock the folder and write its resolved settings and what its data are; raises UserError before it is touched.
+    """Lock the folder and write config.yaml, data.json and overlap.json. Raises UserError before it writes anything.
 
-    While this run was loading, another may have begun there, and even ended.
+    It checks the folder again, because another run may have begun there, and even ended, while this one was loading.
     """
     folder = run.settings.run_folder
     if problems := folder_taken(run.settings):
@@ -86,6 +86,6 @@ def open_metrics(run: "Run") -> MetricsLog:
         copies=s.copies,
     )
     metrics = MetricsLog(s.run_folder if run.world.main else None, columns, NoTracker(), run.step)
-    if s.tracker == "wandb" and run.world.main:  # when there are files: a run that cannot write them is none
+    if s.tracker == "wandb" and run.world.main:  # last: if the files cannot be written, there is no run
         metrics.tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
     return metrics

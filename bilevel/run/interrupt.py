@@ -1,6 +1,6 @@
-"""SIGTERM, SIGINT and SIGHUP (a lost ssh): noted when they come, obeyed between two steps by all processes together.
+"""SIGTERM, SIGINT and SIGHUP (a lost ssh): all processes of a run end together, between two steps.
 
-A process whose launcher is gone gets SIGTERM, too.
+If the launcher of a process is gone, the process sends itself SIGTERM.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # it imports torch, and mistakes are answered at once
+if TYPE_CHECKING:  # it imports torch; mistakes should be answered before that
     from bilevel.processes import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,9 +31,9 @@ class Interrupted(Exception):
 class Interrupt:
     """Handles the signals from the start of the program to its end.
 
-    While the run is loading, before `hold`, the first signal ends the program with 128 and its number. From then on it
-    is only noted, and with it those that come within GRACE, which ask for the same; a later one ends the process at
-    once with 128 and its number. A SIGHUP that is ignored, as under nohup, stays ignored.
+    While the run is loading, before `hold`, the first signal ends the program with exit code 128 + its number. After
+    `hold` the first signal is only noted; others within GRACE seconds are ignored, because they usually have the same
+    cause; a later one ends the process at once with 128 + its number. If SIGHUP is ignored (nohup), it stays ignored.
     """
 
     def __init__(self, world: "World | None" = None, clock: Callable[[], float] = time.monotonic):
@@ -53,16 +53,16 @@ class Interrupt:
             signal.signal(number, handler)
 
     def hold(self, world: "World") -> None:
-        """From here on the run ends between two steps, when its processes agree."""
+        """From now on a signal ends the run between two steps, when all processes know of it."""
         self.world = world
 
     def check(self) -> None:
-        """Raises Interrupted on all processes after a signal to any; all call it at the same places."""
+        """Raises Interrupted on all processes after a signal to any of them; all must call it at the same places."""
         if number := self.agreed():
             raise Interrupted(number)
 
     def agreed(self) -> int:
-        """The signal that has reached any process, the same on all; 0 without one."""
+        """The signal that has reached any process, the same on all; 0 if there is none."""
         import torch
 
         if self.world.size == 1:
@@ -82,9 +82,9 @@ class Interrupt:
 
 
 def watch_launcher() -> None:
-    """If a launcher has started this process, send it SIGTERM when the launcher is gone, such as after kill -9.
+    """Send this process SIGTERM when its launcher is gone, for example after kill -9.
 
-    Else the processes would go on, hold the run's folder and refuse a new start.
+    Otherwise the processes would go on, keep the run's folder locked and block a new start.
     """
     if "LOCAL_RANK" in os.environ:
         threading.Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()

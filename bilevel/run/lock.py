@@ -1,9 +1,9 @@
-"""The lock on a run's folder: one process at a time, which the file `lock` names.
+"""The lock on a run's folder: the file `lock` names the one process that may write there.
 
     <folder>/lock     bilevel: process 4711 on node3
 
-The file is locked (flock) while its process lives, so one that a killed process has left stops nobody. It stays until
-the run has finished: a folder with weights.csv and a lock is of a run that was ended while it wrote its last files.
+The file is locked (flock) while its process lives, so the file of a killed process blocks nobody. It is removed when
+the run has finished. A folder with weights.csv and a lock is of a run that was ended while it wrote its last files.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def hold(folder: Path) -> IO[bytes] | None:
             _read(folder).close()
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "r+b", buffering=0)
         except FileNotFoundError:
-            continue  # its run has just finished
+            continue  # the run that had it has just finished
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
@@ -49,7 +49,7 @@ def hold(folder: Path) -> IO[bytes] | None:
 
 
 def at_work(folder: Path) -> str | None:
-    """A message that names the process which has the folder; None if there is none. Nothing is written.
+    """A message that names the process that has the folder; None if there is none. Writes nothing.
 
     Raises UserError if the folder has a file `lock` that no run has written.
     """

@@ -1,4 +1,4 @@
-"""What a run tells its user, on the screen and in run.log."""
+"""Messages of a run, on the screen and in run.log."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from bilevel.settings.fields import Settings
 
 log = logging.getLogger("bilevel")
 
-# Told about every model that trains with dropout.
+# Said at the start of every run that trains with dropout.
 MASKS = (
     "dropout is on: with another micro_batch_tokens or number of processes, masks differ and results are equal in "
     "distribution only"
@@ -29,7 +29,7 @@ def open_log(run: Run) -> None:
 
 
 def describe(run: Run) -> str:
-    """What the run is about to do, in a few lines."""
+    """A few lines about what the run will do, its data, and warnings about them."""
     s = run.settings
     processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
     copies = "two copies" if len(run.copies) == 2 else "one copy"
@@ -78,7 +78,7 @@ def describe(run: Run) -> str:
 
 
 def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
-    """Show the loss and the weight of the noisy (or lowest) source: on the bar, or without a terminal in lines."""
+    """Show loss and weight of the noisy (or lowest) source on the progress bar, or in lines without a terminal."""
     facts = {"loss": row.get("loss_w"), "test": row.get("test_loss_w"), "ROC": row.get("roc_auc")}
     shares = {name.removeprefix("weight/"): value for name, value in row.items() if name.startswith("weight/")}
     if len(shares) > 1:
@@ -92,13 +92,13 @@ def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
 
 
 def report_evidence(run: Run) -> None:
-    """Say what the evidence shows of each source; the closing words do it at the end."""
+    """Log the evidence on each source during the run; at its end the closing lines have it."""
     if 0 < run.step < run.steps and (lines := findings.lines(run.weights, run.train.sources)):
         log.info("\n  ".join([f"step {run.step}/{run.steps}: what the gaps show of each source", *lines]))
 
 
 def what_next(settings: Settings, last: Path | None) -> str:
-    """How to resume a run that has stopped early, and from where; last: its newest checkpoint."""
+    """How to resume a run that has stopped early; last: its newest checkpoint."""
     begins_there = settings.resume == "auto" or last == Path(settings.resume)
     command = "the same command" if begins_there else "the same command with resume=auto"
     if last is None:

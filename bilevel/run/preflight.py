@@ -1,4 +1,4 @@
-"""What is wrong between the settings and the files, found before anything is loaded."""
+"""Check settings against files before anything is loaded."""
 
 import dataclasses
 import math
@@ -20,14 +20,14 @@ from bilevel.settings.rules import validate
 if TYPE_CHECKING:
     import transformers
 
-# What a run writes into its folder.
+# Files and folders that a run writes into its folder.
 FILES = ("config.yaml", "data.json", "metrics.csv", "timing.csv", "run.log")
 FILES += ("overlap.json", "weights.csv", "weights.png", "report.html")
 FOLDERS = ("checkpoints", "model", "wandb")
 
 
 def check_files(settings: Settings) -> dict[str, list[Path]]:
-    """The files of train, val and test. Raises ConfigError with all that is wrong between settings and files."""
+    """The files of train, val and test. Raises ConfigError with every problem of settings and files."""
     from bilevel.data.overlap import shared_files
     from bilevel.data.records import find_files, most_samples
     from bilevel.errors import DataError
@@ -55,7 +55,7 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
         except UserError as error:
             problems.append(str(error))
     problems += _wrong_start(settings, files.get("train", []))
-    if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun to write
+    if os.environ.get("RANK", "0") == "0":  # the other ranks may get here after rank 0 has begun to write
         problems += folder_taken(settings)
     if problems:
         raise ConfigError(problems)
@@ -63,7 +63,7 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
 
 
 def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
-    """A problem where x_init is no weights.csv, or a run on other training files."""
+    """A problem if x_init is neither a weights.csv nor a finished run on the same training files."""
     name = f"x_init: {short(settings.x_init, 300)}"
     if settings.x_init_file is None:
         return []
@@ -87,7 +87,7 @@ def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
 
 
 def folder_taken(settings: Settings) -> list[str]:
-    """The problem if the run's folder is in use, cannot be written, or holds anything but this run, unfinished."""
+    """A problem if the run's folder is in use, cannot be written, or holds anything but this run, unfinished."""
     folder = settings.run_folder
     remedy = "give another run_name or output_dir, or move that folder away"
     try:
@@ -100,7 +100,7 @@ def folder_taken(settings: Settings) -> list[str]:
         return [str(error)]
     except (OSError, ValueError) as error:  # a file of that name, one too long or with a NUL, no permission
         return [f"output_dir {plain(str(folder), 300)}: {getattr(error, 'strerror', error)}; {remedy}"]
-    if all(name == lock.NAME or is_unfinished(name) for name in names):  # a start that failed before it wrote settings
+    if all(name == lock.NAME or is_unfinished(name) for name in names):  # a start that failed early
         return _unwritable(folder)
     if "config.yaml" not in names or ("weights.csv" in names and lock.NAME not in names):
         return [f"{folder} already holds a run, which is never overwritten: {remedy}"]
@@ -117,7 +117,7 @@ def folder_taken(settings: Settings) -> list[str]:
 
 
 def _foreign(folder: Path, names: set[str]) -> list[str]:
-    """What bears the name of a run's file or folder and cannot be one. Users may link folders to another disk."""
+    """Names of a run's files that are no regular files, and of its folders that are no folders (links may be)."""
     files = [name for name in FILES if name in names and not stat.S_ISREG(os.lstat(folder / name).st_mode)]
     return files + [name for name in FOLDERS if name in names and not os.path.isdir(folder / name)]
 
@@ -141,7 +141,7 @@ def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
 
 
 def check_steps(settings: Settings, steps: int) -> None:
-    """Raises UserError where the weights are to be learned and no step of x falls into the run's steps."""
+    """Raises UserError if weights are to be learned but x makes no step in the run's steps."""
     s = settings
     if s.learned and steps // s.x_every == s.x_warmup_steps // s.x_every:
         rate = f" and upper_every {s.upper_every}" if s.x_has_rate else ""
@@ -152,7 +152,7 @@ def check_steps(settings: Settings, steps: int) -> None:
 
 
 def check_shape(settings: Settings, shape: "transformers.PretrainedConfig") -> None:
-    """Raises UserError where a model of this shape cannot be trained as the settings say; no weights are needed."""
+    """Raises UserError if a model of this shape cannot be trained with these settings; needs no weights."""
     layers, blocks = settings.lisa_layers, getattr(shape.get_text_config(), "num_hidden_layers", None)
     if layers is not None and blocks is not None and layers > blocks:
         raise UserError(f"lisa_layers {layers}: the model has {blocks} decoder blocks; use at most that many")

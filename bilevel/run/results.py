@@ -46,7 +46,7 @@ def draw_weights(folder: Path, weights: Weights, samples: Samples) -> None:
 
 
 def _draw_evidence(axis: "Axes", metrics: pd.DataFrame, called_at: list[int], sources: list[str]) -> None:
-    """A grey band around a source's curve as long as no difference is shown, and a dot at the verdict."""
+    """Draw a grey band around a source's curve until a difference is shown, and a dot at the verdict."""
     for source, step in zip(sources, called_at, strict=True):
         curve = metrics[f"weight/{source}"]
         before = curve[curve.index <= step] if step else curve

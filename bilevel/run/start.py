@@ -1,4 +1,4 @@
-"""The start of a run, before heavy imports: --help, a dry run, and mistakes in settings, files and model shape."""
+"""The start of a run, before heavy imports: --help, dry run, and checks of settings, files and model shape."""
 
 import logging
 import math
@@ -15,13 +15,13 @@ from bilevel.run.preflight import check_files, check_shape
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings, dump
 
-Files: TypeAlias = dict[str, list[Path]]  # those of train, val and test
+Files: TypeAlias = dict[str, list[Path]]  # keys: train, val, test
 
 
 def start(argv: list[str]) -> tuple[Settings, Files] | int:
-    """The checked settings and data files of a run; an exit code if all has been said: 0 dry run, 2 a mistake.
+    """The checked settings and data files of a run, or an exit code: 0 after a dry run, 2 after a mistake.
 
-    A wrong shape of the model is found here as well: a second is spent on it, and several on what comes after.
+    It also checks the model's shape, which takes a second; the imports after it take several.
     """
     try:
         settings, dry_run = load_settings(argv)
@@ -42,7 +42,7 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
 
 
 def refuse(error: UserError) -> int:
-    """Say what is wrong, once for all processes; the exit code."""
+    """Print the error, once for all processes; return the exit code."""
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""A run: its parts, loaded and checked, and the state in which it goes on."""
+"""A run: its parts, loaded and checked, and the state that a checkpoint holds (Run.state_dict)."""
 
 import dataclasses
 import logging
@@ -32,25 +32,25 @@ Row: TypeAlias = dict[str, Any]  # columns of metrics.csv and their values
 
 @dataclasses.dataclass
 class Run:
-    """All that training needs. Every random number comes from a seed and a step, so there is no generator to keep."""
+    """Everything that training needs. Random numbers are functions of seed and step, so no generator is kept."""
 
     settings: Settings
     world: World
     tokenizer: transformers.PreTrainedTokenizerBase
     train: Samples
-    val: Samples | None  # where the settings read it
+    val: Samples | None  # None if the settings do not read it
     test: Samples | None
-    pool: Samples  # of which training batches are drawn: train, and behind it, with val_in_training, val
-    copies: dict[str, ModelCopy]  # by the settings' names: u and w, or w
+    pool: Samples  # training batches are drawn from it: train and, with val_in_training, val after it
+    copies: dict[str, ModelCopy]  # by name: u and w, or w
     lisa: Lisa | None
     weights: SourceWeights | SampleWeights
     steps: int
     step: int = 0  # steps done
-    skipped: int = 0  # of them, left out as a loss or gradient was not finite
-    operations: float = 0.0  # of the passes before a checkpoint, and of scoring
-    scores: torch.Tensor | None = None  # (N,) that a baseline has given the samples
-    row: Row = dataclasses.field(default_factory=dict)  # what the last step saw
-    lock: IO | None = None  # on the run's folder, while it is open
+    skipped: int = 0  # steps left out because a loss or gradient was not finite
+    operations: float = 0.0  # of the passes before the checkpoint, and of scoring
+    scores: torch.Tensor | None = None  # (N,), given to the samples by a baseline
+    row: Row = dataclasses.field(default_factory=dict)  # values of the last step
+    lock: IO | None = None  # the lock on the run's folder, held while it is open
 
     def __post_init__(self):
         s = self.settings
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def all_operations(self) -> float:
-        """Floating-point operations of all passes so far, but for evaluations; nan where they cannot be counted."""
+        """Floating-point operations of all passes so far except evaluations; NaN if they cannot be counted."""
         return self.operations + self.world.size * sum(c.passed.operations(c.shape) for c in self.copies.values())
 
     def draw(self) -> tuple[Batch, Batch | None]:
@@ -89,7 +89,7 @@ class Run:
         return train, validation
 
     def skip(self, error: NonFiniteLoss) -> None:
-        """Leave the step out and go on, as often as skip_nonfinite allows; else raises TrainingStopped."""
+        """Leave the step out, as often as skip_nonfinite allows; after that, raises TrainingStopped."""
         parts = {"train": self.pool, "val": self.val}
         records = "; ".join(parts[part].places(ids) for part, ids in error.suspects.items() if len(ids))
         words = leave_out(error, records, self.copies.values(), self.skipped, self.settings.skip_nonfinite)
@@ -99,7 +99,7 @@ class Run:
         log.warning(f"step {self.step + 1}: {words}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of this process, between two steps."""
+        """The content of a checkpoint for this process, between two steps."""
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -114,7 +114,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the copies have the parameters active that LISA had drawn for the last step."""
+        """Restore what state_dict returned; LISA's blocks of the last step must be active in the copies."""
         self.step, self.skipped, self.row = state["step"], state["skipped"], state["row"]
         self.guard.lost, self.operations, self.scores = state["lost"], state["operations"], state["scores"]
         self.watch.load_state_dict(state["watch"])
@@ -125,7 +125,7 @@ class Run:
 
 
 def make_weights(settings: Settings, train: Samples) -> SourceWeights | SampleWeights:
-    """x at its start, of training samples. Raises UserError where x_init is a file that does not fit them."""
+    """The weights at the start of a run. Raises UserError if x_init does not fit the training samples."""
     s, per_sample = settings, settings.weights == "sample"
     start = read_start(s.x_init_file or s.x_init, per_sample, train)
     if not s.learned:

@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.run import main
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: torchrun would handle it all the same
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: otherwise torchrun would handle it
         sys.argv.insert(1, "--signals_to_handle=SIGTERM,SIGINT,SIGQUIT")
     try:
         main()

@@ -63,10 +63,10 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that refuses what a settings file holds only by mistake.
+    """YAML loader that refuses content that is in a settings file only by mistake.
 
-    These are aliases (a few lines could expand to more than fits in memory), endless numbers, keys given twice, and 010
-    and 12:30, which YAML 1.1 reads as 8 and 750.
+    It refuses aliases (a few lines could expand to more than fits in memory), endless numbers, keys given twice, and
+    010 and 12:30, which YAML 1.1 reads as 8 and 750.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:

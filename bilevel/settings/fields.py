@@ -47,15 +47,15 @@ class Settings:
     )
     turns: Literal["all", "shared", "last"] = _setting(
         "data",
-        "assistant turns to learn: all (one whose context the chat template rewrites later becomes a sample of its "
-        "own), shared (those that share one text with the last), or the last of each record",
+        "assistant turns to learn: all (a turn whose context the chat template later rewrites becomes a sample of its "
+        "own), shared (those that fit into one text with the last), or the last of each record",
         "all",
     )
     template_kwargs: dict[str, Any] | None = _setting(
-        "data", "variables of the chat template, such as {enable_thinking: false}; a record's own go first", None
+        "data", "variables of the chat template, such as {enable_thinking: false}; those of a record win", None
     )
     special_tokens_in_text: bool = _setting(
-        "data", "text records that spell special tokens of the tokenizer mean these tokens, not letters", False
+        "data", "in text records, read special tokens such as <|im_start|> as these tokens, not as letters", False
     )
 
     model_name_or_path: str | None = _setting(
@@ -142,7 +142,7 @@ class Settings:
         "step", "the x-gradient's error is O(1/alpha^order); with order 2, u ascends the validation loss", 1, ge=1, le=2
     )
     lr_y: float = _setting("step", "peak learning rate of both model copies, w and u", 1e-5, ge=0)
-    upper_every: int = _setting("step", "number of model steps per step of x; 1 with x_optimizer=auto", 5, ge=1)
+    upper_every: int = _setting("step", "number of model steps per step of x; always 1 with x_optimizer=auto", 5, ge=1)
     global_batch_size: int = _setting("step", "training samples per step", 64, ge=1)
     val_batch_size: int = _setting("step", "validation samples per step", 64, ge=1)
     micro_batch_tokens: int = _setting(

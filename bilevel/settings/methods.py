@@ -1,8 +1,8 @@
-"""The methods, a row each: what runs in a step or gives the scores, and what that needs.
+"""The table of methods: the step or score function of each, and what it needs.
 
-A method that trains while the weights are learned or stay has a step, a module of bilevel.step with a function `step`.
-A baseline has a score, a function that gives every training sample a number (bilevel.baselines.scores). They are named
-here, and imported when a run starts, so that settings can be checked in no time.
+A method that trains a model, with learned or constant weights, has a step: a module of bilevel.step with a function
+`step`. A baseline has a score: a function that gives every training sample a number (bilevel.baselines.scores). They
+are named here and imported when a run starts, so that checking settings takes no time.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def imported(place: str) -> Any:
-    """What stands under a name in a module, `module:name`; the module is imported now."""
+    """The object `name` of `module:name`; the module is imported now."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -35,7 +35,7 @@ class Method:
 
     @property
     def weights_stay(self) -> bool:
-        """Whether it trains on batches that are drawn in proportion to weights that stay (bilevel.weights.fixed)."""
+        """Whether it trains on batches that are drawn in proportion to constant weights (bilevel.weights.fixed)."""
         return self.trains and not self.learned
 
     def function(self) -> Callable:

@@ -1,7 +1,7 @@
-"""The rules that move x, a row each: the class and what it needs.
+"""The table of the values of x_optimizer: the class of each rule that moves x, and what it needs.
 
-The classes are in bilevel.weights. They are named here, and imported when a run starts, so that settings can be checked
-in no time.
+The classes are in bilevel.weights.auto (auto) and bilevel.weights.optimizers (adam, sgd, mirror). They are named here
+and imported when a run starts, so that checking settings takes no time. The default is in bilevel.settings.fields.
 """
 
 import dataclasses

@@ -73,7 +73,7 @@ def penalty_step(
 def _check(
     result: StepResult, train: Batch, losses: torch.Tensor, validation: Batch | None, val_losses: torch.Tensor
 ) -> None:
-    """Raise NonFiniteLoss if anything of the step is not finite. A batch of which nothing is computed has no loss."""
+    """Raise NonFiniteLoss if a loss or norm of the step is not finite. A batch without computed samples has no loss."""
     seen, parts = [result.grad_norm_u, result.grad_norm_w], {"train": (train, losses)}
     if len(train.sample_ids):
         seen += [result.loss_u, result.loss_w]

@@ -1,4 +1,4 @@
-"""What one step saw, and what happens when a loss or gradient of it is not finite."""
+"""The losses and norms of one step, and what happens when a loss or gradient is not finite."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from bilevel.model.base_copy import ModelCopy
 
 @dataclasses.dataclass
 class StepResult:
-    """What one step saw, at the parameters before it: means of l_i over the batch and over the validation batch.
+    """Values of one step at the parameters before it: means of l_i over the batch and over the validation batch.
 
     A value is None if the step does not compute it: a plain step has no u and no validation.
     """
@@ -55,9 +55,9 @@ class NonFiniteLoss(TrainingStopped):
 
 
 def require_finite(result: StepResult, seen: Iterable[float], **parts: tuple[Batch, torch.Tensor]) -> None:
-    """Raise NonFiniteLoss, on every rank alike, if one of the numbers seen is not finite.
+    """Raise NonFiniteLoss on every rank if one of the numbers is not finite.
 
-    parts: for each part of the data its batch and the losses (n,) of the batch's samples, to name the suspects by.
+    parts: for each part of the data its batch and the losses (n,) of the batch's samples, to find the suspects.
     """
     if all(map(math.isfinite, seen)):
         return
@@ -68,7 +68,7 @@ def require_finite(result: StepResult, seen: Iterable[float], **parts: tuple[Bat
 
 
 def leave_out(error: NonFiniteLoss, records: str, copies: Iterable[ModelCopy], skipped: int, allowed: int) -> str:
-    """Discard the step's gradients and return what to say. Raises TrainingStopped if the allowed number is used up.
+    """Discard the step's gradients and return a message. Raises TrainingStopped if the allowed number is used up.
 
     skipped: steps left out before this one; allowed: the setting skip_nonfinite.
     """

@@ -1,17 +1,19 @@
-"""The rule x_optimizer=auto, per source: it drops what harms, leaves equals equal and finds a mixture, without a rate.
+"""The rule x_optimizer=auto: moves the weights of sources by evidence, without a learning rate.
 
-It moves x by the contrasts d_k of bilevel.weights.evidence, which are in standard deviations of single gaps. Evidence
-decides whether a source moves, and a controller with a proportional and an integral part how far:
+It lowers harmful sources, leaves equally good ones equal, and finds a mixture if validation needs one. It uses the
+contrasts d_k of bilevel.weights.evidence, which are in standard deviations of single gaps. Evidence decides whether a
+source moves; a controller with a proportional and an integral part decides how far:
 
     gate = clip((largest e so far - 1) / 2, 0, 1)
     f    = mean of d over about 8 steps, weighted by h, shrunk towards 0 by its noise (positive-part James-Stein)
     I   -= 0.03 gate (|f| / largest |f| since x may move)^2 f
     x    = x at the start + I - 0.7 gate f
 
-Both model copies answer to a changed x only after some fifty steps. The proportional part, about one Newton step (d
-falls by 0.7 to 1.1 per logit), takes most of the way to an inner optimum at once and gives way as the gap answers. The
-integral goes on at its full rate only while the gap does not answer, as that of a bad source, and slows down with the
-square of the answer. No x falls further than 8 below the largest, so that the integral does not wind up.
+The two model copies react to a changed x only after some fifty steps. The proportional part is about one Newton step (d
+falls by 0.7 to 1.1 per logit): it goes most of the way to an inner optimum at once, and shrinks when the gap shrinks.
+The integral part keeps its full rate only while the gap does not shrink, as for a bad source; otherwise it slows down
+with the square of |f| / largest |f|. No x falls further than 8 below the largest, so the integral does not grow without
+limit.
 """
 
 import torch
@@ -21,13 +23,13 @@ from bilevel.weights.fixed import FixedSourceWeights
 
 PROPORTIONAL = 0.7  # logits per standard deviation of gaps
 INTEGRAL = 0.03  # the same, per step
-KEEP = 7 / 8  # of the mean of d, from one step to the next
+KEEP = 7 / 8  # part of the running mean of d that is kept from one step to the next
 GATE = (1.0, 3.0)  # e from which a source moves, and from which it moves in full
 LOWEST = 8.0  # logits below the largest weight: odds of 3,000 to 1
 
 
 class Auto(XOptimizer):
-    """The rule for n sources, 32 bytes for one. lr_x, its schedule, alpha and upper_every do not enter."""
+    """The rule for n sources, 32 bytes each. It does not use lr_x, its schedule, alpha or upper_every."""
 
     STATE = ("sum_hd", "sum_h", "integral", "peak")
 
@@ -46,7 +48,7 @@ class Auto(XOptimizer):
     def update(
         self, weights: FixedSourceWeights, index: torch.Tensor, gradient: torch.Tensor, lr: float
     ) -> torch.Tensor:
-        """The way to the new x of the sources; the gradient and its rate are not used."""
+        """The change of x of the sources; the gradient and the learning rate are not used."""
         evidence = weights.evidence
         if not len(evidence.latest.sources):
             return torch.zeros_like(gradient)
@@ -64,7 +66,7 @@ class Auto(XOptimizer):
         return x + under - weights.x[index]
 
     def mean_contrast(self, phi: torch.Tensor) -> torch.Tensor:
-        """f (n,): the running mean of d, which is 0 as long as it is within its noise."""
+        """f (n,): the running mean of d, shrunk towards 0; it is 0 while it is within its noise."""
         mean = self.sum_hd / self.sum_h.clamp_min(1e-300)
         z_squared = mean**2 * self.sum_h * (1 + KEEP) / phi
         return mean * (1 - 1 / z_squared.clamp_min(1e-300)).clamp_min(0)

@@ -9,10 +9,10 @@ from bilevel.weights.fixed import Weights
 
 
 class XOptimizer:
-    """A rule that moves x (n entries: sources or samples), and the defaults of what it may change.
+    """A rule that moves x (n entries: sources or samples), with defaults for what a rule may override.
 
-    Weights hand it the gaps of every model step (`observe`) and, each time x is due, the gradient of the mean since the
-    last time (`update`).
+    It receives the gaps of every model step (`observe`) and, at each step of x, the mean gradient since the last one
+    (`update`).
     """
 
     uses_slope = True  # whether the slope dc/dx is a factor of its gradient
@@ -28,7 +28,7 @@ class XOptimizer:
         """
 
     def update(self, weights: Weights, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
-        """What to add to weights.x[index]; index (K,) without repeats, gradient (K,) float64. Returns (K,) float64."""
+        """The change of weights.x[index], (K,) float64; index (K,) without repeats, gradient (K,) float64."""
         raise NotImplementedError
 
     def reach(self, rates: Sequence[float]) -> float:
@@ -36,7 +36,7 @@ class XOptimizer:
         return math.inf
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold to go on."""
+        """The state that a checkpoint must hold."""
         return {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

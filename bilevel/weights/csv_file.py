@@ -1,12 +1,13 @@
 """weights.csv: the one writer and the one reader of learned weights.
 
     source,weight,samples[,score][,difference,low,high,p_worse,evidence,verdict,called_at]
-                                              per source: weight p_s, its number of samples; where weights have been
-                                              learned, what the gaps show of the source (bilevel.weights.evidence)
-    file,index,weight[,is_noisy][,score]      per sample: weight c_i (mean 1), index its record's place in the file
+                                              per source: weight p_s and number of samples; if weights were learned,
+                                              also the evidence on the source (bilevel.weights.evidence)
+    file,index,weight[,is_noisy][,score]      per sample: weight c_i (mean 1); index: its record's place in the file
 
-Rows stand in the order of the training samples. A record that was cut into pieces has a row for each piece. pandas is
-imported late, because commands that answer a mistake at once read this module.
+Rows have the order of the training samples. A record that became several samples (pieces of a text, or chat turns with
+a context of their own) has a row for each. pandas is imported late, because commands that answer a mistake at once
+import this module.
 """
 
 import dataclasses
@@ -88,7 +89,7 @@ def _tables(weights: "Weights", samples: "Samples", scores: "torch.Tensor | None
 
 
 def _evidence(weights: "Weights") -> dict[str, list]:
-    """The columns that say how sure each weight is. evidence is the largest e-value so far, at most 1e12."""
+    """The columns of the evidence on each source; `evidence` is the largest e-value so far, at most 1e12."""
     found = weights.evidence.findings(weights.x)
     return {
         "difference": [each.difference for each in found],

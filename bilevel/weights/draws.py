@@ -1,4 +1,4 @@
-"""Batches drawn in proportion to weights that stay (method=fixed).
+"""Batches drawn in proportion to constant weights (method=fixed).
 
 An epoch of N draws contains sample i floor(c_i) or ceil(c_i) times, and c_i times on average over epochs (c has mean
 1). This is systematic sampling (Madow and Madow 1944), with a new order of the samples in each epoch, so that the draws

@@ -1,4 +1,4 @@
-"""How sure the weight of a source is: evidence from the gaps, kept beside any optimizer of x.
+"""Evidence that a source is worse or better than the others, from its gaps, for any x_optimizer.
 
 At each model step the mean gap m_k of source k is compared with that of the others, as they are weighted now:
 
@@ -6,8 +6,8 @@ At each model step the mean gap m_k of source k is compared with that of the oth
     h_k = 1 / (1/n_k + sum_{j != k} p_j^2 / n_j / (1 - p_k)^2)    1 / variance of d_k if records were dealt at random
 
 n_k = (sum of counts)^2 / sum of counts^2 is the effective number of records. Because d is in standard deviations of
-single gaps, neither alpha, lr_y nor the model enter. Above 0, validation gains less from the source than from the
-others. Summed over the steps:
+single gaps, it does not depend on alpha, lr_y or the model. d above 0 means that validation gains less from the source
+than from the others. Summed over the steps:
 
     S += h d,   H += h,   Q += (d - last d)^2 / (1/h + 1/last h),   T += 1
     phi = max(1, (16 + Q) / (4 + T))           dispersion from neighbouring steps; it starts at 4, to distrust the first
@@ -15,8 +15,8 @@ others. Summed over the steps:
     e   = S^2 / (2 phi D (H + 64)) - 1/2 ln(1 + H / 64)
 
 e is the logarithm of an e-value against "no difference" (the normal mixture of Robbins 1970). By Ville's inequality it
-ever exceeds ln 20 by chance with a probability of at most 1/20, however often one looks. A step in which fewer than two
-sources are seen, or in which w and u are still the same so that all gaps are equal, is no evidence.
+exceeds ln 20 at any step by chance with a probability of at most 1/20, however often one looks. A step adds no evidence
+if it sees fewer than two sources, or if w and u are still the same so that all gaps are equal.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ FAR = 7.0  # logits below the largest weight; a source down there has settled
 
 
 class Contrast(NamedTuple):
-    """What one step says: the sources seen (K,), their d and h. K = 0 if the step is no evidence."""
+    """The evidence of one step: the sources seen (K,), their d and h. K = 0 if the step adds none."""
 
     sources: torch.Tensor
     d: torch.Tensor
@@ -44,7 +44,7 @@ class Contrast(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What is known of one source. difference is in standard deviations of single gaps, and above 0 if it is worse."""
+    """The evidence on one source. difference is in standard deviations of single gaps; above 0 it is worse."""
 
     weight: float
     start: float  # its weight at the start
@@ -61,7 +61,7 @@ class Finding:
 
 
 class Evidence:
-    """The evidence on each source, 80 bytes for one.
+    """The evidence on each source, 80 bytes each.
 
     start (S,): x at the start. n: number of training samples. The peak has the sign of S at its step.
     """
@@ -84,7 +84,7 @@ class Evidence:
         self.slow += (x - self.slow) / SLOW
         self.latest = self.contrast(x, sources, gaps, counts)
         k, d, h = self.latest
-        last_h = torch.where(self.last_h[k] > 0, self.last_h[k], math.inf)  # of a first visit nothing is known
+        last_h = torch.where(self.last_h[k] > 0, self.last_h[k], math.inf)  # a first visit has nothing to compare with
         again = last_h.isfinite()
         self.Q[k] += torch.where(again, (d - self.last_d[k]) ** 2 / (1 / h + 1 / last_h), 0.0)
         self.T[k] += again.double()
@@ -117,7 +117,7 @@ class Evidence:
         return Contrast(k, d, h)
 
     def phi(self) -> torch.Tensor:
-        """How much more d varies between neighbouring steps than chance explains, (S,)."""
+        """Variation of d between neighbouring steps, as a multiple of what chance explains, (S,)."""
         return ((DISTRUST * DISTRUST + self.Q) / (DISTRUST + self.T)).clamp_min(1)
 
     def variance(self) -> torch.Tensor:
@@ -129,12 +129,12 @@ class Evidence:
         return self._strength() - 0.5 * torch.log1p(self.H / PRIOR)
 
     def luck(self) -> float:
-        """A bound on the probability that chance alone calls any source as clearly as the weakest that is called."""
+        """Upper bound of the probability that chance alone calls any source as clearly as the weakest called one."""
         called = self.peak.abs()[self.called_at > 0]
         return min(1.0, len(self.S) * math.exp(-float(called.min()))) if len(called) else 1.0
 
     def findings(self, x: torch.Tensor) -> list[Finding]:
-        """What is known of each source, whose weight is softmax(x)."""
+        """The Finding of each source; the weights are softmax(x)."""
         p, start, variance = x.softmax(0), self.start.softmax(0), self.variance()
         difference = self.S / self.H  # 0/0 without evidence
         reach = 2 * CALL + torch.log1p(self.H / PRIOR)
@@ -168,7 +168,7 @@ class Evidence:
         return self.S**2 / (2 * self.variance() * (self.H + PRIOR))
 
     def _settled(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        """Whether log p has hardly changed of late, or the source has all of the weight, or none, (S,)."""
+        """Whether log p has hardly changed lately, or the source has all or none of the weight, (S,)."""
         change = x - self.slow
         change = change - (p * change).sum()
         return (change.abs() < SETTLED) | (x < x.max() - FAR) | (p > 0.99)

@@ -1,11 +1,11 @@
-"""Weights that stay: coefficients c(x) per source and per sample, and everything that can be read off them.
+"""Constant weights: coefficients c(x) per source and per sample, and values computed from them.
 
     g(x, y) = (1/N) sum_i c_i(x) l_i(y)
 
 c_i depends on x and on constants of the dataset alone, never on the batch, and has mean 1 over the data. A batch B
 therefore estimates g by 1/|B| sum_B c_i l_i, without bias and however it is cut into micro-batches.
 
-method=fixed and the baselines train on these classes. bilevel.weights.learned extends them by what moves x.
+method=fixed and the baselines use these classes. bilevel.weights.learned extends them with steps of x.
 """
 
 from typing import Any

@@ -4,8 +4,9 @@
 
 factor is 1/nu, or 1/(2 nu) with order 2 (Settings.x_factor). This is the penalty method of F2BA/F2SA (Kwon et al. 2023;
 Chen, Ma and Zhang 2025), per source as in ScaleBiO (Pan et al. 2024). It needs only losses that the step has computed,
-so x is a small tensor outside every engine and autograd graph, equal on all ranks. Whatever moves x, the gaps of
-sources are also added up as evidence (bilevel.weights.evidence).
+so x is a small tensor outside every engine and autograd graph, equal on all ranks. For any x_optimizer, the gaps of
+sources are also added up as evidence (bilevel.weights.evidence). The rules that turn a gradient into a step of x are in
+bilevel.weights.auto and bilevel.weights.optimizers.
 
 dc_i/dx vanishes with c_i, so under Adam and SGD a small weight moves slowly, up as well as down. Mirror descent leaves
 this slope out (bilevel.weights.optimizers).
@@ -62,7 +63,7 @@ class SourceWeights(FixedSourceWeights):
         return index, self.factor * (p * centred if slope else centred)
 
     def step(self, lr: float) -> None:
-        """Step x with the mean of all gradients since the last step; if fewer than two sources were seen, stay."""
+        """Step x with the mean of all gradients since the last step; x stays if fewer than two sources were seen."""
         index, gradient = self.gradient(self.optimizer.uses_slope)
         if len(index) >= 2:
             self.x[index] += self.optimizer.update(self, index, gradient, lr)
@@ -149,7 +150,7 @@ class SampleWeights(FixedSampleWeights):
         self.clear()
 
     def _check(self, index: torch.Tensor, lr: float) -> None:
-        """Raises TrainingStopped where x has left the range in which there are weights."""
+        """Raises TrainingStopped if x is not finite or every weight has become 0."""
         least = self.n * 1e-300  # below it, N / total is infinite
         if self.x[index].isfinite().all() and not self.total > least:  # it can be rounding, too
             self.refresh()

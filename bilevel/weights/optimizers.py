@@ -1,6 +1,6 @@
 """The rules that move x by its gradient: Adam, SGD and mirror descent.
 
-bilevel.settings.optimizers has the table of all rules, a row each.
+The rule x_optimizer=auto is in bilevel.weights.auto; bilevel.settings.optimizers has the table of all rules.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Adam(XOptimizer):
         return -lr * m_hat / (v_hat.sqrt() + EPS)
 
     def reach(self, rates: Sequence[float]) -> float:
-        """The sum of the rates: gradients that always point one way move an entry by lr at each visit."""
+        """The sum of the rates: if gradients always point in one direction, an entry moves by lr at each visit."""
         return sum(rates)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ trained on the data themselves a record has 99 tokens on average, Alpaca's 97.
 Loading is the whole of bilevel.data.samples.load_samples (digest, JSON, checks, tokens, tables), cold with an empty
 cache. The first step counts from the start of the process to the end of step 1 of configs/tiny.yaml on these records,
 without test data and wandb; cold, its tokenizer is trained as well. All takes turns, round after round, each in a new
-process. Writes start.csv and start.png, and prints the table that README.md shows.
+process. Writes start.csv and start.png, and prints the table that docs/costs.md shows.
 """
 
 import argparse

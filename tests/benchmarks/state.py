@@ -5,7 +5,7 @@
 Every step draws a batch of 64 from the order of the epoch, reads its rows, asks for its coefficients as two passes do,
 and steps x (lazy Adam, the normaliser). The sizes take turns step by step. Rows of Alpaca's mean length lie in a table
 of one record batch of 1,000 that is there N / 1,000 times, so that they take neither disk nor memory. An evaluation
-visits all weights. Writes state.csv and state.png, and prints the table that README.md shows.
+visits all weights. Writes state.csv and state.png, and prints the table that docs/costs.md shows.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table of README.md."""
+    """The table of docs/costs.md."""
     lines = ["| N | a step | more than at the first N | bytes per sample | evaluation | weights.csv |"]
     lines += ["|---|---|---|---|---|---|"]
     for row in table.itertuples():

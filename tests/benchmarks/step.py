@@ -140,7 +140,7 @@ def machine() -> str:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """README's table of one model."""
+    """The table of one model in docs/costs.md."""
     model = f"{rows.model[0]}, {rows.parameters[0] / 1e6:.1f}M"
     lines = [f"| {model} | time, Trainer's = 1 | GFLOP | of the fewest | useful GFLOP/s | peak memory, MB |"]
     lines.append("|---|---|---|---|---|---|")

@@ -16,9 +16,9 @@ from bilevel.errors import DataError
 
 
 def alpaca(record: dict[str, Any], where: str) -> Row:
-    """Prompts under our headings, each with its response: first those of `history`, then the record's own.
+    """Prompts with headings (### Instruction: ...), each with its response: `history` first, then the record's own.
 
-    The text of `system` stands before the first heading.
+    The text of `system` comes before the first heading.
     """
     no_media(record, where)
     extra = optional_text(record, "input", where)

@@ -30,7 +30,7 @@ UNUSED_IN_MESSAGE = ("train_detail", "loss_scale", "refusal")
 
 
 def conversation(record: dict[str, Any], where: str) -> Row:
-    """The turns of a conversation. A `system` field of the record stands before them as a turn of its own."""
+    """The turns of a conversation. A `system` field of the record becomes the first turn."""
     key = next((key for key in CHAT_KEYS if key in record), None)
     if key is None:
         raise DataError(f"{where}: no {' or '.join(CHAT_KEYS)} field")
@@ -58,7 +58,7 @@ def conversation(record: dict[str, Any], where: str) -> Row:
 
 
 def _add(row: Row, message: Any, place: str) -> None:
-    """Append a message's turn to the row, with what a chat template may need beside its text."""
+    """Append a message's turn to the row, with other fields that a chat template may need."""
     if not isinstance(message, dict):
         raise DataError(f"{place}: expected an object, got {typed(message)}")
     speaker, field = ("role", "content") if "role" in message else ("from", "value")
@@ -87,7 +87,7 @@ def _add(row: Row, message: Any, place: str) -> None:
 
 
 def _assistant(row: Row, message: dict[str, Any], name: str, field: str, place: str, extra: dict[str, Any]) -> str:
-    """The text of an assistant's turn with its reasoning and calls, which `extra` gets apart from each other too."""
+    """The text of an assistant turn with its reasoning and calls; `extra` receives them as separate fields."""
     reasoning = next((optional_text(message, one, place) for one in REASONING if message.get(one)), None)
     calls = _calls(message, place)
     missing = message.get(field) is None and (calls or reasoning)
@@ -180,7 +180,7 @@ def _template_kwargs(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _moved(more: dict[str, Any], by: int) -> dict[str, Any]:
-    """The same beside turns whose numbers have changed."""
+    """The same `more` when the numbers of the turns have changed by `by`."""
     moved = dict(more)
     if "context" in more:
         moved["context"] = [number + by for number in more["context"]]

@@ -1,4 +1,4 @@
-"""The text of an assistant's turn where there is no form of its own for thinking or tool calls."""
+"""The text of an assistant turn if the template has no form of its own for thinking or tool calls."""
 
 import json
 from typing import Any

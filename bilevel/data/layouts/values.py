@@ -1,4 +1,4 @@
-"""What every layout's reader shares: the row that a record becomes, and checks that name the field and the place."""
+"""Shared by the readers of all layouts: Row, and checks whose errors name the field and the record."""
 
 import dataclasses
 import json
@@ -15,14 +15,14 @@ MEDIA = (
     "audios",
     "video",
     "videos",
-)  # fields that other trainers read pictures and sound from
-# Fields that other trainers read beside a conversation or an instruction, and that mean nothing to this one.
+)  # fields with images, audio and video in other trainers
+# Fields that other trainers use and this one does not; a run names them at its start.
 UNUSED = ("chosen", "rejected", "rejected_response", "kto_tag", "loss_scale", "parallel_tool_calls")
 
 
 @dataclasses.dataclass
 class Row:
-    """A record without its format: the role and the text of each turn, and what a chat template needs beside them.
+    """A record in the form that all formats share: role and text of each turn, and other input of a chat template.
 
     more has any of: messages (turn number as text -> fields of that message: content, reasoning_content, tool_calls,
     name, ...), tools, template_kwargs, context (numbers of the assistant turns that are not learned).
@@ -73,7 +73,7 @@ def json_or_same(value: Any) -> Any:
 
 
 def no_media(record: dict[str, Any], where: str) -> None:
-    """Raises DataError when the record or message has pictures or sound, which no text model can learn from."""
+    """Raises DataError if the record or message has images, audio or video, which a text model cannot learn."""
     if found := [field for field in MEDIA if record.get(field)]:
         raise DataError(
             f"{where}: has {', '.join(found)}; only text can be trained on, so remove the field or the record"
