@@ -36,6 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_where_it_was_stopped(data: Path, tmp_path: Path):
     """SIGTERM in the second method's retraining; the first method's runs stay as they are."""
     line, one_step, steps = command(data, tmp_path, "--methods", "uniform,oracle", "--seeds", "1"), [], []
@@ -78,6 +79,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(data: Path, tmp_path: Path):
         assert compare.main(line) == 0
 
 
+@pytest.mark.slow
 def test_weights_may_be_found_in_fewer_steps(data: Path, tmp_path: Path):
     line = command(data, tmp_path, "--methods", "f2sa,uniform", "--seeds", "1", "--scoring_steps", "2")
     assert compare.main(line) == 0
@@ -89,6 +91,7 @@ def test_weights_may_be_found_in_fewer_steps(data: Path, tmp_path: Path):
     assert compare.main([*line[:-1], "3"]) == 2
 
 
+@pytest.mark.slow
 def test_the_best_of_f2sas_records_count_alike(data: Path, tmp_path: Path):
     """The scoring run is that of f2sa, which is made where it is not there yet and then used by both."""
     line = command(data, tmp_path, "--methods", "f2sa_kept,f2sa", "--seeds", "1", "--keep", "0.25", "--lr_x", "0.1")

@@ -17,6 +17,7 @@ from bilevel.weights.learned import SourceWeights
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
 
+@pytest.mark.slow
 def test_u_goes_up_and_w_down_the_validation_loss(data: Path, tmp_path: Path):
     """From equal starts; and only order 2 reads validation with u, and has a column for it."""
     first, second = (train(data, tmp_path / f"{order}", order=order, max_steps=12) for order in (1, 2))
@@ -51,6 +52,7 @@ def test_a_rise_to_twice_the_start_ends_the_run_and_one_odd_batch_does_not():
             each.ascent(4.1)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_reason_and_at_the_same_step_after_a_resume(data: Path, tmp_path: Path, capsys):
     changes = {"order": 2, "alpha": 0.2, "lr_y": 2e-2, "max_steps": 60, "eval_every": 60, "save_every": 4}
     assert train_bilevel.main(settings(data, tmp_path / "whole", **changes)) == 1

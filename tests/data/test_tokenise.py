@@ -217,6 +217,7 @@ def test_text_of_a_message_stays_text(kind: str, text: str) -> None:
     assert answers == [bare + tokenizer.eos_token] * 2
 
 
+@pytest.mark.slow
 def test_chat_is_cut_at_max_length() -> None:
     tokenizer = tokenizer_of("chatml")
     ids, labels = talk(tokenizer, TALK)

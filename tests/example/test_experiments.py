@@ -64,6 +64,7 @@ def test_what_is_wrong_is_said_at_once(modules, tmp_path: Path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_made_again(modules, tmp_path: Path, monkeypatch):
     """Two arms of two steps; with one folder deleted, that run alone is made again, and comes out as it was."""
     monkeypatch.chdir(ROOT)
@@ -91,6 +92,7 @@ def test_a_finished_run_is_not_made_again(modules, tmp_path: Path, monkeypatch):
     assert "commit unknown;" in text
 
 
+@pytest.mark.slow
 def test_an_arm_trains_on_what_another_learned(modules, tmp_path: Path, monkeypatch):
     """The same seed's weights, of a run that is made first although it is written last; an arm without any is named."""
     monkeypatch.chdir(ROOT)

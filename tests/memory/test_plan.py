@@ -183,6 +183,7 @@ def test_a_model_that_cannot_be_counted_in_fp32_has_a_plan_in_bf16():
     assert "activations" in said[1]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_gets_remedies_that_help():
     changes = {"backend": "deepspeed", "zero_stage": 2, "lisa_layers": 2, "dtype": "bf16", "gpu_memory_gib": 0.02}
     text = memory_report(settings(model_config=LLAMA, micro_batch_tokens=620, **changes), 2)

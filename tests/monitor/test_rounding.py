@@ -73,6 +73,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a, b]).double())[0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lr_y", "alpha", "steps"), [(1e-5, 10, 100), (1e-4, 10, 60), (1e-3, 10, 30), (1e-4, 1, 30)])
 def test_in_the_safe_region_the_gaps_are_those_of_fp32(parts: dict[str, Samples], lr_y, alpha, steps):
     copies = two_copies(parts, lr_y, alpha, steps)
@@ -158,6 +159,7 @@ def test_it_goes_on_when_told_to(data: Path, tmp_path: Path, capsys):
     assert capsys.readouterr().out.count("rounding to bf16 hides what moves x") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("early_checks")
 def test_no_word_while_x_waits_and_none_when_all_is_well(data: Path, tmp_path: Path, capsys):
     train(data, tmp_path / "waits", max_steps=10, x_warmup_steps=9, **LOST)

@@ -47,6 +47,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_after_damage_the_new_checkpoints_count(data: Path, tmp_path: Path, whole: Path, capsys):
     """All are damaged: the run begins again, and what it writes then is what is kept, named and gone on from."""
     out = tmp_path / "r"

@@ -204,6 +204,7 @@ ROW = st.one_of(
 )
 
 
+@pytest.mark.slow
 @examples(300, 0.15)
 @given(
     kind=st.sampled_from([*KINDS]),
@@ -357,6 +358,7 @@ FILES: dict[str, Callable[[int], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_memory(folder: Path, kind: str) -> None:
     """At most ten times the file, and a little."""

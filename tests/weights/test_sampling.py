@@ -152,6 +152,7 @@ def test_a_step_of_which_nothing_is_computed_descends_validation_alone(write):
 # runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["source", "sample"])
 def test_a_run_leaves_out_more_and_more_and_goes_on_exactly(tmp_path: Path, weights: str):
     data = make_data(tmp_path / "data")
@@ -178,6 +179,7 @@ def test_a_run_leaves_out_more_and_more_and_goes_on_exactly(tmp_path: Path, weig
     assert (stopped / "weights.csv").read_bytes() == (tmp_path / "whole" / "weights.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"method": "align"}, {"lisa_layers": 1, "lisa_interval": 4}])
 def test_batches_of_one_sample_run_to_their_end(tmp_path: Path, changes: dict):
     """The noisy source weighs little from the start, so that of the first batch, too, nothing is computed."""
