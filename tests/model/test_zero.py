@@ -36,7 +36,12 @@ def launch(processes: int, folder: Path) -> dict[str, list[dict]]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", port]
     command += [WORKER, folder, *TASKS[processes]]
-    env = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
     env["LOCAL_SIZE"] = str(processes)  # or DeepSpeed asks numactl in each backward pass
     with (folder / "log").open("w") as log:
         launcher = subprocess.Popen(
