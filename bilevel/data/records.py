@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
 
 LEARNED_ROLES = ("response", "assistant", "text")
 _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # what csv files, logs and Arrow can hold
-LEARNED_ROLES = ("response", "assistant", "text")
 FORMULA = "=+-@"  # as the first character in a cell of weights.csv
 ROWS_VERSION = 2  # part of the cache key; raise it when rows change for the same file
 
