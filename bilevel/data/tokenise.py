@@ -34,6 +34,7 @@ class Prompt:
 
 
 def make_tokeniser(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> "Tokeniser":
+    """The tokeniser that the settings ask for. Raises DataError."""
     names = ("turns", "template_kwargs", "special_tokens_in_text")
     given = {name: getattr(settings, name) for name in names}
     return Tokeniser(tokenizer, settings.max_length, settings.loss_on, **given)
@@ -95,9 +96,8 @@ class Tokeniser:
                 for start in range(0, end, self.max_length):
                     chunk = slice(start, start + self.max_length)
                     part = labels[chunk]
-                    if not part or part.count(IGNORE) >= len(part) - (
-                        part[0] != IGNORE
-                    ):  # the first is predicted by nothing
+                    predicted = part[1:]
+                    if predicted.count(IGNORE) == len(predicted):
                         continue
                     out["index"].append(record["index"])
                     out["is_noisy"].append(is_noisy)
