@@ -12,8 +12,12 @@ source moves; a controller with a proportional and an integral part decides how 
 The two model copies react to a changed x only after some fifty steps. The proportional part is about one Newton step (d
 falls by 0.7 to 1.1 per logit): it goes most of the way to an inner optimum at once, and shrinks when the gap shrinks.
 The integral part keeps its full rate only while the gap does not shrink, as for a bad source; otherwise it slows down
-with the square of |f| / largest |f|. No x falls further than 8 below the largest, so the integral does not grow without
-limit.
+with the square of |f| / largest |f|.
+
+The gap of a bad source shrinks, too, once its weight is nearly 0, because the model no longer learns it. A source 4.2
+below the largest x (1.5 % of two) and still worse (f > 0) therefore falls at the full rate and does not rise again; one
+that validation needs has f < 0 by then and does. No x falls further than 8 below the largest, so the integral does not
+grow without limit.
 """
 
 import torch
@@ -25,6 +29,7 @@ PROPORTIONAL = 0.7  # logits per standard deviation of gaps
 INTEGRAL = 0.03  # the same, per step
 KEEP = 7 / 8  # part of the running mean of d that is kept from one step to the next
 GATE = (1.0, 3.0)  # e from which a source moves, and from which it moves in full
+FAR = 4.2  # logits below the largest weight, from which a source that is still worse is not given back
 LOWEST = 8.0  # logits below the largest weight: odds of 3,000 to 1
 
 
@@ -55,15 +60,19 @@ class Auto(XOptimizer):
         gate = ((evidence.peak[index].abs() - GATE[0]) / (GATE[1] - GATE[0])).clamp(0, 1)
         f = self.mean_contrast(evidence.phi())[index]
         self.peak[index] = torch.maximum(self.peak[index], torch.where(gate > 0, f.abs(), 0.0))
-        answer = f.abs() / self.peak[index].clamp_min(1e-12)
+        before = weights.x.max() - weights.x[index]
+        gone = (before > FAR) & (f > 0) & (gate > 0)
+        answer = torch.where(gone, 1.0, f.abs() / self.peak[index].clamp_min(1e-12))
         self.integral[index] -= INTEGRAL * gate * answer**2 * f
         x = evidence.start[index] + self.integral[index] - PROPORTIONAL * gate * f
         top = float(weights.x.index_copy(0, index, x).max())
+        held = torch.where(gone, torch.minimum(x, top - before), x)
+        self.integral[index] += held - x
         # A source that has started lower than that may stay as low.
         depth = (evidence.start.max() - evidence.start[index]).clamp_min(LOWEST)
-        under = (top - depth - x).clamp_min(0)
+        under = (top - depth - held).clamp_min(0)
         self.integral[index] += under
-        return x + under - weights.x[index]
+        return held + under - weights.x[index]
 
     def mean_contrast(self, phi: torch.Tensor) -> torch.Tensor:
         """f (n,): the running mean of d, shrunk towards 0; it is 0 while it is within its noise."""

@@ -48,7 +48,7 @@ def launch(processes: int, folder: Path) -> dict[str, list[dict]]:
             list(map(str, command)), env=os.environ | env, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            code = launcher.wait(timeout=600)
+            code = launcher.wait(timeout=1800)  # it takes five minutes on an idle machine
         except BaseException:
             os.killpg(launcher.pid, signal.SIGKILL)
             raise

@@ -61,6 +61,20 @@ def test_a_source_whose_gap_does_not_answer_is_dropped():
         assert worse.weight < 0.01 and worse.verdict == "worse" and worse.called_at <= 15
 
 
+def test_a_dropped_source_whose_gap_shrinks_does_not_come_back():
+    """The model no longer learns it, so its gap falls; a source that validation needs has the opposite sign by then."""
+    for seed in range(3):
+        x, path = weights(), []
+        for step, (ids, noise) in enumerate(draws(seed, 110)):
+            difference = 1.5 if step < 65 else 0.5
+            one_step(x, ids, (noise + difference * x.source_ids[ids].double()) * (step > 0))
+            path.append(float(x.p[1]))
+        assert path[64] < 0.01 and max(path[65:]) <= 1.02 * path[64], (seed, path[60::5])
+        for ids, noise in draws(seed + 10, 60):
+            one_step(x, ids, noise - 1.5 * x.source_ids[ids].double())
+        assert float(x.p[1]) > 10 * path[-1], "needed again, it rises"
+
+
 def test_equal_sources_stay_equal():
     for sources in (2, 10):
         for seed in range(3):
