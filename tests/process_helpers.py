@@ -20,7 +20,8 @@ def load_program(folder: Path = FOLDER) -> ModuleType:
     spec = importlib.util.spec_from_file_location("process_under_test", folder / "process.py")
     module = importlib.util.module_from_spec(spec)
     with mock.patch.object(sys, "path", [str(folder), *sys.path]), mock.patch.dict(sys.modules):
-        sys.modules.pop("dataset_files", None)  # it knows its folder; each folder has its own
+        for name in [name for name in sys.modules if name.partition(".")[0] == "generator"]:
+            del sys.modules[name]  # it knows its folder; each folder has its own
         with mock.patch.object(sys, "dont_write_bytecode", True):  # the text may change within a second
             spec.loader.exec_module(module)
     return module
