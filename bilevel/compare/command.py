@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bilevel.compare.table import RESULTS, draw, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
 from bilevel.files import is_unfinished, whole_file
+from bilevel.run.finished import read_data, read_table
 from bilevel.run.lock import hold
 from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings, read_yaml
@@ -230,12 +231,11 @@ def run(line: list[str]) -> int:
 
 def keep_best(scoring: Path, file: Path, settings: Settings) -> None:
     """Write weights.csv in which the best fraction `keep` of the records have equal weights and the others 0."""
-    import pandas as pd
     import torch
 
     from bilevel.baselines.scores import kept
 
-    table = pd.read_csv(scoring / "weights.csv")
+    table = weights_table(scoring)
     table["weight"] = kept(torch.tensor(table["weight"]), settings.keep, settings.seed).double()
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as new:
@@ -274,15 +274,21 @@ def against_is_noisy(row: Row) -> dict[str, float]:
 
     last = pd.read_csv(row.scoring / "metrics.csv").iloc[-1]
     found = {"roc_auc": last.get("roc_auc", math.nan), "clean_share": math.nan}
-    table = pd.read_csv(row.scoring / "weights.csv")
+    table = weights_table(row.scoring)
     if "is_noisy" not in table:
         return found
     noisy = table["is_noisy"].to_numpy(dtype=bool)
-    weights = pd.read_csv(row.weights)["weight"] if row.weights.is_file() else table["weight"]
+    weights = (weights_table(row.scoring, row.weights) if row.weights.is_file() else table)["weight"]
     if noisy.any() and not noisy.all():
         scores = table.get("score", table["weight"]).to_numpy()
         found["roc_auc"] = roc_area(scores.__getitem__, noisy)
     return found | {"clean_share": float(weights[~noisy].sum() / weights.sum())}
+
+
+def weights_table(run: Path, file: Path | None = None) -> "pd.DataFrame":
+    """The weights.csv of a run, or another file of weights of the same records."""
+    per_sample = read_yaml(str(run / "config.yaml"))["weights"] == "sample"
+    return read_table(file or run / "weights.csv", per_sample, read_data(run).train)
 
 
 def elapsed(seconds: "pd.Series") -> float:

@@ -26,6 +26,8 @@ from bilevel.weights.csv_file import TrainingFiles, read_tables
 from bilevel.weights.shares import record_weights
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bilevel.data.samples import Samples
 
 
@@ -127,6 +129,13 @@ def read_data(folder: Path) -> DataFiles:
         raise UserError(f"{path} is not what a run writes: {' '.join(str(error).split())}") from None
 
 
+def read_table(path: Path, per_sample: bool, train: list[DataFile]) -> "pd.DataFrame":
+    """All rows and columns of a weights.csv of these training files. Raises UserError."""
+    import pandas as pd
+
+    return pd.concat(read_tables(path, per_sample, training_files(train), str(path)), ignore_index=True)
+
+
 def _changed(file: DataFile) -> str | None:
     """How a data file differs from what the run has read; None if it does not."""
     try:
@@ -149,14 +158,13 @@ def training_files(train: list[DataFile]) -> TrainingFiles:
 
 def _read_weights(path: Path, per_sample: bool, train: list[DataFile]) -> list[np.ndarray]:
     """The weights of each file's records, as in FinishedRun. Raises UserError."""
-    files = training_files(train)
-    tables = list(read_tables(path, per_sample, files, str(path)))
-    weights = np.concatenate([table["weight"].to_numpy() for table in tables])
+    table = read_table(path, per_sample, train)
+    weights = table["weight"].to_numpy()
     if not per_sample:
-        c = record_weights(weights, files.samples)
+        c = record_weights(weights, training_files(train).samples)
         return [np.full(file.records, weight) for file, weight in zip(train, c, strict=True)]
-    index = np.concatenate([table["index"].to_numpy() for table in tables])
-    found, ends = [], files.samples.cumsum()[:-1]
+    index = table["index"].to_numpy()
+    found, ends = [], training_files(train).samples.cumsum()[:-1]
     for file, places, here in zip(train, np.split(index, ends), np.split(weights, ends), strict=True):
         pieces = np.bincount(places, minlength=file.records)
         sums = np.bincount(places, here, minlength=file.records)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from run_helpers import settings
+from run_helpers import SHIPPED, dump, emptied, finished_run, settings
 
 import train_bilevel
 from bilevel.compare import command as compare
@@ -123,12 +123,12 @@ def test_the_best_of_f2sas_records_count_alike(data: Path, tmp_path: Path):
 def test_ranks_and_weights_are_set_against_what_is_known(tmp_path: Path, scored: bool):
     """The area is the share of pairs of a noisy and a clean record that are ranked rightly, ties half."""
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"file": "a", "index": range(40), "weight": np.repeat([0.0, 2.0], 20)})
+    table = pd.DataFrame({"file": "001.json", "index": range(40), "weight": np.repeat([0.0, 2.0], 20)})
     table["is_noisy"], score = rng.random(40) < 0.4, rng.integers(-3, 3, 40).astype(float)
     score[0] = -np.inf  # as of a perplexity that overflows
     row = compare.Row(tmp_path, "rho", 0)
-    row.scoring.mkdir(parents=True)
-    table.assign(**{"score": score} if scored else {}).to_csv(row.scoring / "weights.csv", index=False)
+    records = dump(tmp_path / "001.json", emptied(SHIPPED[:40]))
+    finished_run(row.scoring, [records], table.assign(**{"score": score} if scored else {}))
     (row.scoring / "metrics.csv").write_text("step,roc_auc\n0,0.123\n")
     ranks = score if scored else table["weight"].to_numpy()
     pairs = [(a > b) + (a == b) / 2 for a in ranks[~table["is_noisy"]] for b in ranks[table["is_noisy"]]]
