@@ -3,7 +3,8 @@
     python -m bilevel.export RUN [--keep SHARE | --threshold T | --sample N [--replacement] |
                                   --all [--weight_field NAME]] [--marks FILE] [--seed N] [--out FILE]
 
-Without --keep, --threshold, --sample or --all, the records above a threshold suggested by the weights are written.
+Without --keep, --threshold, --sample or --all the run decides: per source, those whose verdict is "worse" and whose
+weight is nearly gone are left out; per record, those below the threshold that the weights suggest.
 Records keep the order of the files and their order within a file. JSON and JSON Lines files get the original text of
 each record (as a line, an array's record loses its line breaks); Parquet files get the parsed values. The page
 docs/export-and-retraining.md has the details.
@@ -23,9 +24,9 @@ import numpy as np
 
 from bilevel.errors import UserError, plain, short
 from bilevel.export.selection import DROP, at_least, draw, heaviest, read_marks
+from bilevel.export.suggestion import suggested
 from bilevel.files import whole_file
 from bilevel.run.finished import FinishedRun, read_finished
-from bilevel.weights.two_groups import split
 
 Records = Iterator[tuple[dict[str, Any], str]]  # each record with its original text
 
@@ -174,22 +175,7 @@ def choose(run: FinishedRun, marks: np.ndarray, options: argparse.Namespace) -> 
         counts = draw(c, marks, options.sample, options.replacement, options.seed)
         how = "with" if options.replacement else "without"
         return counts, f"{options.sample:,} records drawn with probability proportional to c, {how} replacement"
-    logarithm = run.settings.x_map == "softmax" or not run.per_sample
-    found = split(c[~np.isnan(c)], logarithm, few=not run.per_sample)
-    if found is None:
-        raise UserError(
-            f"{run.folder}: all weights are equal, so no threshold can be suggested; give --keep or --sample"
-        )
-    groups = zip(("below", "above"), found.sizes, found.means, strict=True)
-    words = f"two-means on {'log c' if logarithm else 'c'} suggests the threshold {found.threshold:.4g}: " + ", ".join(
-        f"{size:,} records {where} (mean weight {mean:.4g})" for where, size, mean in groups
-    )
-    doubt = (
-        ""
-        if found.convincing
-        else "WARNING: the weights do not form two separate groups; look at the records before you use them: "
-    )
-    return at_least(c, marks, found.threshold), f"{words}\n{doubt}{found.reason}"
+    return suggested(run, marks)
 
 
 def table(run: FinishedRun, counts: np.ndarray) -> str:

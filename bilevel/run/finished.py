@@ -22,7 +22,7 @@ from bilevel.files import content_hash, open_regular, whole_file
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import Settings
 from bilevel.settings.rules import validate
-from bilevel.weights.csv_file import TrainingFiles, read_tables
+from bilevel.weights.csv_file import EVIDENCE, TrainingFiles, read_tables
 from bilevel.weights.shares import record_weights
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class FinishedRun:
     weights: for each training file (records,) float64, the weights c_i of its records in order, with mean 1 over all
     samples. In a per-source run a record has its source's weight N p_s / n_s. A record that became several samples has
     the mean of their weights. A record that was dropped, because it has no supervised token within max_length, has NaN
-    (in per-sample runs; per source it is not recorded).
+    (in per-sample runs; per source it is not recorded). evidence: the columns of weights.csv on each source's
+    difference and verdict, a row per training file; None if the run has none.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class FinishedRun:
     train: list[DataFile]
     weights: list[np.ndarray]
     per_sample: bool
+    evidence: "pd.DataFrame | None" = None
 
     @property
     def name(self) -> str:
@@ -110,8 +112,10 @@ def read_finished(run: str | Path) -> FinishedRun:
     if problems := [problem for file in train if (problem := _changed(file))]:
         raise UserError("; ".join(first(problems, 10)))
     per_sample = settings.weights == "sample"
-    weights = _read_weights(folder / "weights.csv", per_sample, train)
-    return FinishedRun(folder, settings, train, weights, per_sample)
+    table = read_table(folder / "weights.csv", per_sample, train)
+    weights = _record_weights(table, per_sample, train)
+    evidence = table[list(EVIDENCE)] if set(EVIDENCE) <= set(table) else None
+    return FinishedRun(folder, settings, train, weights, per_sample, evidence)
 
 
 def read_data(folder: Path) -> DataFiles:
@@ -156,9 +160,8 @@ def training_files(train: list[DataFile]) -> TrainingFiles:
     return TrainingFiles([file.file for file in train], samples, same_run=True, records=records)
 
 
-def _read_weights(path: Path, per_sample: bool, train: list[DataFile]) -> list[np.ndarray]:
-    """The weights of each file's records, as in FinishedRun. Raises UserError."""
-    table = read_table(path, per_sample, train)
+def _record_weights(table: "pd.DataFrame", per_sample: bool, train: list[DataFile]) -> list[np.ndarray]:
+    """The weights of each file's records, as in FinishedRun."""
     weights = table["weight"].to_numpy()
     if not per_sample:
         c = record_weights(weights, training_files(train).samples)

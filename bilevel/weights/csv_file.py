@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bilevel.weights.fixed import Weights
 
 KEYS = {False: ["source"], True: ["file", "index"]}  # by per_sample: the columns that say what a row is about
+EVIDENCE = ("difference", "low", "high", "p_worse", "evidence", "verdict", "called_at")  # per source
 LARGEST = math.log(1e12)  # ln of the largest e-value that is written
 
 
@@ -91,15 +92,10 @@ def _tables(weights: "Weights", samples: "Samples", scores: "torch.Tensor | None
 def _evidence(weights: "Weights") -> dict[str, list]:
     """The columns of the evidence on each source; `evidence` is the largest e-value so far, at most 1e12."""
     found = weights.evidence.findings(weights.x)
-    return {
-        "difference": [each.difference for each in found],
-        "low": [each.low for each in found],
-        "high": [each.high for each in found],
-        "p_worse": [each.p_worse for each in found],
-        "evidence": [math.exp(min(each.peak, LARGEST)) for each in found],
-        "verdict": [each.verdict for each in found],
-        "called_at": ["" if each.called_at is None else str(each.called_at) for each in found],
-    }
+    columns = {name: [getattr(each, name) for each in found] for name in EVIDENCE}
+    columns["evidence"] = [math.exp(min(each.peak, LARGEST)) for each in found]
+    columns["called_at"] = ["" if each.called_at is None else str(each.called_at) for each in found]
+    return columns
 
 
 def _file_numbers(ends: np.ndarray, part: slice) -> np.ndarray:

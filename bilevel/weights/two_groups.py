@@ -13,7 +13,6 @@ import numpy as np
 BINS = 1 << 16  # resolution of two-means: it takes the values in a bin as equal
 GRID = 1024  # bins of the smoothed histogram
 VALLEY, ERRORS = 0.8, 4  # a valley has at most this share of the lower peak, and is so many standard errors below it
-EQUALS = 0.05  # ratio of two weights; equally good sources ended up to 1 to 13 apart (example/RESULTS.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +43,11 @@ def two_means(parts: Iterable[np.ndarray], low: float, high: float) -> float:
     return float(fit.cluster_centers_.mean())
 
 
-def split(c: np.ndarray, logarithm: bool, few: bool) -> Split | None:
+def split(c: np.ndarray, logarithm: bool) -> Split | None:
     """The two groups of the weights c (N,), or None if all are equal.
 
     logarithm: divide log c instead of c. This suits softmax weights, whose logarithm is x up to a constant, so that a
-    step of x means the same everywhere. Sigmoid weights are bounded, and differences in c itself matter. few: the
-    records share a few weights, those of their sources, so that a histogram says nothing.
+    step of x means the same everywhere. Sigmoid weights are bounded, and differences in c itself matter.
     """
     # log 0 is that of the least weight above 0, and of a millionth of the mean at most: so 0 is no weight's equal.
     values = np.log(np.maximum(c, min(c[c > 0].min(), 1e-6 * c.mean()))) if logarithm else c
@@ -59,17 +57,11 @@ def split(c: np.ndarray, logarithm: bool, few: bool) -> Split | None:
     cut = two_means([values], low, high)
     above = values >= cut
     sizes, means = (len(c) - int(above.sum()), int(above.sum())), (float(c[~above].mean()), float(c[above].mean()))
-    if few:
-        ratio = means[0] / means[1]
-        convincing = ratio <= EQUALS
-        reason = f"records of the lower sources have {ratio:.2g} of the weight of the others"
-        reason += "" if convincing else f"; down to {EQUALS:g} it can be chance between equally good sources"
-    else:
-        height, significant = valley(values, cut)
-        convincing = height <= VALLEY and significant
-        reason = f"between its two peaks the smoothed histogram falls to {height:.0%} of the lower one"
-        needed = f"; two groups need at most {VALLEY:.0%}, and a drop of {ERRORS} standard errors"
-        reason += "" if convincing else needed
+    height, significant = valley(values, cut)
+    convincing = height <= VALLEY and significant
+    reason = f"between its two peaks the smoothed histogram falls to {height:.0%} of the lower one"
+    needed = f"; two groups need at most {VALLEY:.0%}, and a drop of {ERRORS} standard errors"
+    reason += "" if convincing else needed
     return Split(math.exp(cut) if logarithm else cut, sizes, means, convincing, reason)
 
 

@@ -170,18 +170,46 @@ def test_every_record_with_its_weight(write: Callable[..., Path]):
 # which records, and what is said of them
 
 
-def test_sources_by_a_suggested_threshold(two: Path, capsys: pytest.CaptureFixture):
+def judged(two: Path, verdicts: list[str], weights: list[float], called_at: list[str]) -> None:
+    """Give the sources of the run these weights and verdicts."""
+    table = pd.DataFrame({"source": ["a", "b"], "weight": weights, "samples": [6, 4]})
+    table = table.assign(difference=[1.2, -1.2], low=-2.0, high=2.0, p_worse=[0.99, 0.01], evidence=99.0)
+    table.assign(verdict=verdicts, called_at=called_at).to_csv(two / "weights.csv", index=False)
+
+
+def test_sources_are_left_out_by_their_verdict(two: Path, capsys: pytest.CaptureFixture):
     """Beside the run, under a name that says what; from an array and lines to lines."""
+    judged(two, ["worse", "better"], [0.03, 0.97], ["8", "9"])
     assert main([str(two)]) == 0
     assert (two.parent / "run-split.jsonl").read_text() == "".join(f'{{"text": "line {i}"}}\n' for i in range(4))
     screen = capsys.readouterr().out
-    low, high = 10 * 0.03 / 6, 10 * 0.97 / 4
-    assert (
-        f"two-means on log c suggests the threshold {np.sqrt(low * high):.4g}: 6 records below (mean weight " in screen
-    )
-    assert "records of the lower sources have 0.021 of the weight of the others" in screen and "WARNING" not in screen
+    assert "left out by the verdicts: a: worse (verdict at step 8, weight of a record 0.05)" in screen
+    assert "kept: b: better (verdict at step 9, weight of a record 2.42)" in screen and "WARNING" not in screen
     table = [line.split() for line in screen.splitlines() if line.split()[0] in ("a", "b")]
     assert table == [["a", "6", "0", "0.0000", "0.0500"], ["b", "4", "4", "1.0000", "2.4250"]]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "weights", "called_at", "why"),
+    [
+        (["no difference shown"] * 2, [0.03, 0.97], ["", ""], "a: no difference shown (weight of a record 0.05)"),
+        (["worse", "better"], [0.3, 0.7], ["8", "8"], "a: worse (verdict at step 8, weight of a record 0.5)"),
+        (["better", "worse"], [0.03, 0.97], ["8", "8"], "b: worse (verdict at step 8, weight of a record 2.42)"),
+    ],
+    ids=["chance", "needed in part", "low but better"],
+)
+def test_without_a_source_that_is_worse_and_gone_nothing_is_suggested(
+    two: Path, verdicts: list[str], weights: list[float], called_at: list[str], why: str, capsys: pytest.CaptureFixture
+):
+    judged(two, verdicts, weights, called_at)
+    assert main([str(two)]) == 2
+    error = capsys.readouterr().err
+    assert why in error and "--sample N" in error and [*two.parent.glob("run-*")] == []
+
+
+def test_weights_without_verdicts_suggest_nothing(two: Path, capsys: pytest.CaptureFixture):
+    assert main([str(two)]) == 2
+    assert "has no verdicts" in capsys.readouterr().err
 
 
 def test_what_is_said_of_the_kept(run: Path, capsys: pytest.CaptureFixture):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_helpers import ROOT, finished_run
+from run_helpers import finished_run
 
 from bilevel.errors import UserError
 from bilevel.export.selection import DROP, KEEP, at_least, draw, heaviest, inclusion, read_marks
@@ -193,7 +193,7 @@ def test_two_humps_are_told_from_one(name: str, n: int):
     said = []
     for seed in range(20):
         values = (ONE | TWO)[name](np.random.default_rng(seed), n)
-        said.append(split(values, logarithm=False, few=False).convincing)
+        said.append(split(values, logarithm=False).convincing)
     assert sum(said) <= 1 if name in ONE else sum(said) >= 19
 
 
@@ -203,7 +203,7 @@ def test_the_threshold_is_the_best_cut_in_two():
     within = [c[:i].var() * i + c[i:].var() * (300 - i) for i in range(1, 300)]
     best = 1 + int(np.argmin(within))
     c -= c.min()
-    found = split(c, logarithm=False, few=False)
+    found = split(c, logarithm=False)
     assert found.threshold == pytest.approx((c[:best].mean() + c[best:].mean()) / 2, rel=1e-9)
     assert found.sizes == (best, 300 - best)
     assert found.means == pytest.approx((c[:best].mean(), c[best:].mean())) and found.convincing
@@ -214,48 +214,16 @@ def test_softmax_weights_are_parted_on_their_logarithm():
     """x has two humps; exp(x) is one with a long tail, which parts nothing but the tail."""
     x = mixed(np.random.default_rng(0), 2000, 5)
     c = np.exp(x) / np.exp(x).mean()
-    found = split(c, logarithm=True, few=False)
+    found = split(c, logarithm=True)
     assert found.convincing and abs(found.sizes[0] - 1000) < 60
     assert found.means[0] < found.threshold < found.means[1]
-    assert not split(c, logarithm=False, few=False).convincing
-    assert split(np.append(c, 0.0), logarithm=True, few=False).sizes[0] == found.sizes[0] + 1
-
-
-@pytest.mark.parametrize(
-    ("experiment", "arm", "convincing"),
-    [
-        (["a_fair", "a_real", "a_two_time_scales", "f_sensitivity", "h_order"], "equal halves", False),
-        (["b_sources"], "nothing corrupted", False),
-        (["c_graded"], "every source half emptied", False),
-        (["d_needle"], "ten sound sources", False),
-        (["a_real"], "half emptied", True),
-        (["a_two_time_scales"], "two time scales", True),
-        (["d_needle"], "one sound source of ten", True),
-        (["e_languages"], "validation English", True),
-    ],
-)
-def test_sources_are_told_apart_in_runs_that_were_made(experiment: list[str], arm: str, convincing: bool):
-    """Every run of the experiments with equally good sources, and of some with a source that is better."""
-    for name in experiment:
-        table = pd.read_csv(ROOT / "example" / "results" / f"{name}.csv")
-        weights = table.loc[table["arm"] == arm, [key for key in table if key.startswith("weight/")]]
-        assert len(weights) == 3
-        for _, shares in weights.iterrows():
-            found = split(np.repeat(shares.dropna().to_numpy(float), 10), logarithm=True, few=True)
-            assert found.convincing == convincing, (name, shares)
-
-
-def test_few_weights_are_judged_by_their_distance():
-    for low, convincing in ((0.02, True), (0.5, False)):
-        found = split(np.repeat([low, 1.5, 1.3], 50), logarithm=True, few=True)
-        assert found.convincing == convincing and found.sizes == ((50, 100) if convincing else found.sizes)
-    assert split(np.full(9, 1.3), logarithm=True, few=True) is None
-    assert split(np.full(9, 1.3) + 1e-12 * np.arange(9), logarithm=False, few=False) is None
+    assert not split(c, logarithm=False).convincing
+    assert split(np.append(c, 0.0), logarithm=True).sizes[0] == found.sizes[0] + 1
 
 
 @pytest.mark.parametrize("c", [[2.0, 0.0], [1.02, 0.98, 1.0, 0.0], [1.9, 2.1, 0.0, 0.0]])
 def test_weights_of_0_are_no_weights_equals(c: list[float]):
     """The clearest case there is: some sources count, and the others not at all."""
-    found = split(np.repeat(c, 50), logarithm=True, few=True)
+    found = split(np.repeat(c, 50), logarithm=True)
     assert found.convincing and found.means[0] == 0 and found.sizes[0] == 50 * c.count(0.0)
     assert 0 < found.threshold < 0.9

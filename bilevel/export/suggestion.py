@@ -1,0 +1,69 @@
+"""Which records to keep if the user gives neither a share nor a threshold: what the run itself suggests.
+
+Per source, the verdicts decide (bilevel.weights.evidence). A source is left out if it is worse than the others, and its
+records count at most a tenth as much as the mean record. A source that is worse but keeps more weight is needed in
+part. Per record, two-means on the weights finds the threshold, and a histogram tells whether there are two groups.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from bilevel.errors import UserError, first
+from bilevel.export.selection import DROP, KEEP, at_least
+from bilevel.run.finished import FinishedRun
+from bilevel.weights.two_groups import split
+
+LITTLE = 0.1  # weight of a record, whose mean is 1: a source of such records is left out if its verdict is "worse"
+
+
+def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
+    """Counts (N,) 0 and 1, and a description of the selection. Raises UserError if nothing can be suggested."""
+    return _by_group(run, marks) if run.per_sample else _by_verdict(run, marks)
+
+
+def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
+    remedy = "give --keep SHARE, --threshold T, or --sample N, which draws records in proportion to their weights"
+    if run.evidence is None:
+        raise UserError(
+            f"{run.folder}: its weights.csv has no verdicts, because the weights were not learned or an earlier "
+            f"version learned them, so no source can be left out for a reason; {remedy}"
+        )
+    kept, left_out, others = [], [], []
+    for file, c, row in zip(run.train, run.weights, run.evidence.to_dict("records"), strict=True):
+        weight = float(np.nanmean(c))
+        out = row["verdict"] == "worse" and weight <= LITTLE
+        kept.append(np.full(file.records, not out))
+        words = f"{Path(file.file).stem}: {row['verdict']}"
+        words += f" (verdict at step {row['called_at']}" if row["called_at"] else " ("
+        words += f"{', ' if row['called_at'] else ''}weight of a record {weight:.3g})"
+        (left_out if out else others).append(words)
+    if not left_out:
+        known = "; ".join(first(others, 10))
+        raise UserError(
+            f"{run.folder}: no source is both shown to be worse and nearly without weight (at most {LITTLE:g} of the "
+            f"mean record), so none is left out ({known}); {remedy}"
+        )
+    kept = np.concatenate(kept)
+    counts = ((marks == KEEP) | kept & (marks != DROP)).astype(np.int64)
+    return counts, f"left out by the verdicts: {'; '.join(left_out)}\nkept: {'; '.join(others)}"
+
+
+def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
+    c = np.concatenate(run.weights)
+    logarithm = run.settings.x_map == "softmax"
+    found = split(c[~np.isnan(c)], logarithm)
+    if found is None:
+        raise UserError(
+            f"{run.folder}: all weights are equal, so no threshold can be suggested; give --keep or --sample"
+        )
+    groups = zip(("below", "above"), found.sizes, found.means, strict=True)
+    words = f"two-means on {'log c' if logarithm else 'c'} suggests the threshold {found.threshold:.4g}: " + ", ".join(
+        f"{size:,} records {where} (mean weight {mean:.4g})" for where, size, mean in groups
+    )
+    doubt = (
+        ""
+        if found.convincing
+        else "WARNING: the weights do not form two separate groups; look at the records before you use them: "
+    )
+    return at_least(c, marks, found.threshold), f"{words}\n{doubt}{found.reason}"
