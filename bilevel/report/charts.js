@@ -49,7 +49,7 @@ function ticks(low, high, most) {
 }
 
 function axes(svg, width, x, y) {
-  const [left, right, top, bottom] = [46, width - 12, 10, 204];
+  const [left, right, top, bottom] = [46, width - 20, 10, 204];
   const X = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (right - left);
   const Y = (v) => bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (bottom - top);
   for (const v of ticks(...y, 5)) {
@@ -114,7 +114,7 @@ function path(points) {
   return line;
 }
 
-function curves({ title, note, x, low, high, series, bands }) {
+function curves({ title, note, x, low, high, series, bands, called }) {
   const values = series.flatMap((one) => one.y).filter((v) => v !== null);
   let [least, most] = [low ?? Math.min(...values), high ?? Math.max(...values)];
   if (high === null) most += 0.05 * (most - least || Math.abs(most) || 1);
@@ -133,6 +133,12 @@ function curves({ title, note, x, low, high, series, bands }) {
       series.forEach((one, k) => {
         const thin = bands && one.name !== "median" ? { opacity: 0.45 } : {};
         svg.append(draw("path", { class: "curve", d: path(points(one)), stroke: paint(k), ...thin }));
+        const at = x.findIndex((step) => step >= called[one.name]);
+        if (at >= 0 && one.y[at] !== null) {
+          const name = draw("title", {}, `${one.name}: verdict at step ${called[one.name]}`);
+          svg.append(draw("circle", { class: "called", cx: scale.X(x[at]), cy: scale.Y(one.y[at]), r: 5, stroke: paint(k) },
+            name));
+        }
       });
       cursor = draw("line", { class: "cursor", y1: scale.top, y2: scale.bottom });
       dots = series.map((_, k) => draw("circle", { r: 3.5, fill: paint(k) }));
@@ -197,7 +203,27 @@ function histogram({ edges, groups, threshold }) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Facts, and the table of sources.
+// Facts, and the table of sources with its forest plot: difference and interval of every source on one scale.
+
+function forest({ difference, low, high }, reach) {
+  if (difference === null) return "";
+  const [width, height] = [120, 16], X = (v) => ((Math.max(-reach, Math.min(reach, v)) / reach + 1) * width) / 2;
+  return draw("svg", { class: "forest", width, height, "aria-hidden": "true" },
+    draw("line", { class: "grid", x1: X(0), x2: X(0), y1: 0, y2: height }),
+    draw("line", { class: "reach", x1: X(low), x2: X(high), y1: height / 2, y2: height / 2 }),
+    draw("circle", { class: low > 0 || high < 0 ? "sure" : "open", cx: X(difference), cy: height / 2, r: 4 }));
+}
+
+function judged(rows) {
+  const reach = Math.max(...rows.flatMap((row) => [row.low, row.high, row.difference]).map(Math.abs)) || 1;
+  const interval = (row) => `${number(row.difference)} (${number(row.low)} to ${number(row.high)})`;
+  return [
+    ["Difference to the others", "difference", (row) =>
+      [forest(row, reach), make("span", { class: "interval" }, row.difference === null ? "–" : interval(row))]],
+    ["Verdict", "verdict", (row) => [make("span", { class: "verdict" },
+      row.verdict + (row.called_at === null ? "" : `, step ${row.called_at}`))]],
+  ];
+}
 
 function sources() {
   const rows = data.sources.map((one, k) => ({ ...one, k }));
@@ -205,10 +231,11 @@ function sources() {
   const columns = [
     ["Source", "name", (row) => [swatch(row.curve === null ? "var(--line)" : colour(row.curve)),
       make("bdi", {}, row.name)]],
-    ["Learned share", "share", (row) => [track(row.share / largest, row.before / largest), ` ${percent(row.share)}`]],
+    ["Learned share", "share", (row) => [track(row.share / largest, row.before / largest), make("span", { class: "share" }, percent(row.share))]],
     ["Share before", "before", (row) => [percent(row.before)]],
     ["Records", "records", (row) => [whole(row.records)]],
     ["A record's weight", "weight", (row) => [number(row.weight)]],
+    ...(rows.some((row) => row.verdict) ? judged(rows) : []),
   ];
   const body = make("tbody");
   const order = (key, down) => {
@@ -243,6 +270,7 @@ function overview() {
   $("charts-section").hidden = !$("charts").hasChildNodes();
   $("sources-section").hidden = data.sources.length < 2;
   $("sources").append(sources());
+  $("judged").hidden = !data.sources.some((one) => one.verdict);
   $("selection").textContent = data.selection;
   $("settings").textContent = data.settings;
   $("files").textContent = data.files_read;

@@ -1,6 +1,7 @@
 """The data of report.html: facts, curves, sources, histogram and records of a finished run."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,7 @@ def source_table(run: FinishedRun) -> list[dict[str, Any]]:
     """Per source: records, share of the samples, learned share of the weights, mean weight, and number of its curve.
 
     The learned share is proportional to samples times mean record weight, also if texts were cut into several samples.
+    Of a run with evidence also its verdict, with the step, and the difference to the other sources with its interval.
     """
     before = np.array([file.samples for file in run.train], dtype=float)
     before /= before.sum()
@@ -66,6 +68,7 @@ def source_table(run: FinishedRun) -> list[dict[str, Any]]:
     shares = before * means / (before * means).sum()
     curved = np.argsort(-np.abs(shares - before), kind="stable")[:CURVES]
     numbers = {k: number for number, k in enumerate(sorted(curved.tolist()))}
+    known = [{}] * len(run.train) if run.evidence is None else [_judged(row) for row in run.evidence.to_dict("records")]
     return [
         {
             "name": Path(file.file).stem,
@@ -74,9 +77,17 @@ def source_table(run: FinishedRun) -> list[dict[str, Any]]:
             "share": shares[k],
             "weight": means[k],
             "curve": numbers.get(k),
+            **known[k],
         }
         for k, file in enumerate(run.train)
     ]
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    """The evidence on a source as the page shows it; numbers that are not finite are null."""
+    numbers = {name: float(row[name]) if row[name] != "" else math.nan for name in ("difference", "low", "high")}
+    found: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return found | {"verdict": row["verdict"], "called_at": int(row["called_at"]) if row["called_at"] != "" else None}
 
 
 def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str]]:
@@ -121,8 +132,12 @@ def evaluated(metrics: "pd.DataFrame", name: str) -> "pd.Series":
 
 
 def charts(metrics: "pd.DataFrame", sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Charts with title, steps x, and series (values or None); bands are pairs of series, filled in between."""
+    """Charts with title, steps x, and series (values or None).
+
+    bands are pairs of series, filled in between; called has the step of a source's verdict.
+    """
     shown = {f"weight/{s['name']}": s["name"] for s in sources if s["curve"] is not None}
+    called = {s["name"]: s["called_at"] for s in sources if s.get("called_at") is not None}
     left_out = len(sources) - len(shown)
     note = f"the {len(shown)} of {len(sources)} sources that moved most" if left_out else ""
     levels = [name for name in metrics if name.startswith("weight_q/")][::-1]
@@ -130,7 +145,7 @@ def charts(metrics: "pd.DataFrame", sources: list[dict[str, Any]]) -> list[dict[
     bands = [[k, len(levels) - 1 - k] for k in range(len(levels) // 2)]
     losses = {"test_loss_w": "w", "test_loss_u": "u"}
     found = [
-        _chart(metrics, shown if len(sources) > 1 else {}, "Shares of the sources", note, low=0, high=1),
+        _chart(metrics, shown if len(sources) > 1 else {}, "Shares of the sources", note, low=0, high=1, called=called),
         _chart(metrics, quantiles, "Weights of the records", "quantiles; the mean is 1", low=0, bands=bands),
         _chart(metrics, losses, "Test loss", "nats per token; w is trained with validation data, u without"),
         _chart(metrics, {"roc_auc": "area"}, "ROC area", "how well low weights identify noisy records", high=1),
@@ -152,7 +167,7 @@ def _chart(metrics: "pd.DataFrame", names: dict[str, str], title: str, note: str
         {"name": names[name], "y": [float(f"{v:.5g}") if np.isfinite(v) else None for v in table[name]]}
         for name in table
     ]
-    defaults = {"low": None, "high": None, "bands": None}
+    defaults = {"low": None, "high": None, "bands": None, "called": {}}
     return {"title": title, "note": note, "x": table.index.tolist(), "series": series} | defaults | more
 
 

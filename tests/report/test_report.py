@@ -104,6 +104,29 @@ def test_a_run_per_source_shows_records_of_each(tmp_path: Path):
     assert data["records"]["weight"][:20] == [pytest.approx(333 / 6 / 30)] * 20
 
 
+def judged_run(folder: Path) -> Path:
+    """Three sources: worse, better, and one without a verdict or evidence."""
+    run = make_run(folder, {"a.json": 30, "b.json": 30, "c.json": 30})
+    table = pd.read_csv(run / "weights.csv").assign(weight=[0.02, 0.8, 0.18], p_worse=0.5, evidence=40.0)
+    table = table.assign(difference=[1.2, -0.9, None], low=[0.7, -1.6, None], high=[1.7, -0.2, None])
+    verdicts = {"verdict": ["worse", "better", "no difference shown"], "called_at": ["8", "40", ""]}
+    table.assign(**verdicts).to_csv(run / "weights.csv", index=False)
+    return run
+
+
+def test_sources_carry_their_evidence(tmp_path: Path):
+    data = report_data.page_data(read_finished(judged_run(tmp_path)), 100)
+    names = ("difference", "low", "high", "verdict", "called_at")
+    assert [[source[name] for name in names] for source in data["sources"]] == [
+        [1.2, 0.7, 1.7, "worse", 8],
+        [-0.9, -1.6, -0.2, "better", 40],
+        [None, None, None, "no difference shown", None],
+    ]
+    assert data["charts"][0]["called"] == {"a": 8, "b": 40}
+    plain = report_data.page_data(read_finished(make_run(tmp_path / "plain", {"a.json": 3, "b.json": 3})), 100)
+    assert all("verdict" not in source for source in plain["sources"])
+
+
 def test_a_curve_keeps_its_ends_and_what_an_evaluation_found(tmp_path: Path):
     run = read_finished(make_run(tmp_path, {"a.json": 20, "b.json": 20}, np.ones(40)))
     charts = {chart["title"]: chart for chart in report_data.page_data(run, 40)["charts"]}
@@ -276,6 +299,28 @@ def test_it_loads_and_every_control_has_a_name(page: webdriver.Chrome, run: Path
     assert all(control.accessible_name for control in controls[:60])
     heads = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#sources tr:nth-child(1) td:first-child")]
     assert heads == ["a"]
+
+
+@browsing
+def test_verdicts_are_drawn_on_one_scale(started: webdriver.Chrome, tmp_path: Path):
+    """Worse is right of the line that all rows share, better left of it; without evidence there is no drawing."""
+    run = judged_run(tmp_path)
+    assert report.main([str(run)]) == 0
+    console(started)
+    started.get((run / "report.html").as_uri())
+    rows = {row.find_element(By.TAG_NAME, "td").text: row for row in started.find_elements(By.CSS_SELECTOR, "tbody tr")}
+    assert "worse, step 8" in rows["a"].text and "1.2 (0.7 to 1.7)" in rows["a"].text
+    assert "better, step 40" in rows["b"].text and "no difference shown" in rows["c"].text
+
+    def x(name: str, css: str, attribute: str) -> float:
+        return float(rows[name].find_element(By.CSS_SELECTOR, f".forest {css}").get_attribute(attribute))
+
+    zero = x("a", ".grid", "x1")
+    assert zero == x("b", ".grid", "x1") and x("b", "circle", "cx") < zero < x("a", "circle", "cx")
+    assert x("a", ".reach", "x1") > zero > x("b", ".reach", "x2")
+    assert not rows["c"].find_elements(By.CSS_SELECTOR, ".forest") and "–" in rows["c"].text
+    assert len(started.find_elements(By.CSS_SELECTOR, "#charts .called")) == 2
+    assert started.find_element(By.ID, "judged").is_displayed() and console(started) == []
 
 
 @browsing
