@@ -19,6 +19,7 @@ from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.errors import UserError
 from bilevel.evaluate.answers import correct
 from bilevel.files import content_hash, whole_file
+from bilevel.run.start import quiet_libraries
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
@@ -130,16 +131,17 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Scores {overall, by_file, by_task} of the model settings.model_name_or_path, with the options used."""
     import torch
-    import transformers
 
     from bilevel.data.tokenise import make_tokeniser
+    from bilevel.model.check import check_model
     from bilevel.model.copies import chosen_dtype
     from bilevel.model.loading import load_model, load_tokenizer, model_shape
     from bilevel.model.torch_copy import TorchCopy
 
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = model_shape(settings)
+    check_model(settings, shape)
     tokenizer = load_tokenizer(settings, files)
     tokeniser = make_tokeniser(tokenizer, settings)
     copy = TorchCopy(load_model(settings, shape, tokenizer).to(device), bf16=chosen_dtype(settings, device) == "bf16")

@@ -4,9 +4,7 @@ The rest of the code does not know which of the two it works with.
 """
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -14,13 +12,17 @@ import transformers
 from bilevel.data.records import read_rows
 from bilevel.errors import UserError
 from bilevel.model.build import new_model, new_shape, new_tokenizer
+from bilevel.model.pretrained import read_pretrained, read_tokenizer
 from bilevel.settings.fields import Settings
 
 
 def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer; for a new model, one of model_config.vocab_size tokens trained on train_files."""
+    """The model's tokenizer; for a new model, one of model_config.vocab_size tokens trained on train_files.
+
+    Raises UserError if there is no tokenizer, or if it cannot be that of the model.
+    """
     if settings.model_name_or_path is not None:
-        return _pretrained(transformers.AutoTokenizer, settings.model_name_or_path)
+        return read_tokenizer(settings.model_name_or_path)
     rows = [read_rows(file, settings.format) for file in train_files]
     return new_tokenizer(rows, settings.model_config["vocab_size"])
 
@@ -28,7 +30,7 @@ def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.
 def model_shape(settings: Settings) -> transformers.PretrainedConfig:
     """The model's configuration, without reading weights. Raises UserError if max_length exceeds its positions."""
     if settings.model_name_or_path is not None:
-        config = _pretrained(transformers.AutoConfig, settings.model_name_or_path)
+        config = read_pretrained(transformers.AutoConfig, settings.model_name_or_path)
     else:
         config = new_shape(settings.model_config)
     longest = getattr(config, "max_position_embeddings", None)
@@ -46,7 +48,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     read_weights: bool = True,
 ) -> torch.nn.Module:
-    """The model in training mode, with at least as many embeddings as the tokenizer has tokens.
+    """The model in training mode, with an embedding for every token of the tokenizer.
 
     A pretrained model has `dtype`; with read_weights=False its weights are arbitrary, for the caller to fill. A new
     model is fp32, and its weights depend on the seed. config: the model's own configuration; it is not changed.
@@ -60,7 +62,7 @@ def load_model(
             config, dtype=dtype, attn_implementation=settings.attn_implementation
         )
     elif settings.model_name_or_path is not None:
-        model = _pretrained(
+        model = read_pretrained(
             transformers.AutoModelForCausalLM,
             settings.model_name_or_path,
             config=config,
@@ -75,8 +77,8 @@ def load_model(
             f"lisa_layers: {len(frozen)} parameters of this model are frozen ({frozen[0]}, ...), but LISA would train "
             "them; merge adapters into the model first, or train without LISA"
         )
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if model.get_input_embeddings().num_embeddings < (size := max(tokenizer.get_vocab().values()) + 1):
+        model.resize_token_embeddings(size, mean_resizing=False)
     if settings.gradient_checkpointing:
         # No determinism check: under ZeRO-3 it fails on parameters that have been partitioned again since.
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
@@ -132,14 +134,3 @@ def dropouts(config: transformers.PretrainedConfig) -> dict[str, float]:
         for name, value in config.to_dict().items()
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float))
     }
-
-
-def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
-    try:
-        return kind.from_pretrained(name, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model_name_or_path {name!r}: {first} (a folder must hold config.json, the weights and the tokenizer; "
-            "a hub id needs a network connection or a filled cache)"
-        ) from None
