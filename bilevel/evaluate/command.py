@@ -196,6 +196,7 @@ def right(
         if rows["roles"][0][0] != "text":
             prompts += tokeniser.prompts(rows)
             found += [{"file": file.name, "task": kinds[place]} for place in rows["index"]]
+    _warn_of_ends(copy.model, prompts, tokeniser.tokenizer)
     with (
         copy.precision(),
         tqdm(desc="answers", total=len(prompts), unit="record", disable=not sys.stderr.isatty()) as bar,
@@ -204,6 +205,19 @@ def right(
     texts = [tokeniser.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     marks = [correct(text, prompt.response, answer) for text, prompt in zip(texts, prompts, strict=True)]
     return pd.DataFrame(found, columns=["file", "task"]).assign(right=marks)
+
+
+def _warn_of_ends(model: Any, prompts: list[Any], tokenizer: Any) -> None:
+    """Say it if the model's generation_config does not stop where training would end a response to these prompts."""
+    from bilevel.model.response_end import stop_tokens
+
+    if unknown := {prompt.stop for prompt in prompts}.difference(stop_tokens(model.generation_config)):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(unknown)))
+        print(
+            f"warning: responses of this data end with {names}, at which the model's generation_config.json does not "
+            "stop (eos_token_id): its answers may go on after it, here and wherever the model is used",
+            file=sys.stderr,
+        )
 
 
 def kinds_of(file: Path) -> list[str | None]:

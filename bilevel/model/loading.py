@@ -13,6 +13,7 @@ from bilevel.data.records import read_rows
 from bilevel.errors import UserError
 from bilevel.model.build import new_model, new_shape, new_tokenizer
 from bilevel.model.pretrained import read_pretrained, read_tokenizer
+from bilevel.model.response_end import with_end, with_ends
 from bilevel.settings.fields import Settings
 
 
@@ -84,7 +85,7 @@ def load_model(
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
     if settings.lora_rank is not None:
         add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
-    model.own_dropouts = own_dropouts
+    model.own_dropouts, model.taught_ends = own_dropouts, []  # for save_model; make_copies fills the second
     return speed_up(model).train()
 
 
@@ -103,13 +104,17 @@ def save_model(
     tokenizer: transformers.PreTrainedTokenizerBase,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the model, with its original dropout values, and the tokenizer. weights: written instead of the model's."""
+    """Write the model, with its original dropout values, and the tokenizer. weights: written instead of the model's.
+
+    Generation with what is written stops at the tokens that training taught as the end of a response.
+    """
     trained, model.config = model.config, copy.deepcopy(model.config)
     for name, rate in model.own_dropouts.items():
         setattr(model.config, name, rate)
+    model.generation_config = with_ends(model.generation_config, model.taught_ends)
     model.save_pretrained(folder, state_dict=weights)
     model.config = trained
-    tokenizer.save_pretrained(folder)
+    with_end(tokenizer, model.taught_ends).save_pretrained(folder)
 
 
 def trained_shape(settings: Settings, config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:

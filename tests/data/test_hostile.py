@@ -324,7 +324,8 @@ def test_code_beside_a_model_never_runs(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass C: pass\n")
     names = {"AutoConfig": "code.C", "AutoTokenizer": ["code.C", "code.C"], "AutoModelForCausalLM": "code.C"}
     tokenizer_of("gpt2").save_pretrained(tmp_path)
-    content = {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}, "config.json": TINY | {"vocab_size": 1000}}
+    shape = TINY | {"vocab_size": 1000}
+    content = {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}, "config.json": shape}
     for name, values in content.items():
         file = tmp_path / name
         before = json.loads(file.read_text()) if file.exists() else {}
