@@ -78,8 +78,8 @@ def load_model(
             f"lisa_layers: {len(frozen)} parameters of this model are frozen ({frozen[0]}, ...), but LISA would train "
             "them; merge adapters into the model first, or train without LISA"
         )
-    if model.get_input_embeddings().num_embeddings < (size := max(tokenizer.get_vocab().values()) + 1):
-        model.resize_token_embeddings(size, mean_resizing=False)
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if settings.gradient_checkpointing:
         # No determinism check: under ZeRO-3 it fails on parameters that have been partitioned again since.
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
