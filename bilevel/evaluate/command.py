@@ -61,8 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--answer", choices=("auto", "exact", "final_number", "none"), default="auto",
                         help="how to judge answers. exact: same text, apart from white space. final_number: same last "
-                        "number (after ####, in \\boxed{}, or in the whole text). auto: final_number if the reference "
-                        "marks a number, else exact. none: no answers, only the loss (default: auto)")  # fmt: skip
+                        "number (after ####, or in the whole text); a reference in \\boxed{} is compared as a "
+                        "mathematical expression. auto: final_number if the reference marks its answer with #### or "
+                        "\\boxed{}, else exact. none: no answers, only the loss (default: auto)")  # fmt: skip
     parser.add_argument(
         "--max_new_tokens", type=_count, default=64, help="maximum length of an answer, in tokens (default: 64)"
     )
@@ -203,7 +204,7 @@ def right(
     ):
         answers = generate(copy.model, prompts, max_new_tokens, batch_size, bar.update)
     texts = [tokeniser.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    marks = [correct(text, prompt.response, answer) for text, prompt in zip(texts, prompts, strict=True)]
+    marks = correct(texts, [prompt.response for prompt in prompts], answer)
     return pd.DataFrame(found, columns=["file", "task"]).assign(right=marks)
 
 
