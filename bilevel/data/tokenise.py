@@ -118,10 +118,22 @@ class Tokeniser:
         for record, sequence in zip(records, last, strict=True):
             turn = sequence.turns[-1]
             bos = [] if self._by_template(record) else self.bos
-            stop = segments.ids(sequence, turn.answer, turn.end)[-1] if turn.end > turn.answer else self.eos
+            stop = self.eos if (own := _stop(segments, sequence, turn)) is None else own
             response = sequence.text[turn.prompt : turn.answer].replace(sequence.mark or "\0\0", "")
             found.append(Prompt(bos + segments.ids(sequence, 0, turn.prompt), stop, response))
         return found
+
+    def ends(self, rows: dict[str, list[Any]]) -> list[int]:
+        """The tokens that end the learned turns of rows, each once."""
+        records = self._records(rows)
+        sequences = self._sequences(records, self.turns if self.loss_on == "response" else None)
+        segments = self._encoded(sequences, records)
+        found: dict[int | None, None] = {}
+        for sequence in (sequence for each in sequences for sequence in each):
+            ends = [_stop(segments, sequence, turn) for turn in sequence.turns]
+            ends[-1] = self.eos if ends[-1] is None else ends[-1]
+            found |= dict.fromkeys(ends)
+        return [token for token in found if token is not None]
 
     def _records(self, rows: dict[str, list[Any]]) -> list[dict[str, Any]]:
         """The rows one by one, with `more` as an object."""
@@ -238,6 +250,11 @@ class Tokeniser:
         if turn.end == turn.answer and turn.learned and ids[-1:] != [self.eos]:
             ids, labels = [*ids, self.eos], [*labels, self.eos]
         return ids, list(ids) if self.loss_on == "all" else labels
+
+
+def _stop(segments: Segments, sequence: Sequence, turn: Turn) -> int | None:
+    """The token that ends a turn, if the turn has one of its own."""
+    return segments.ids(sequence, turn.answer, turn.end)[-1] if turn.end > turn.answer else None
 
 
 def _response(segments: Segments, sequence: Sequence, turn: Turn) -> tuple[list[int], list[int]]:

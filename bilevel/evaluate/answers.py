@@ -1,11 +1,14 @@
-"""Compare a model's answer with the reference: as whole texts, or by the final number of a worked solution.
+"""Compare a model's answer with the reference: as whole texts, or by the final answer of a worked solution.
 
 The final answer is the text after the last `####` (GSM8K), or else in the last `\\boxed{...}` (MATH), or else the whole
-text. Its last number is read exactly, as a fraction.
+text. If the reference has a box, its content is compared as a mathematical expression (bilevel.evaluate.mathematics).
+Other final answers are compared by their last number, which is read exactly, as a fraction.
 """
 
 import re
 from fractions import Fraction
+
+from bilevel.evaluate.mathematics import LONGEST, equal
 
 _MARK = re.compile(r"####([^\n]*)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -60,11 +63,24 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return -value if "-" in (match["sign"], match["minus"]) else value
 
 
-def correct(answer: str, reference: str, how: str) -> bool:
-    """Whether an answer agrees with the reference. how: `exact` compares texts, `final_number` final numbers.
+def correct(answers: list[str], references: list[str], how: str) -> list[bool]:
+    """Whether each answer agrees with its reference.
 
-    `auto` compares numbers if the reference marks one, else texts.
+    how: `exact` compares texts. `final_number` compares expressions if the reference has a \\boxed{}, and final numbers
+    if not. `auto` does the same if the reference marks its answer, and compares texts if not.
     """
+    found = [_agree(answer, reference, how) for answer, reference in zip(answers, references, strict=True)]
+    pairs = {place: agreed for place, agreed in enumerate(found) if not isinstance(agreed, bool)}
+    for place, agreed in zip(pairs, equal(list(pairs.values())), strict=True):
+        found[place] = agreed
+    return found
+
+
+def _agree(answer: str, reference: str, how: str) -> bool | tuple[str, str]:
+    """Whether an answer agrees with its reference, or the two expressions that decide it."""
+    if how != "exact" and not _MARK.search(reference) and (box := marked(reference)) is not None:
+        own = marked(answer)
+        return (answer[-LONGEST:] if own is None else f"\\boxed{{{own}}}"), box
     number = final_number(reference) if how == "final_number" or (how == "auto" and marked(reference)) else None
     if number is not None:
         return final_number(answer) == number

@@ -19,6 +19,7 @@ from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.errors import UserError
 from bilevel.evaluate.answers import correct
 from bilevel.files import content_hash, whole_file
+from bilevel.run.start import quiet_libraries
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
@@ -60,8 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--answer", choices=("auto", "exact", "final_number", "none"), default="auto",
                         help="how to judge answers. exact: same text, apart from white space. final_number: same last "
-                        "number (after ####, in \\boxed{}, or in the whole text). auto: final_number if the reference "
-                        "marks a number, else exact. none: no answers, only the loss (default: auto)")  # fmt: skip
+                        "number (after ####, or in the whole text); a reference in \\boxed{} is compared as a "
+                        "mathematical expression. auto: final_number if the reference marks its answer with #### or "
+                        "\\boxed{}, else exact. none: no answers, only the loss (default: auto)")  # fmt: skip
     parser.add_argument(
         "--max_new_tokens", type=_count, default=64, help="maximum length of an answer, in tokens (default: 64)"
     )
@@ -130,16 +132,17 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Scores {overall, by_file, by_task} of the model settings.model_name_or_path, with the options used."""
     import torch
-    import transformers
 
     from bilevel.data.tokenise import make_tokeniser
+    from bilevel.model.check import check_model
     from bilevel.model.copies import chosen_dtype
     from bilevel.model.loading import load_model, load_tokenizer, model_shape
     from bilevel.model.torch_copy import TorchCopy
 
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = model_shape(settings)
+    check_model(settings, shape)
     tokenizer = load_tokenizer(settings, files)
     tokeniser = make_tokeniser(tokenizer, settings)
     copy = TorchCopy(load_model(settings, shape, tokenizer).to(device), bf16=chosen_dtype(settings, device) == "bf16")
@@ -194,14 +197,28 @@ def right(
         if rows["roles"][0][0] != "text":
             prompts += tokeniser.prompts(rows)
             found += [{"file": file.name, "task": kinds[place]} for place in rows["index"]]
+    _warn_of_ends(copy.model, prompts, tokeniser.tokenizer)
     with (
         copy.precision(),
         tqdm(desc="answers", total=len(prompts), unit="record", disable=not sys.stderr.isatty()) as bar,
     ):
         answers = generate(copy.model, prompts, max_new_tokens, batch_size, bar.update)
     texts = [tokeniser.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    marks = [correct(text, prompt.response, answer) for text, prompt in zip(texts, prompts, strict=True)]
+    marks = correct(texts, [prompt.response for prompt in prompts], answer)
     return pd.DataFrame(found, columns=["file", "task"]).assign(right=marks)
+
+
+def _warn_of_ends(model: Any, prompts: list[Any], tokenizer: Any) -> None:
+    """Say it if the model's generation_config does not stop where training would end a response to these prompts."""
+    from bilevel.model.response_end import stop_tokens
+
+    if unknown := {prompt.stop for prompt in prompts}.difference(stop_tokens(model.generation_config)):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(unknown)))
+        print(
+            f"warning: responses of this data end with {names}, at which the model's generation_config.json does not "
+            "stop (eos_token_id): its answers may go on after it, here and wherever the model is used",
+            file=sys.stderr,
+        )
 
 
 def kinds_of(file: Path) -> list[str | None]:

@@ -1,5 +1,6 @@
 """A new model from the numbers in model_config: its configuration, its tokenizer, its random weights."""
 
+import dataclasses
 import difflib
 import hashlib
 import itertools
@@ -14,12 +15,15 @@ import transformers
 from bilevel.data.cache import say_unusable
 from bilevel.errors import UserError, short
 from bilevel.files import cache_folder, whole_file
+from bilevel.model.pretrained import said
 
 if TYPE_CHECKING:  # importing datasets takes a second, and model_config is checked before it is needed
     import datasets
 
 EOS = "<|endoftext|>"
 TOKENIZER_VERSION = 1  # part of the cache key; raise it when the same rows give another tokenizer
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_SIZES += ("intermediate_size", "max_position_embeddings")
 _LONG_WORD = re.compile(r"\s{1000}|\S{1000}")
 
 
@@ -32,9 +36,40 @@ def new_shape(model_config: dict[str, Any]) -> transformers.PretrainedConfig:
         hint = f"did you mean {' or '.join(near)}?" if near else "two that it knows are gpt2 and llama"
         raise UserError(f"model_config: transformers does not know the model_type {short(kind)}; {hint}")
     try:
-        return transformers.AutoConfig.for_model(kind, **numbers)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model_config: {error}") from None
+        config = transformers.AutoConfig.for_model(kind, **numbers)
+    except Exception as error:  # its checks of values raise errors of kinds of their own
+        raise UserError(f"model_config: {said(error)}") from None
+    if problems := [*_unknown(config, numbers), *_impossible(config)]:
+        raise UserError(f"model_config: {'; '.join(problems)}")
+    return config
+
+
+def _unknown(config: transformers.PretrainedConfig, numbers: dict[str, Any]) -> list[str]:
+    """A problem for each key that a configuration of this kind does not have, which it would keep without effect."""
+    known = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map)
+    ignored = vars(config).keys() | transformers.GenerationConfig().to_dict().keys()  # other keys have been converted
+    problems = []
+    for name in numbers:
+        if name not in known and name in ignored:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"a {config.model_type} model has no {short(name)}{hint}")
+    return problems
+
+
+def _impossible(config: transformers.PretrainedConfig) -> list[str]:
+    """A problem for each size below 1, and for numbers of heads that do not divide what they share."""
+    names = {name: config.attribute_map.get(name, name) for name in _SIZES}
+    sizes = {name: value for name in _SIZES if type(value := getattr(config, name, None)) is int}
+    problems = [f"{names[name]} {value} must be at least 1" for name, value in sizes.items() if value < 1]
+    pairs = [("num_key_value_heads", "num_attention_heads")]
+    if not getattr(config, "head_dim", None):  # else the width of a head is independent of the model's
+        pairs.append(("num_attention_heads", "hidden_size"))
+    return problems or [
+        f"{names[part]} {sizes[part]} does not divide {names[whole]} {sizes[whole]}; give a number that does"
+        for part, whole in pairs
+        if part in sizes and whole in sizes and sizes[whole] % sizes[part]
+    ]
 
 
 def new_tokenizer(rows: "list[datasets.Dataset]", vocab_size: int) -> transformers.PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ from bilevel.errors import UserError
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.model.loading import load_model
+from bilevel.model.response_end import taught_ends
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import World
 from bilevel.settings.deepspeed import zero_config
@@ -47,6 +48,9 @@ def make_copies(
         model = load_model(s, shape, tokenizer).to(world.device)
         models = {name: copy.deepcopy(model) if number else model for number, name in enumerate(s.copies)}
         make = functools.partial(TorchCopy, clip_grad_norm=s.clip_grad_norm, bf16=dtype == "bf16")
+    ends = taught_ends(s, tokenizer)
+    for model in models.values():
+        model.taught_ends = ends
     lisa = Lisa(s, models, steps_done) if s.lisa_layers is not None else None
     copies = {}
     for name, model in models.items():

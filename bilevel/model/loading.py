@@ -4,9 +4,7 @@ The rest of the code does not know which of the two it works with.
 """
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -14,13 +12,18 @@ import transformers
 from bilevel.data.records import read_rows
 from bilevel.errors import UserError
 from bilevel.model.build import new_model, new_shape, new_tokenizer
+from bilevel.model.pretrained import read_pretrained, read_tokenizer
+from bilevel.model.response_end import with_end, with_ends
 from bilevel.settings.fields import Settings
 
 
 def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer; for a new model, one of model_config.vocab_size tokens trained on train_files."""
+    """The model's tokenizer; for a new model, one of model_config.vocab_size tokens trained on train_files.
+
+    Raises UserError if there is no tokenizer, or if it cannot be that of the model.
+    """
     if settings.model_name_or_path is not None:
-        return _pretrained(transformers.AutoTokenizer, settings.model_name_or_path)
+        return read_tokenizer(settings.model_name_or_path)
     rows = [read_rows(file, settings.format) for file in train_files]
     return new_tokenizer(rows, settings.model_config["vocab_size"])
 
@@ -28,7 +31,7 @@ def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.
 def model_shape(settings: Settings) -> transformers.PretrainedConfig:
     """The model's configuration, without reading weights. Raises UserError if max_length exceeds its positions."""
     if settings.model_name_or_path is not None:
-        config = _pretrained(transformers.AutoConfig, settings.model_name_or_path)
+        config = read_pretrained(transformers.AutoConfig, settings.model_name_or_path)
     else:
         config = new_shape(settings.model_config)
     longest = getattr(config, "max_position_embeddings", None)
@@ -46,7 +49,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     read_weights: bool = True,
 ) -> torch.nn.Module:
-    """The model in training mode, with at least as many embeddings as the tokenizer has tokens.
+    """The model in training mode, with an embedding for every token of the tokenizer.
 
     A pretrained model has `dtype`; with read_weights=False its weights are arbitrary, for the caller to fill. A new
     model is fp32, and its weights depend on the seed. config: the model's own configuration; it is not changed.
@@ -60,7 +63,7 @@ def load_model(
             config, dtype=dtype, attn_implementation=settings.attn_implementation
         )
     elif settings.model_name_or_path is not None:
-        model = _pretrained(
+        model = read_pretrained(
             transformers.AutoModelForCausalLM,
             settings.model_name_or_path,
             config=config,
@@ -82,7 +85,7 @@ def load_model(
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
     if settings.lora_rank is not None:
         add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
-    model.own_dropouts = own_dropouts
+    model.own_dropouts, model.taught_ends = own_dropouts, []  # for save_model; make_copies fills the second
     return speed_up(model).train()
 
 
@@ -101,13 +104,17 @@ def save_model(
     tokenizer: transformers.PreTrainedTokenizerBase,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the model, with its original dropout values, and the tokenizer. weights: written instead of the model's."""
+    """Write the model, with its original dropout values, and the tokenizer. weights: written instead of the model's.
+
+    Generation with what is written stops at the tokens that training taught as the end of a response.
+    """
     trained, model.config = model.config, copy.deepcopy(model.config)
     for name, rate in model.own_dropouts.items():
         setattr(model.config, name, rate)
+    model.generation_config = with_ends(model.generation_config, model.taught_ends)
     model.save_pretrained(folder, state_dict=weights)
     model.config = trained
-    tokenizer.save_pretrained(folder)
+    with_end(tokenizer, model.taught_ends).save_pretrained(folder)
 
 
 def trained_shape(settings: Settings, config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
@@ -132,14 +139,3 @@ def dropouts(config: transformers.PretrainedConfig) -> dict[str, float]:
         for name, value in config.to_dict().items()
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float))
     }
-
-
-def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
-    try:
-        return kind.from_pretrained(name, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model_name_or_path {name!r}: {first} (a folder must hold config.json, the weights and the tokenizer; "
-            "a hub id needs a network connection or a filled cache)"
-        ) from None

@@ -21,7 +21,8 @@ Files: TypeAlias = dict[str, list[Path]]  # keys: train, val, test
 def start(argv: list[str]) -> tuple[Settings, Files] | int:
     """The checked settings and data files of a run, or an exit code: 0 after a dry run, 2 after a mistake.
 
-    It also checks the model's shape, which takes a second; the imports after it take several.
+    It also checks the model's shape and the names and shapes of its weights, which takes seconds; the imports after it
+    take several more.
     """
     try:
         settings, dry_run = load_settings(argv)
@@ -35,7 +36,11 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
         quiet_libraries()
         from bilevel.model.loading import model_shape
 
-        check_shape(settings, model_shape(settings))
+        shape = model_shape(settings)
+        check_shape(settings, shape)
+        from bilevel.model.check import check_model  # imported late: a shape that cannot be is told a second sooner
+
+        check_model(settings, shape)
     except UserError as error:
         return refuse(error)
     return settings, files

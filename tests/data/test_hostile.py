@@ -324,7 +324,8 @@ def test_code_beside_a_model_never_runs(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass C: pass\n")
     names = {"AutoConfig": "code.C", "AutoTokenizer": ["code.C", "code.C"], "AutoModelForCausalLM": "code.C"}
     tokenizer_of("gpt2").save_pretrained(tmp_path)
-    content = {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}, "config.json": {**TINY}}
+    shape = TINY | {"vocab_size": 1000}
+    content = {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}, "config.json": shape}
     for name, values in content.items():
         file = tmp_path / name
         before = json.loads(file.read_text()) if file.exists() else {}
@@ -332,9 +333,10 @@ def test_code_beside_a_model_never_runs(tmp_path: Path, monkeypatch: pytest.Monk
     settings = Settings(train_data=["a"], val_data=["b"], model_name_or_path=str(tmp_path), max_length=8)
     if model_type == "unknown":
         assert "contains custom code" in error_of(lambda: model_shape(settings))
+        assert "contains custom code" in error_of(lambda: load_tokenizer(settings, []))
     else:
         assert model_shape(settings).model_type == "gpt2"
-    assert load_tokenizer(settings, [])("a")["input_ids"]
+        assert load_tokenizer(settings, [])("a")["input_ids"]
     assert not (tmp_path / "ran").exists()
 
 
@@ -347,4 +349,4 @@ def test_remote_code_is_off_everywhere() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
     }
-    assert given == {("loading.py", "False")}
+    assert given == {("pretrained.py", "False")}

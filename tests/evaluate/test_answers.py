@@ -4,6 +4,8 @@ from fractions import Fraction
 
 import pytest
 
+from bilevel.errors import UserError
+from bilevel.evaluate import mathematics
 from bilevel.evaluate.answers import correct, final_number, marked, normalised
 
 NUMBERS = {
@@ -49,6 +51,45 @@ NUMBERS = {
     "": None,
     "0 or 1e": 1,
 }
+EXPRESSIONS = {
+    True: [
+        ("2^{10}", "1024"),
+        ("2^10", "1024"),
+        (r"1\,000", "1000"),
+        ("1000", r"1\,000"),
+        (r"1{,}000{,}000", "10^6"),
+        ("1\u202f000", "1,000"),
+        (r"\dfrac{3}{4}", "0.75"),
+        (r"\frac34", r"\frac{3}{4}"),
+        (r"2\sqrt{3}", r"\sqrt{12}"),
+        ("x + 1", "1+x"),
+        ("y=2x+1", "2x+1=y"),
+        (r"\left(1,5\right)", "(1, 5)"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        (r"12\text{ cm}^2", "12"),
+        (r"\$3.50", "3.5"),
+        (r"60^\circ", "60"),
+        ("7\\frac{1}{2}", r"\frac{15}{2}"),
+        (r"\text{Monday}", "monday"),
+        (r"\text{(A)}", "A"),
+    ],
+    False: [
+        (r"\frac{\sqrt{5}}{2}", r"\frac{\sqrt{3}}{2}"),
+        ("(1,5)", "(3,5)"),
+        ("(1,2)", "(2,1)"),
+        ("[1,2)", "[1,2]"),
+        ("2^{10}", "1000"),
+        ("16x", "16"),
+        ("p - q", "q - p"),
+        (r"\infty", r"-\infty"),
+        ("0.333", r"\frac{1}{3}"),
+        ("12:30", "12:45"),
+        ("stop", "pots"),
+        (r"\text{east}", r"\text{west}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
+        ("", "5"),
+    ],
+}
 
 
 @pytest.mark.parametrize("text", NUMBERS)
@@ -76,8 +117,48 @@ def test_marked():
         ("0.75", r"\boxed{\frac{3}{4}}", "auto", True),
     ],
 )
-def test_correct(answer: str, reference: str, how: str, expected: bool):
-    assert correct(answer, reference, how) is expected
+def test_correct(here: None, answer: str, reference: str, how: str, expected: bool):
+    assert correct([answer], [reference], how) == [expected]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expressions are compared without a process of their own."""
+    monkeypatch.setattr(mathematics, "_compared", lambda pairs: [mathematics.same(*pair) for pair in pairs])
+
+
+def test_expressions_in_boxes(here: None):
+    pairs = [(pair, expected) for expected, pairs in EXPRESSIONS.items() for pair in pairs]
+    answers, references = ([rf"So it is \boxed{{{pair[place]}}}." for pair, _ in pairs] for place in (0, 1))
+    expected = [expected for _, expected in pairs]
+    for how in ("auto", "final_number"):
+        found = correct(answers, references, how)
+        assert [pair for pair, now, then in zip(pairs, found, expected, strict=True) if now is not then] == []
+    assert correct(answers, references, "exact") == [pair[0] == pair[1] for pair, _ in pairs]
+
+
+def test_an_answer_without_a_box_is_its_last_expression(here: None):
+    answers = ["The answer is 0.75.", "It is $\\frac{6}{8}$", "First $5$, then $\\frac34$.", "4", "", "#### 3/4"]
+    assert correct(answers, [r"\boxed{\frac{3}{4}}"] * 6, "auto") == [True, True, True, False, False, True]
+
+
+def test_gsm8k_stays_exact():
+    assert correct(["#### 10", r"\boxed{2^{10}}", "#### 1,024"], ["#### 1024"] * 3, "auto") == [False, False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", ["9^{9^{9^{9}}}", "99999999!", "(" * 3000, "\\frac{" * 400], ids=len)
+def test_an_expression_that_nobody_can_evaluate_is_wrong(monkeypatch: pytest.MonkeyPatch, hostile: str):
+    monkeypatch.setattr(mathematics, "_SERVE", mathematics._SERVE.replace("m.serve", "m.SECONDS = 2.0; m.serve"))
+    references = [r"\boxed{5}", r"\boxed{\frac{1}{2}}"]
+    assert correct([rf"\boxed{{{hostile}}}", r"\boxed{0.5}"], references, "auto") == [False, True]
+
+
+@pytest.mark.slow
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mathematics, "_SERVE", "import no_such_package; {root!r}")
+    with pytest.raises(UserError, match="math-verify does not start: .*no_such_package"):
+        correct([r"\boxed{5}"], [r"\boxed{6}"], "auto")
 
 
 def test_normalised():

@@ -11,7 +11,7 @@ import torch
 from run_helpers import ROOT, TINY, dump, train
 from tokenizer_kinds import CHATML, gpt2_tokenizer, tokenizer_of
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bilevel.data.tokenise import IGNORE, Prompt, Tokeniser
 from bilevel.evaluate import command as evaluate
@@ -83,12 +83,12 @@ def make_model(family: str) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config)
 
 
-def one_by_one(model: torch.nn.Module, ids: list[int], stop: int, most: int) -> list[int]:
+def one_by_one(model: torch.nn.Module, ids: list[int], stops: list[int], most: int) -> list[int]:
     """Greedy generation without padding, cache or library."""
     new: list[int] = []
     while len(new) < most and len(ids) + len(new) < 24:
         token = int(model.eval()(torch.tensor([ids + new])).logits[0, -1].argmax())
-        if token == stop:
+        if token in stops:
             break
         new.append(token)
     return new
@@ -100,13 +100,13 @@ def test_batched_generation_is_that_of_one_prompt_after_the_other(family: str, b
     model, generator = make_model(family), torch.Generator().manual_seed(0)
     lengths = [1, 2, 3, 5, 8, 13, 20, 22, 23, 24, 30]
     texts = [torch.randint(60, (length,), generator=generator).tolist() for length in lengths]
-    free = [one_by_one(model, ids, -1, 6) for ids in texts]
+    free = [one_by_one(model, ids, [], 6) for ids in texts]
     assert len({token for new in free for token in new}) > 5, "the test would see nothing"
-    stops = [new[2] if number % 2 and len(new) > 2 else 59 for number, new in enumerate(free)]
-    prompts = [Prompt(ids, stop, "") for ids, stop in zip(texts, stops, strict=True)]
-    told: list[int] = []
+    stops = [free[1][2], free[5][2]]
+    model.generation_config = GenerationConfig(eos_token_id=stops, do_sample=True, max_length=2, num_beams=3)
+    prompts, told = [Prompt(ids, 0, "") for ids in texts], []
     found = generate(model, prompts, 6, batch_size, told.append)
-    assert found == [one_by_one(model, ids, stop, 6) for ids, stop in zip(texts, stops, strict=True)]
+    assert found == [one_by_one(model, ids, stops, 6) for ids in texts]
     assert any(0 < len(new) < 6 for new in found) and found[-1] == [] and sum(told) == sum(map(bool, free))
 
 

@@ -1,0 +1,67 @@
+"""Read parts of a pretrained model, from a folder or the hub, with one message for whatever is wrong with them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+
+from bilevel.errors import UserError, short
+
+HINT = (
+    "a folder must hold config.json, the complete weights and the tokenizer; a hub id needs a network connection or a "
+    "filled cache"
+)
+_MOST = 300  # characters of a library's message
+_OWN_WORDS = (OSError, ValueError)  # errors whose text says what is wrong without the name of the error
+
+
+def read_pretrained(kind: Any, name: str, **arguments: Any) -> Any:
+    """kind.from_pretrained(name), for an Auto class of transformers. Raises UserError for any fault of the folder."""
+    if os.path.isfile(Path(name) / "adapter_config.json"):
+        raise UserError(
+            f"model_name_or_path {name!r}: it holds an adapter (adapter_config.json), not a whole model; merge the "
+            "adapter into its base model (peft: merge_and_unload), and give the folder of the merged model"
+        )
+    try:
+        return kind.from_pretrained(name, trust_remote_code=False, **arguments)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # libraries raise errors of any kind on a broken file
+        raise UserError(f"model_name_or_path {name!r}: {said(error)} ({HINT})") from error
+
+
+def said(error: Exception) -> str:
+    """What a library's error says, in one line; the name of the error stands before a text that needs it."""
+    refused = isinstance(error, StrictDataclassError)  # a value that a configuration refuses; its cause says which
+    error = error.__cause__ if refused and isinstance(error.__cause__, Exception) else error
+    text = " ".join(str(error).split("\n\n")[0].split())
+    text = text if len(text) <= _MOST else text[: _MOST - 3] + "..."
+    if text and (refused or isinstance(error, _OWN_WORDS)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else short(error)
+
+
+def read_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises UserError if it has no vocabulary, or tokens without an embedding in the model.
+
+    Added tokens may lie beyond the model's embeddings; bilevel.model.loading gives them new ones.
+    """
+    tokenizer = read_pretrained(transformers.AutoTokenizer, name)
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    own = [number for token, number in tokenizer.get_vocab().items() if token not in added]
+    if not own:
+        raise UserError(
+            f"model_name_or_path {name!r}: there is no tokenizer, or one without a vocabulary; put the files of the "
+            "model's own tokenizer there (tokenizer.json and tokenizer_config.json)"
+        )
+    rows = getattr(read_pretrained(transformers.AutoConfig, name).get_text_config(), "vocab_size", None)
+    if rows is not None and max(own) >= rows:
+        raise UserError(
+            f"model_name_or_path {name!r}: the tokenizer has tokens up to number {max(own)}, but the model has "
+            f"embeddings for only {rows} (vocab_size in config.json), so the tokenizer is that of another model; put "
+            "the model's own there"
+        )
+    return tokenizer
