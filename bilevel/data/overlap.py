@@ -29,9 +29,17 @@ class Overlap:
     total: int
     examples: list[tuple[str, int, str, int]]
 
+    @property
+    def amount(self) -> str:
+        return f"{self.count:,} of {self.total:,} {self.second} records stand in {self.first} too"
+
+    @property
+    def places(self) -> list[str]:
+        """The examples in words."""
+        return [f"{file} record {a} is {other} record {b}" for file, a, other, b in self.examples]
+
     def __str__(self) -> str:
-        where = "; ".join(f"{file} record {a} is {other} record {b}" for file, a, other, b in self.examples)
-        return f"{self.count} of {self.total} {self.second} records stand in {self.first} too, such as {where}"
+        return f"{self.amount}, such as {'; '.join(self.places)}"
 
 
 def shared_files(files: dict[str, list[Path]]) -> list[str]:

@@ -271,6 +271,10 @@ function overview() {
   $("sources-section").hidden = data.sources.length < 2;
   $("sources").append(sources());
   $("judged").hidden = !data.sources.some((one) => one.verdict);
+  $("overlaps-section").hidden = !data.overlaps.length;
+  const item = (place) => make("li", {}, make("bdi", {}, place));
+  $("overlaps").append(...data.overlaps.map(([amount, ...places]) =>
+    make("li", {}, `${amount}, such as`, make("ul", {}, ...places.map(item)))));
   $("selection").textContent = data.selection;
   $("settings").textContent = data.settings;
   $("files").textContent = data.files_read;

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bilevel.data.noise import known_noise
+from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
 from bilevel.files import content_hash
 from bilevel.run.finished import FinishedRun, read_data
@@ -44,6 +45,7 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "charts": charts(metrics, sources),
         "histogram": histogram(run, noisy, metrics) if run.per_sample else None,
         "sources": sources,
+        "overlaps": [[overlap.amount, *overlap.places] for overlap in read_overlaps(run.folder)],
         "selection": selection,
         "files": [file.file for file in run.train],
         "records": records(run, rows, noisy, chosen),

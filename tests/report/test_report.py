@@ -16,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from bilevel.data.overlap import Overlap, write_overlaps
 from bilevel.data.records import read_rows
 from bilevel.export.selection import read_marks
 from bilevel.report import command as report
@@ -170,6 +171,22 @@ def test_a_chat_is_shown_turn_by_turn_and_an_alpaca_prompt_without_its_outer_hea
     ]
 
 
+OVERLAP = Overlap("train", "test", 1200, 4000, [("test <b>.json", 3, "a.json", 5), ("test <b>.json", 9, B, 0)])
+
+
+def test_records_in_common_are_told(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 16}, np.ones(16)))
+    assert report_data.page_data(run, 16)["overlaps"] == []
+    write_overlaps(run.folder, [OVERLAP])
+    assert report_data.page_data(run, 16)["overlaps"] == [
+        [
+            "1,200 of 4,000 test records stand in train too",
+            "test <b>.json record 3 is a.json record 5",
+            f"test <b>.json record 9 is {B} record 0",
+        ]
+    ]
+
+
 def test_no_text_ends_the_data(tmp_path: Path):
     run = read_finished(make_run(tmp_path, {"a.json": 16}, np.arange(16) / 7.5))
     page = report.as_html(report_data.page_data(run, 16)).decode()
@@ -222,6 +239,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = np.random.default_rng(1).permutation(N) + 100.0
     weights[list(HOSTILE)] = range(len(HOSTILE))
     folder = make_run(tmp_path_factory.mktemp("report"), {A: 6000, B: 4000}, weights / weights.mean())
+    write_overlaps(folder, [OVERLAP])
     assert report.main([str(folder)]) == 0
     return folder
 
@@ -321,6 +339,17 @@ def test_verdicts_are_drawn_on_one_scale(started: webdriver.Chrome, tmp_path: Pa
     assert not rows["c"].find_elements(By.CSS_SELECTOR, ".forest") and "–" in rows["c"].text
     assert len(started.find_elements(By.CSS_SELECTOR, "#charts .called")) == 2
     assert started.find_element(By.ID, "judged").is_displayed() and console(started) == []
+
+
+@browsing
+def test_it_shows_the_records_in_common(page: webdriver.Chrome, tmp_path: Path):
+    items = [item.text for item in page.find_elements(By.CSS_SELECTOR, "#overlaps li li")]
+    assert items == ["test <b>.json record 3 is a.json record 5", f"test <b>.json record 9 is {B} record 0"]
+    assert "1,200 of 4,000 test records stand in train too" in page.find_element(By.ID, "overlaps").text
+    other = make_run(tmp_path, {"a.json": 16}, np.ones(16))
+    assert report.main([str(other)]) == 0
+    page.get((other / "report.html").as_uri())
+    assert not page.find_element(By.ID, "overlaps-section").is_displayed()
 
 
 @browsing
