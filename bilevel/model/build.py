@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import itertools
 import re
 from collections.abc import Iterator
@@ -45,16 +46,22 @@ def new_shape(model_config: dict[str, Any]) -> transformers.PretrainedConfig:
 
 
 def _unknown(config: transformers.PretrainedConfig, numbers: dict[str, Any]) -> list[str]:
-    """A problem for each key that a configuration of this kind does not have, which it would keep without effect."""
+    """A problem for each key that neither the configuration nor the code of its model knows."""
     known = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map)
     ignored = vars(config).keys() | transformers.GenerationConfig().to_dict().keys()  # other keys have been converted
     problems = []
     for name in numbers:
-        if name not in known and name in ignored:
+        if name not in known and name in ignored and not re.search(rf"\b{re.escape(name)}\b", _code(config)):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"a {config.model_type} model has no {short(name)}{hint}")
+            problems.append(f"model_type {config.model_type} has no {short(name)}{hint}")
     return problems
+
+
+def _code(config: transformers.PretrainedConfig) -> str:
+    """The source of the model's module: some read a number that is no field of their configuration."""
+    mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return inspect.getsource(inspect.getmodule(mapping[type(config)])) if type(config) in mapping else ""
 
 
 def _impossible(config: transformers.PretrainedConfig) -> list[str]:
