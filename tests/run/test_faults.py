@@ -328,6 +328,7 @@ def test_no_room_for_the_results_loses_no_run(data: Path, tmp_path: Path, monkey
 def test_a_signal_does_not_wait_for_an_evaluation(data: Path, tmp_path: Path, monkeypatch):
     """In the middle of one it is left, and made anew by the run that goes on."""
     changes = {"save_every": 0, "eval_every": 2, "max_steps": 4, "micro_batch_tokens": 1024}
+    changes |= {"global_batch_size": 4, "val_batch_size": 4}
     real, calls, last = heldout.token_losses, [], math.inf
 
     def signalled(*args):
