@@ -15,7 +15,6 @@ import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
-import datasets  # noqa: E402
 import pytest  # noqa: E402
 
 pytest_plugins = ["limits"]
@@ -43,6 +42,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache() -> Iterator[None]:
+    import datasets  # here, because the process that only starts the workers needs none of it
+
     assert Path(datasets.config.HF_DATASETS_CACHE) == Path(_HOME.name) / "datasets"
     datasets.disable_progress_bars()
     yield

@@ -1,7 +1,7 @@
 """What a test of the default suite may cost: it starts no interpreter, shell or browser, and takes little time.
 
-A plugin of conftest.py. Every run checks what is started. `--processor-limit SECONDS` checks the time, too;
-it depends on the machine, so only CI asks for it.
+A plugin of conftest.py. Every run checks what is started. The time depends on the machine and on what else it does, so
+it is checked only on demand: `python -m pytest --processor-limit 4` on an idle machine.
 """
 
 import contextlib

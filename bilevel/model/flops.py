@@ -21,10 +21,8 @@ class Passes:
     """
 
     def __init__(self):
-        self.forward, self.backward = (
-            np.zeros(4),
-            np.zeros(4),
-        )  # backward counts forward passes that a backward pass followed
+        self.forward, self.backward = np.zeros(4), np.zeros(4)  # backward: forward passes that a backward pass followed
+        self.model: tuple[transformers.PretrainedConfig, np.ndarray] | None = None  # the last one, and its coefficients
 
     def add(self, micro: MicroBatch, backward: bool) -> None:
         terms = _terms(*micro.input_ids.shape, int((micro.targets != IGNORE).sum()))
@@ -43,7 +41,9 @@ class Passes:
 
         They assume that all parameters are trainable; LISA and LoRA need fewer.
         """
-        coefficients = _coefficients(type(config), config.to_json_string())
+        if self.model is None or self.model[0] is not config:  # a configuration takes 10 ms to write as text
+            self.model = config, _coefficients(type(config), config.to_json_string())
+        coefficients = self.model[1]
         return float(self.forward @ coefficients[:, 0] + self.backward @ coefficients[:, 1])
 
 

@@ -92,14 +92,14 @@ def test_a_pretrained_model_s_perplexity_is_its_own():
     [("rho", "empty"), ("influence", "empty"), ("rho", "random"), ("influence", "random"), ("loss", "random")],
 )
 def test_noisy_samples_come_last(method: str, kind: str):
-    s = make_scoring(kind)
+    s = make_scoring(kind, micro_batch_tokens=1000)
     scores = METHODS[method].function()(s)
     assert roc_auc_score(s.train.is_noisy, -scores) > (0.95 if kind == "empty" else 0.8)
 
 
 def test_a_loss_filter_keeps_what_is_emptied():
     """It must be so: nothing is easier than an end."""
-    s = make_scoring("empty")
+    s = make_scoring("empty", micro_batch_tokens=1000)
     assert roc_auc_score(s.train.is_noisy, -METHODS["loss"].function()(s)) < 0.1
 
 

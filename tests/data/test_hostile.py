@@ -271,15 +271,15 @@ def test_a_file_that_changes_while_it_is_read(write: Write, monkeypatch: pytest.
     assert read_rows(write("growing.json", '{"text": "first"}\n'))["contents"][:] == [["first"]]
 
 
-@pytest.mark.parametrize("text", ["word " * 400_000, "x" * 2_000_000], ids=["words", "one-word"])
+@pytest.mark.parametrize("text", ["word " * 100_000, "x" * 500_000], ids=["words", "one-word"])
 def test_a_large_record_is_truncated(write: Write, text: str) -> None:
-    """2 MB; the time grows with the length, so 10 MB takes five times as long."""
+    """Half a MB; the time grows with the length, so 10 MB takes twenty times as long."""
     start = time.perf_counter()
     tokenizer = tokenizer_of("gpt2")
     samples = load_samples([write("large.json", alpaca("a", text))], "auto", Tokeniser(tokenizer, 64, "response"))
     [ids] = samples.table["input_ids"][:]
     assert len(ids) == 64 and tokenizer.decode(ids).startswith(asked("a")[0] + text[:20])
-    assert time.perf_counter() - start < 60
+    assert time.perf_counter() - start < 15
 
 
 def test_a_new_tokenizer_and_a_large_word(write: Write) -> None:
@@ -342,7 +342,8 @@ def test_code_beside_a_model_never_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_remote_code_is_off_everywhere() -> None:
     files = [path for path in ROOT.rglob("*.py") if not {".venv", "outputs"} & set(path.parts)]
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    trees = {path: ast.parse(text) for path, text in texts.items() if "trust_remote_code" in text}
     given = {
         (path.name, ast.unparse(node.value))
         for path, tree in trees.items()

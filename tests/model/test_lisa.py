@@ -17,6 +17,7 @@ from bilevel.settings.fields import Settings
 from bilevel.step.f2sa import penalty_step
 
 BLOCKS = 3
+SEED = 12  # in four intervals it draws blocks 0, 0, 2, 1: one twice in a row, and every one
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -99,7 +100,7 @@ def one_step(step: int, copies: dict[str, TorchCopy], lisa: Lisa | None, lr: flo
     if lisa:
         lisa.switch(step, copies)
     ids = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(step)).tolist()
-    train, validation = cut(ids[:12], 5), cut(ids[12:18], 5)
+    train, validation = cut(ids[:12], 6), cut(ids[12:18], 6)
     penalty_step(**copies, weights=source_weights(), train=train, validation=validation, nu=NU, lr_y=lr,
                  seed=1000 * step)  # fmt: skip
 
@@ -229,11 +230,11 @@ def test_every_block_is_drawn_about_equally_often():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_drawn_blocks_and_the_rest_move_and_hold_state(family):
-    """Invariant 6, over eight intervals that draw every block, with weight decay on."""
-    lisa, copies = two_copies(make(family), {"layers": 1, "interval": 2}, weight_decay=0.1)
+    """Invariant 6, over four intervals that draw every block, with weight decay on."""
+    lisa, copies = two_copies(make(family), {"layers": 1, "interval": 2, "seed": SEED}, weight_decay=0.1)
     start = {name: snapshot(copy_.model) for name, copy_ in copies.items()}
     ever, previous = set(), None
-    for interval in range(8):
+    for interval in range(4):
         drawn = lisa.draw(interval, "u")
         before = {name: snapshot(copy_.model) for name, copy_ in copies.items()}
         lisa.switch(2 * interval, copies)
@@ -292,7 +293,7 @@ def test_moments_of_what_is_always_on_continue_and_those_of_drawn_blocks_start_a
 def test_with_all_layers_it_is_full_training_bit_for_bit():
     lisa, copies = two_copies(make(), {"layers": BLOCKS, "interval": 2}, weight_decay=0.1, clip_grad_norm=0.5)
     _, full = two_copies(make(), None, weight_decay=0.1, clip_grad_norm=0.5)
-    for step in range(7):
+    for step in range(5):
         one_step(step, copies, lisa)
         one_step(step, full, None)
     for name in "uw":
@@ -302,9 +303,11 @@ def test_with_all_layers_it_is_full_training_bit_for_bit():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_embedding_head_and_final_norm_can_be_frozen(tied):
-    lisa, copies = two_copies(make(tie_word_embeddings=tied), {"lisa_train_embeddings": False}, weight_decay=0.1)
+    lisa, copies = two_copies(
+        make(tie_word_embeddings=tied), {"lisa_train_embeddings": False, "seed": SEED}, weight_decay=0.1
+    )
     start = snapshot(copies["w"].model)
-    for step in range(16):
+    for step in range(8):
         one_step(step, copies, lisa)
         drawn = lisa.draw(step // 2, "w")
         assert with_state(copies["w"]) == names_of(copies["w"].model, [lisa.layers["w"].blocks[i] for i in drawn])

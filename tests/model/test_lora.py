@@ -96,7 +96,7 @@ def test_the_saved_model_is_plain_and_says_the_same(family: str, tmp_path: Path)
 
 
 def test_a_run_with_adapters_is_saved_merged_and_goes_on_bit_for_bit(data: Path, tmp_path: Path):
-    chosen = {"method": "fixed", "x_init": "size", "lora_rank": 2, "save_every": 2, "lr_y": 1e-2}
+    chosen = {"method": "fixed", "x_init": "size", "lora_rank": 2, "save_every": 2, "lr_y": 1e-2, "max_steps": 4}
     metrics = train(data, tmp_path / "whole", **chosen)
     assert train_until(3, settings(data, tmp_path / "stopped", **chosen)) == 143
     train(data, tmp_path / "stopped", **chosen)

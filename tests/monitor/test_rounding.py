@@ -22,14 +22,14 @@ from bilevel.processes import ALONE
 from bilevel.step.f2sa import penalty_step
 from bilevel.weights.learned import SourceWeights
 
-TOKENS = 2048
+TOKENS = 16384
 
 
 @pytest.fixture
 def early_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks at steps 4 and 8, and an end from 8 on, instead of 16, 32 and 64."""
-    monkeypatch.setattr(rounding, "FIRST", 4)
-    monkeypatch.setattr(rounding, "PATIENCE", 8)
+    """Checks at steps 2, 4 and 8, and an end from 4 on, instead of 16, 32 and 64."""
+    monkeypatch.setattr(rounding, "FIRST", 2)
+    monkeypatch.setattr(rounding, "PATIENCE", 4)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_in_the_safe_region_the_gaps_are_those_of_fp32(parts: dict[str, Samples]
 
 @pytest.mark.parametrize(("lr_y", "alpha"), [(1e-7, 100), (1e-6, 1000)])
 def test_where_the_gaps_are_lost_the_signal_says_so(parts: dict[str, Samples], lr_y, alpha):
-    copies = two_copies(parts, lr_y, alpha, 20)
+    copies = two_copies(parts, lr_y, alpha, 8)
     batch = parts["train"].batch(parts["train"].all_ids, TOKENS, ALONE)
     found = gaps(copies, parts["train"], bf16=True)
     assert abs(correlation(found, gaps(copies, parts["train"], bf16=False))) < 0.3
@@ -141,21 +141,21 @@ def test_wide_logits_are_the_products_of_bf16_numbers_unrounded(bias: bool, auto
     torch.testing.assert_close(mine.weight.grad.double(), wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
-LOST = {"dtype": "bf16", "lr_y": 1e-7, "alpha": 1000, "warmup_ratio": 0, "eval_every": 1000}
+LOST = {"dtype": "bf16", "lr_y": 1e-7, "alpha": 1000, "warmup_ratio": 0, "test_data": []}
 
 
 @pytest.mark.usefixtures("early_checks")
 def test_a_run_that_rounding_makes_hopeless_ends_with_the_reason(data: Path, tmp_path: Path, capsys):
-    assert train_bilevel.main(settings(data, tmp_path / "r", max_steps=10, **LOST)) == 1
+    assert train_bilevel.main(settings(data, tmp_path / "r", max_steps=6, **LOST)) == 1
     said = capsys.readouterr().out
-    assert "step 4: rounding to bf16 hides" in said and "step 8: rounding to bf16 hides what moves x" in said
+    assert "step 2: rounding to bf16 hides" in said and "step 4: rounding to bf16 hides what moves x" in said
     assert "Raise lr_y (1e-07), lower alpha (1000)" in said and not (tmp_path / "r" / "model").exists()
 
 
 @pytest.mark.usefixtures("early_checks")
 def test_it_goes_on_when_told_to(data: Path, tmp_path: Path, capsys):
-    metrics = train(data, tmp_path / "r", max_steps=10, rounding_guard="warn", **LOST)
-    assert metrics["gap_signal"].dropna().index.tolist() == [4, 8] and metrics["gap_signal"].max() < 0.3
+    metrics = train(data, tmp_path / "r", max_steps=4, rounding_guard="warn", **LOST)
+    assert metrics["gap_signal"].dropna().index.tolist() == [2, 4] and metrics["gap_signal"].max() < 0.3
     assert capsys.readouterr().out.count("rounding to bf16 hides what moves x") == 2
 
 

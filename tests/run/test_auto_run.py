@@ -11,7 +11,7 @@ from bilevel.run.finished import read_finished
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
-CHANGES = {"max_steps": 16, "eval_every": 8, "save_every": 4, "save_model": "none", "x_warmup_steps": 2}
+CHANGES = {"max_steps": 8, "eval_every": 4, "save_every": 3, "save_model": "none", "x_warmup_steps": 2}
 
 
 def test_a_run_with_the_default(data: Path, tmp_path: Path):
@@ -26,11 +26,11 @@ def test_a_run_with_the_default(data: Path, tmp_path: Path):
 
     said = (tmp_path / "whole" / "run.log").read_text()
     assert "x_optimizer auto at every step (lr_x, x_lr_schedule and upper_every are not used)" in said
-    assert "step 8/16: what the gaps show of each source\n  train_clean: " in said
+    assert "step 4/8: what the gaps show of each source\n  train_clean: " in said
     assert "of 2 sources" in said and "lr_x=" not in said
 
     stopped = settings(data, tmp_path / "stopped", **CHANGES)
-    assert train_until(9, stopped) == 143
+    assert train_until(4, stopped) == 143
     train(data, tmp_path / "stopped", **CHANGES)
     for file in ("metrics.csv", "weights.csv"):
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -37,8 +37,9 @@ STATE = {
 
 
 def changes(data: Path, weights: str, lisa: bool) -> dict:
-    """Settings of twelve steps whose checkpoints, x steps, draws and evaluations fall on different steps."""
-    steps = {"max_steps": 12, "save_every": 5, "eval_every": 4, "upper_every": 2, "weights": weights}
+    """Settings of ten steps whose checkpoints, x steps, draws and evaluations fall on different steps."""
+    steps = {"max_steps": 10, "save_every": 5, "eval_every": 4, "upper_every": 2, "weights": weights}
+    steps |= {"global_batch_size": 8, "val_batch_size": 8}
     mixed = {"train_data": [str(data / "mixed" / "train_mixed.json")]} if weights == "sample" else {}
     return steps | mixed | ({"lisa_layers": 1, "lisa_interval": 3} if lisa else {})
 
@@ -55,7 +56,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = si
     monkeypatch.setattr(train_bilevel, "one_step", signalled)
 
 
-OFTEN = (1, 6, 5)  # steps of each start: after steps 1, 7 and 12, the last
+OFTEN = (1, 6, 3)  # steps of each start: after steps 1, 7 and 10, the last
 STOPS = [
     ("sample", True, 1, (7,)),
     *(pytest.param("source", lisa, 1, OFTEN, marks=pytest.mark.slow) for lisa in (False, True)),
@@ -176,39 +177,41 @@ def test_two_runs_in_one_folder_are_refused(data: Path, tmp_path: Path, capsys):
     assert f"a process is still at work in {out}" in capsys.readouterr().err
 
 
+SHORT = {"max_steps": 4, "save_every": 2, "eval_every": 100}
+
+
 @pytest.fixture
 def unfinished(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run that was stopped after step 7."""
+    """The folder of a run that was stopped after step 3."""
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 7)
-        assert train_bilevel.main(settings(data, tmp_path / "r", **changes(data, "source", False))) == 143
+        interrupt_after(patch, 3)
+        assert train_bilevel.main(settings(data, tmp_path / "r", **SHORT)) == 143
     return tmp_path / "r"
 
 
 def test_other_settings_are_refused(data: Path, unfinished: Path, capsys):
-    changed = changes(data, "source", False) | {"lr_x": 0.5, "seed": 3}
+    changed = SHORT | {"lr_x": 0.5, "seed": 3}
     assert train_bilevel.main(settings(data, unfinished, **changed)) == 2
     said = capsys.readouterr().err
     assert "of other settings, lr_x was 0.1 and is 0.5, seed was 0 and is 3: change them back, or" in said
-    free = changes(data, "source", False) | {"save_every": 3, "keep_checkpoints": 1, "gpu_memory_gib": 24}
+    free = SHORT | {"save_every": 4, "keep_checkpoints": 1, "gpu_memory_gib": 24}
     assert train_bilevel.main(settings(data, unfinished, **free)) == 0
-    assert [path.name for path in (unfinished / "checkpoints").iterdir()] == ["step_000012"]
+    assert [path.name for path in (unfinished / "checkpoints").iterdir()] == ["step_000004"]
 
 
 def test_never_and_a_finished_run_are_refused(data: Path, unfinished: Path, capsys):
-    changed = changes(data, "source", False)
-    assert train_bilevel.main(settings(data, unfinished, resume="never", **changed)) == 2
+    assert train_bilevel.main(settings(data, unfinished, resume="never", **SHORT)) == 2
     assert "already holds an unfinished run and resume is never" in capsys.readouterr().err
-    assert train_bilevel.main(settings(data, unfinished, **changed)) == 0
-    assert train_bilevel.main(settings(data, unfinished, **changed)) == 2
+    assert train_bilevel.main(settings(data, unfinished, **SHORT)) == 0
+    assert train_bilevel.main(settings(data, unfinished, **SHORT)) == 2
     assert "already holds a run, which is never overwritten" in capsys.readouterr().err
 
 
 def test_a_checkpoint_by_its_path(data: Path, unfinished: Path, tmp_path: Path, capsys):
-    path = unfinished / "checkpoints" / "step_000005"
-    changed = changes(data, "source", False) | {"resume": str(path)}
+    path = unfinished / "checkpoints" / "step_000002"
+    changed = SHORT | {"resume": str(path)}
     assert train_bilevel.main(settings(data, unfinished, **changed)) == 0
-    assert "going on after step 5" in capsys.readouterr().out
+    assert "going on after step 2" in capsys.readouterr().out
     (tmp_path / "no").mkdir()
     changed["resume"] = str(tmp_path / "no")
     assert train_bilevel.main(settings(data, tmp_path / "other", **changed)) == 2

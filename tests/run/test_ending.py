@@ -25,7 +25,7 @@ from bilevel.weights import csv_file
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
 RESULTS = ("metrics.csv", "weights.csv", "model/model.safetensors")
-SHORT = {"max_steps": 3, "save_every": 0, "eval_every": 2}
+SHORT = {"max_steps": 3, "save_every": 0, "eval_every": 2, "global_batch_size": 8, "val_batch_size": 8}
 # What is called at the end of a run, in order, and the exit code of a run that gets SIGTERM then.
 MOMENTS = {
     "the model": (TorchCopy, "save", 143),

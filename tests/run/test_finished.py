@@ -43,8 +43,8 @@ def test_a_run_records_its_data_and_can_be_read_when_it_has_finished(data: Path,
     noisy = json.loads((data / "train_noisy.json").read_text())[:48]
     (tmp_path / "train_noisy.json").write_text(json.dumps(noisy))
     files = [data / "train_clean.json", tmp_path / "train_noisy.json"]
-    arguments = settings(data, tmp_path / "r", train_data=[str(file) for file in files])
-    train_until(3, arguments)
+    arguments = settings(data, tmp_path / "r", train_data=[str(file) for file in files], max_steps=3)
+    train_until(1, arguments)
     with pytest.raises(UserError, match="is not finished"):
         read_finished(tmp_path / "r")
     first = (tmp_path / "r" / "data.json").read_bytes()
@@ -56,7 +56,7 @@ def test_a_run_records_its_data_and_can_be_read_when_it_has_finished(data: Path,
             assert found == {"file": path.name, "path": str(path), "sha256": sha256, "records": n, "samples": n}
     run = read_finished(str(tmp_path / "r"))
     p = pd.read_csv(tmp_path / "r" / "weights.csv")["weight"]
-    assert run.name == "r" and not run.per_sample and run.settings.max_steps == 6
+    assert run.name == "r" and not run.per_sample and run.settings.max_steps == 3
     np.testing.assert_allclose(run.weights[0], [144 * p[0] / 96] * 96, rtol=1e-12)
     np.testing.assert_allclose(run.weights[1], [144 * p[1] / 48] * 48, rtol=1e-12)
     assert np.concatenate(run.weights).mean() == pytest.approx(1)

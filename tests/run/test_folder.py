@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_old_log")
 
 RESULTS = ("metrics.csv", "weights.csv", "model/model.safetensors")
 UNFINISHED = ".0123456789abcdef.new"  # the name of a file that was being written
-TEN = {"max_steps": 10, "save_every": 2, "eval_every": 5}
+TEN = {"max_steps": 10, "save_every": 2, "eval_every": 5, "global_batch_size": 8, "val_batch_size": 8}
 
 
 def damage(run: Path) -> None:
@@ -152,10 +152,10 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_a_start_that_another_overtakes_touches_nothing(data: Path, tmp_path: Path, monkeypatch, capsys):
     """Another process takes the folder, works, and ends or not, all while this one is loading."""
     out = tmp_path / "r"
-    arguments, setup = settings(data, out, **TEN), train_bilevel.setup
+    arguments, setup = settings(data, out, max_steps=3, save_every=1), train_bilevel.setup
     others: dict[str, Callable[[], object]] = {
         "a process is still at work in": lambda: (out.mkdir(), hold(out))[1],
-        "another process has been at work in": lambda: train_until(3, arguments),
+        "another process has been at work in": lambda: train_until(1, arguments),
         "already holds a run, which is never overwritten": lambda: train_bilevel.main(arguments),
     }
     for message, other in others.items():

@@ -147,15 +147,16 @@ def test_per_sample_run(data: Path, tmp_path: Path):
 
 def test_same_settings_same_bytes(data: Path, tmp_path: Path):
     for name in ("a", "b"):
-        train(data, tmp_path / name, dropout=0.1)
+        train(data, tmp_path / name, dropout=0.1, max_steps=3, x_optimizer="adam")
     for file in ("metrics.csv", "weights.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_evaluation_and_logging_change_nothing(data: Path, tmp_path: Path):
     """Invariant 10, with dropout on."""
-    often = train(data, tmp_path / "often", dropout=0.1, eval_every=1)
-    seldom = train(data, tmp_path / "seldom", dropout=0.1, eval_every=100, test_data=[])
+    changes = {"dropout": 0.1, "max_steps": 3, "x_optimizer": "adam"}
+    often = train(data, tmp_path / "often", eval_every=1, **changes)
+    seldom = train(data, tmp_path / "seldom", eval_every=100, test_data=[], **changes)
     names = [*STEP_COLUMNS, *(f"weight/{source}" for source in SOURCES)]
     pd.testing.assert_frame_equal(often[names], seldom[names])
     assert "test_loss_w" not in seldom
@@ -165,30 +166,34 @@ def test_between_logged_steps_nothing_is_logged(data: Path, tmp_path: Path, monk
     """And the rows that there are, are those of a run that logs every step."""
     logged, log_row = [], train_bilevel.log_row
     monkeypatch.setattr(train_bilevel, "log_row", lambda run, *rest: (logged.append(run.step), log_row(run, *rest))[1])
-    seen = train(data, tmp_path / "seldom", log_every=4, eval_every=100, max_steps=9)
-    assert logged == [0, 4, 8, 9]
-    every = train(data, tmp_path / "every", eval_every=100, max_steps=9)
-    pd.testing.assert_frame_equal(seen, every.iloc[[0, 4, 8, 9]].reset_index(drop=True))
+    changes = {"eval_every": 100, "max_steps": 5, "x_optimizer": "adam"}
+    seen = train(data, tmp_path / "seldom", log_every=2, **changes)
+    assert logged == [0, 2, 4, 5]
+    every = train(data, tmp_path / "every", **changes)
+    pd.testing.assert_frame_equal(seen, every.iloc[[0, 2, 4, 5]].reset_index(drop=True))
 
 
 def test_names_mean_nothing(data: Path, tmp_path: Path):
     """Invariant 11: renamed in the same order, no name saying clean or noisy, x is the same."""
     for source, name in zip(SOURCES, ("noisy_a", "pure_b"), strict=True):
         (tmp_path / f"{name}.json").write_bytes((data / f"{source}.json").read_bytes())
-    named = train(data, tmp_path / "named")
-    renamed = train(data, tmp_path / "renamed", train_data=[str(tmp_path / "*_[ab].json")])
+    changes = {"max_steps": 3, "x_optimizer": "adam"}
+    named = train(data, tmp_path / "named", **changes)
+    renamed = train(data, tmp_path / "renamed", train_data=[str(tmp_path / "*_[ab].json")], **changes)
+    assert named["weight/train_clean"].nunique() > 1
     assert named["weight/train_clean"].tolist() == renamed["weight/noisy_a"].tolist()
     assert named["weight/train_noisy"].tolist() == renamed["weight/pure_b"].tolist()
 
 
 def test_warmup_of_x_and_upper_every(data: Path, tmp_path: Path):
-    metrics = train(data, tmp_path / "r", x_warmup_steps=3, upper_every=2, max_steps=7, x_optimizer="adam")
+    metrics = train(data, tmp_path / "r", x_warmup_steps=3, upper_every=2, max_steps=5, x_optimizer="adam")
     moved = metrics["weight/train_clean"].diff().fillna(0) != 0
-    assert moved.tolist() == [False, False, False, False, True, False, True, False]
+    assert moved.tolist() == [False, False, False, False, True, False]
 
 
 def test_schedules(data: Path, tmp_path: Path):
-    metrics = train(data, tmp_path / "r", warmup_ratio=0.25, max_steps=8, x_lr_schedule="constant", x_optimizer="adam")
+    changes = {"warmup_ratio": 0.25, "x_lr_schedule": "constant", "x_optimizer": "adam"}
+    metrics = train(data, tmp_path / "r", max_steps=8, global_batch_size=2, val_batch_size=1, test_data=[], **changes)
     cosine = [0.5 * (1 + np.cos(np.pi * k / 6)) for k in range(6)]
     np.testing.assert_allclose(metrics["lr_y"][1:], 3e-3 * np.array([1 / 3, 2 / 3, *cosine]))
     np.testing.assert_allclose(metrics["lr_x"][1:], 0.1 * np.array([1 / 3, 2 / 3, *[1] * 6]))
@@ -196,16 +201,16 @@ def test_schedules(data: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("weights", ["source", "sample"])
 def test_x_starts_from_an_earlier_runs_weights(data: Path, tmp_path: Path, weights: str):
-    train(data, tmp_path / "first", weights=weights)
+    train(data, tmp_path / "first", weights=weights, max_steps=2, x_optimizer="adam")
     start = str(tmp_path / "first" / "weights.csv")
     train(data, tmp_path / "second", weights=weights, x_init=start, x_warmup_steps=1, max_steps=2, upper_every=2)
     train(data, tmp_path / "still", weights=weights, x_init=start, lr_x=0, max_steps=1)
     first, still = (pd.read_csv(tmp_path / name / "weights.csv")["weight"] for name in ("first", "still"))
+    assert first.nunique() > 1
     np.testing.assert_allclose(first, still, rtol=1e-5)
     other = make_data(tmp_path / "other", size=90)
-    assert train_bilevel.main(settings(other, tmp_path / "no", weights=weights, x_init=start)) == (
-        2 if weights == "sample" else 0
-    )
+    changes = {"weights": weights, "x_init": start, "max_steps": 1}
+    assert train_bilevel.main(settings(other, tmp_path / "no", **changes)) == (2 if weights == "sample" else 0)
 
 
 def test_size_start_counts_every_sample_once(data: Path, tmp_path: Path):
@@ -218,12 +223,12 @@ def test_size_start_counts_every_sample_once(data: Path, tmp_path: Path):
 
 
 def test_epochs_decide_the_steps(data: Path, tmp_path: Path):
-    assert train(data, tmp_path / "r", max_steps=None, epochs=0.5)["step"].iloc[-1] == 6
+    assert train(data, tmp_path / "r", max_steps=None, epochs=0.25)["step"].iloc[-1] == 3
 
 
 @pytest.mark.parametrize("copy", ["w", "u", "none"])
 def test_the_copy_that_is_saved(data: Path, tmp_path: Path, copy: str):
-    losses = train(data, tmp_path / "r", save_model=copy).iloc[-1]
+    losses = train(data, tmp_path / "r", save_model=copy, max_steps=2).iloc[-1]
     if copy == "none":
         assert not (tmp_path / "r" / "model").exists()
         return

@@ -2,7 +2,7 @@
 
 The suite runs a fixed choice of examples. The long run draws new ones, that many in all:
 
-    FUZZ_EXAMPLES=100000 FUZZ_LARGE=1 python -m pytest tests/test_fuzz.py
+    FUZZ_EXAMPLES=100000 FUZZ_LARGE=1 python -m pytest tests/settings/test_fuzz.py
 
 FUZZ_LARGE measures memory on files of 20 MB instead of 1.
 """
@@ -167,7 +167,7 @@ def generated(path: Path, format: str) -> list[dict[str, Any]]:
     return list(_rows(str(path), format, hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
-@examples(600, 0.5)
+@examples(200, 0.5)
 @given(data=files(), format=st.sampled_from(FORMATS))
 def test_any_file(folder: Path, data: bytes, format: str) -> None:
     (folder / "any.json").write_bytes(data)
@@ -176,7 +176,7 @@ def test_any_file(folder: Path, data: bytes, format: str) -> None:
         check_rows(rows, data)
 
 
-@examples(60, 0.01)
+@examples(40, 0.01)
 @given(data=files(), format=st.sampled_from(FORMATS))
 def test_any_file_through_the_cache(folder: Path, data: bytes, format: str) -> None:
     (folder / "cached.json").write_bytes(data)
@@ -248,7 +248,7 @@ def check_settings(found: Settings) -> None:
     assert not problems and again == found
 
 
-@examples(500, 0.12)
+@examples(200, 0.12)
 @given(values=SETTINGS)
 def test_any_mapping(values: dict[str, Any]) -> None:
     found, problems = validate(GIVEN | values)
@@ -297,7 +297,7 @@ YAML = (
 )
 
 
-@examples(300, 0.1)
+@examples(100, 0.1)
 @given(data=YAML)
 def test_any_configuration_file(folder: Path, data: bytes) -> None:
     (folder / "any.yaml").write_bytes(data)
@@ -317,7 +317,7 @@ WORDS = (
 LINE = ["--train_data", "a", "--val_data", "b", "--model_name_or_path", "m"]
 
 
-@examples(200, 0.08)
+@examples(100, 0.08)
 @given(words=st.lists(WORDS, max_size=6), whole=st.booleans())
 def test_any_command_line(words: list[str], whole: bool) -> None:
     words = [word for word in words if not word.startswith(("--help", "-h"))]

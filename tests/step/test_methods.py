@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_helpers import settings, train, train_until
+from run_helpers import make_data, settings, train, train_until
 
 import train_bilevel
 
 QUICK, OTHERS = ["influence", "uniform"], ["loss", "perplexity", "rho", "ifd", "oracle"]
 MIXED = {"weights": "sample", "max_steps": None, "epochs": 1.0, "global_batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of 24 records a source: a score reads all of them."""
+    return make_data(tmp_path_factory.mktemp("few"), 24)
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +31,10 @@ def mixed(data: Path) -> list[str]:
 def test_a_baseline_s_run_ends_in_weights(method: str, data: Path, tmp_path: Path):
     metrics = train(data, tmp_path / "run", method=method, train_data=mixed(data), **MIXED)
     weights = pd.read_csv(tmp_path / "run" / "weights.csv")
-    assert list(weights) == ["file", "index", "weight", "is_noisy", "score"] and len(weights) == 192
+    assert list(weights) == ["file", "index", "weight", "is_noisy", "score"] and len(weights) == 48
     assert weights["weight"].mean() == pytest.approx(1)
     chosen = weights["weight"] > 0
-    assert chosen.sum() == (192 if method == "uniform" else 96)
+    assert chosen.sum() == (48 if method == "uniform" else 24)
     assert method == "uniform" or weights["score"][chosen].min() >= weights["score"][~chosen].max()
     assert len(metrics) == 1 and {"roc_auc", "weight/train_mixed"} <= set(metrics) and "loss_w" not in metrics
     timing = pd.read_csv(tmp_path / "run" / "timing.csv")
@@ -40,15 +46,15 @@ def test_fixed_trains_on_what_a_baseline_keeps(data: Path, tmp_path: Path):
     train(data, tmp_path / "oracle", method="oracle", train_data=mixed(data), **MIXED)
     start = str(tmp_path / "oracle")
     fixed = train(data, tmp_path / "fixed", method="fixed", x_init=start, train_data=mixed(data), **MIXED)
-    assert fixed["step"].iloc[-1] == 6 and fixed["roc_auc"].iloc[-1] == 1
+    assert fixed["step"].iloc[-1] == 2 and fixed["roc_auc"].iloc[-1] == 1
 
 
 def test_per_source_a_baseline_gives_shares_of_what_is_kept(data: Path, tmp_path: Path):
     train(data, tmp_path / "rho", method="rho", keep=0.25)
     weights = pd.read_csv(tmp_path / "rho" / "weights.csv")
     assert list(weights) == ["source", "weight", "samples", "score"] and weights["weight"].sum() == pytest.approx(1)
-    assert (weights["weight"] * 48 % 1).round(6).isin([0, 1]).all()
-    train(data, tmp_path / "fixed", method="fixed", x_init=str(tmp_path / "rho"))
+    assert (weights["weight"] * 12 % 1).round(6).isin([0, 1]).all()
+    train(data, tmp_path / "fixed", method="fixed", x_init=str(tmp_path / "rho"), max_steps=2)
 
 
 def test_align_trains_one_model_and_saves_it(data: Path, tmp_path: Path):
@@ -93,8 +99,8 @@ def test_operations_of_f2sa_are_those_of_three_passes_and_of_fixed_of_one(data: 
         ({"method": "ifd", "loss_on": "all"}, "have no prompts"),
         ({"method": "rho", "keep": 0}, "keep: input should be greater than 0"),
         (
-            {"max_steps": None, "epochs": 1, "x_warmup_steps": 12},
-            "x_warmup_steps 12 leave x no step to learn in the run's 12",
+            {"max_steps": None, "epochs": 1, "x_warmup_steps": 3},
+            "x_warmup_steps 3 leave x no step to learn in the run's 3",
         ),
         (
             {"max_steps": 4, "upper_every": 5, "x_optimizer": "sgd"},

@@ -127,10 +127,16 @@ def plain_loop(run: Run) -> tuple[dict[str, torch.Tensor], list[float]]:
     return model.state_dict(), norms
 
 
-def test_uniform_weights_are_plain_fine_tuning(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of 24 records a source, of which few steps read all."""
+    return make_data(tmp_path_factory.mktemp("few"), 24)
+
+
+def test_uniform_weights_are_plain_fine_tuning(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept, fit = [], train_bilevel.fit
     monkeypatch.setattr(train_bilevel, "fit", lambda run, *others: kept.append(run) or fit(run, *others))
-    metrics = train(data, tmp_path / "r", **mixed(data), max_steps=14, weight_decay=0.1, clip_grad_norm=0.5)
+    metrics = train(few, tmp_path / "r", **mixed(few), max_steps=5, weight_decay=0.1, clip_grad_norm=0.5)
     assert metrics["epoch"].iloc[-1] > 1
     (expected, norms), found = plain_loop(kept[0]), load_file(tmp_path / "r" / "model" / "model.safetensors")
     np.testing.assert_allclose(metrics["grad_norm_w"][1:], norms, rtol=1e-5)
@@ -139,29 +145,30 @@ def test_uniform_weights_are_plain_fine_tuning(data: Path, tmp_path: Path, monke
 
 
 def test_a_learned_run_is_retrained_on_its_weights(data: Path, tmp_path: Path):
-    train(data, tmp_path / "learned", lr_x=1.0, x_optimizer="adam")
-    metrics = train(data, tmp_path / "again", method="fixed", x_init=str(tmp_path / "learned"), weights="source")
+    train(data, tmp_path / "learned", lr_x=1.0, x_optimizer="adam", max_steps=2)
+    given = {"method": "fixed", "x_init": str(tmp_path / "learned"), "weights": "source", "max_steps": 2}
+    metrics = train(data, tmp_path / "again", **given)
     learned, again = (pd.read_csv(tmp_path / name / "weights.csv") for name in ("learned", "again"))
     pd.testing.assert_frame_equal(learned[["source", "weight", "samples"]], again, rtol=1e-12)
     shares = ["weight/train_clean", "weight/train_noisy"]
     noise = ["roc_auc", "threshold", "precision", "recall"]
     assert list(metrics) == ["step", "epoch", "loss_w", "grad_norm_w", "lr_y", *shares, "test_loss_w", *noise]
-    assert metrics[shares].nunique().tolist() == [1, 1] and metrics["loss_w"].notna().sum() == 6
+    assert metrics[shares].nunique().tolist() == [1, 1] and metrics["loss_w"].notna().sum() == 2
     files = {path.name for path in (tmp_path / "again").iterdir()}
     assert {"config.yaml", "metrics.csv", "weights.csv", "weights.png", "model", "run.log"} <= files
     said = (tmp_path / "again" / "run.log").read_text()
     assert "one copy" in said and "test loss per token: w" in said and ", u " not in said
 
 
-def test_what_weighs_nothing_is_never_read(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_weighs_nothing_is_never_read(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     weights = tmp_path / "weights.csv"
-    places = pd.DataFrame({"file": "train_mixed.json", "index": range(192), "weight": [2.0, 0.0] * 96})
+    places = pd.DataFrame({"file": "train_mixed.json", "index": range(48), "weight": [2.0, 0.0] * 24})
     places.to_csv(weights, index=False)
     seen, draw = [], Run.draw
     monkeypatch.setattr(Run, "draw", lambda run: seen.append(draw(run)) or seen[-1])
-    train(data, tmp_path / "r", **mixed(data), x_init=str(weights), max_steps=12)
+    train(few, tmp_path / "r", **mixed(few), x_init=str(weights), max_steps=3)
     drawn = torch.cat([batch.sample_ids for batch, _ in seen])
-    assert (drawn % 2 == 0).all() and drawn.bincount(minlength=192)[::2].tolist() == [2] * 96
+    assert (drawn % 2 == 0).all() and drawn.bincount(minlength=48)[::2].tolist() == [2] * 24
     found = pd.read_csv(tmp_path / "r" / "weights.csv")
     assert found["weight"].tolist() == places["weight"].tolist()
 
@@ -201,23 +208,23 @@ def test_two_processes_under_zero_train_the_same_model(data: Path, tmp_path: Pat
     assert (a - b).norm() / a.norm() < 1e-5
 
 
-def test_validation_records_in_training_count_one_each(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_validation_records_in_training_count_one_each(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     weights = tmp_path / "weights.csv"
     pd.DataFrame({"source": ["train_clean", "train_noisy"], "weight": [1.0, 0.0]}).to_csv(weights, index=False)
     seen, draw = [], Run.draw
     monkeypatch.setattr(Run, "draw", lambda run: seen.append((run, *draw(run))) or seen[-1][1:])
-    given = {"method": "fixed", "x_init": str(weights), "max_steps": 18, "val_in_training": True}
-    metrics = train(data, tmp_path / "r", **given)
-    times = torch.cat([batch.sample_ids for _, batch, _ in seen]).bincount(minlength=288).tolist()
-    assert times == [2] * 96 + [0] * 96 + [1] * 96 and metrics["epoch"].iloc[-1] == 1
+    given = {"method": "fixed", "x_init": str(weights), "max_steps": 3, "val_in_training": True}
+    metrics = train(few, tmp_path / "r", global_batch_size=24, **given)
+    times = torch.cat([batch.sample_ids for _, batch, _ in seen]).bincount(minlength=72).tolist()
+    assert times == [2] * 24 + [0] * 24 + [1] * 24 and metrics["epoch"].iloc[-1] == 1
     run = seen[0][0]
-    assert run.pool.tokens[200] == run.val.tokens[8] and run.pool.tokens[100] == run.train.tokens[100]
+    assert run.pool.tokens[56] == run.val.tokens[8] and run.pool.tokens[30] == run.train.tokens[30]
     assert pd.read_csv(tmp_path / "r" / "weights.csv")["source"].tolist() == ["train_clean", "train_noisy"]
 
 
 def test_validation_data_are_not_needed_and_one_source_is_enough(data: Path, tmp_path: Path):
-    given = {"train_data": [str(data / "train_clean.json")], "method": "fixed", "val_data": []}
-    assert train(data, tmp_path / "r", **given)["loss_w"].notna().sum() == 6
+    given = {"train_data": [str(data / "train_clean.json")], "method": "fixed", "val_data": [], "max_steps": 2}
+    assert train(data, tmp_path / "r", **given)["loss_w"].notna().sum() == 2
 
 
 @pytest.mark.parametrize(
