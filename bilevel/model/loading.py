@@ -5,7 +5,6 @@ The rest of the code does not know which of the two it works with.
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import transformers
 
 from bilevel.data.records import read_rows
-from bilevel.errors import UserError
+from bilevel.errors import UserError, plain
 from bilevel.model.build import new_model, new_shape, new_tokenizer
 from bilevel.settings.fields import Settings
 
@@ -145,11 +144,15 @@ def dropouts(config: transformers.PretrainedConfig) -> dict[str, float]:
 
 
 def _pretrained(kind: Any, name: str, **arguments: Any) -> Any:
+    """What the library reads from a model folder. Whatever it raises at damaged files becomes a UserError."""
     try:
         return kind.from_pretrained(name, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        first = str(error).strip().split("\n")[0]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = plain(str(error).strip().split("\n")[0], 600)
+        known = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise UserError(
-            f"model_name_or_path {name!r}: {first} (a folder must hold config.json, the weights and the tokenizer; "
-            "a hub id needs a network connection or a filled cache)"
+            f"model_name_or_path {name!r}: {known}{first} (a folder must hold config.json, the weights and the "
+            "tokenizer; a hub id needs a network connection or a filled cache)"
         ) from None
