@@ -110,12 +110,11 @@ def train_until(step: int, arguments: list[str], number: int = signal.SIGTERM) -
         return train_bilevel.main(arguments)
 
 
-def read_wandb(run_folder: Path) -> list[dict]:
-    """The history of an offline run from its file: log blocks in LevelDB's format, of wandb's protobuf records."""
+def wandb_records(content: bytes) -> list:
+    """The records in the file of an offline run: log blocks in LevelDB's format, of wandb's protobuf records."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = run_folder.glob("wandb/offline-run-*/*.wandb")
-    content, records, part, place = file.read_bytes(), [], b"", 7
+    records, part, place = [], b"", 7
     while place < len(content):
         room = 32768 - place % 32768
         if room < 7:
@@ -127,5 +126,12 @@ def read_wandb(run_folder: Path) -> list[dict]:
         if kind in (1, 4):  # a whole record, or its last part
             records.append(wandb_internal_pb2.Record.FromString(part))
             part = b""
+    return records
+
+
+def read_wandb(run_folder: Path) -> list[dict]:
+    """The history of an offline run."""
+    (file,) = run_folder.glob("wandb/offline-run-*/*.wandb")
+    records = wandb_records(file.read_bytes())
     rows = [record.history for record in records if record.WhichOneof("record_type") == "history"]
     return [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row.item} for row in rows]

@@ -3,7 +3,9 @@
 The rest of the code does not know which of the two it works with.
 """
 
+import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -70,7 +72,7 @@ def load_model(
             dtype=dtype,
             attn_implementation=settings.attn_implementation,
         )
-        _check_finite(model, settings.model_name_or_path)
+        check_finite(model, settings.model_name_or_path)
     else:
         model = new_model(config, tokenizer, settings.attn_implementation, settings.seed)
     if settings.lisa_layers is not None and (frozen := [n for n, p in model.named_parameters() if not p.requires_grad]):
@@ -89,9 +91,17 @@ def load_model(
     return speed_up(model).train()
 
 
-def _check_finite(model: torch.nn.Module, name: str) -> None:
-    """Raises UserError if the model's own weights hold NaN or infinity."""
-    if bad := [parameter for parameter, values in model.named_parameters() if not values.isfinite().all()]:
+def check_finite(model: torch.nn.Module, name: str, whole: Callable = contextlib.nullcontext) -> None:
+    """Raises UserError if the model's own weights hold NaN or infinity.
+
+    whole: the context in which a parameter can be read. Without it, parameters that ZeRO-3 has partitioned are empty.
+    """
+    bad = []
+    for parameter, values in model.named_parameters():
+        with whole(values):
+            if not values.isfinite().all():
+                bad.append(parameter)
+    if bad:
         raise UserError(
             f"model_name_or_path {name!r}: {len(bad)} of its tensors hold NaN or infinity ({bad[0]}, ...), so no loss "
             "can be computed; take another copy of the model"

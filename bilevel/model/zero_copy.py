@@ -29,7 +29,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from bilevel.model.base_copy import Active, ModelCopy, Parameters
 from bilevel.model.flops import Passes
-from bilevel.model.loading import load_model, save_model
+from bilevel.model.loading import check_finite, load_model, save_model
 from bilevel.processes import World
 from bilevel.settings.fields import Settings
 
@@ -262,6 +262,7 @@ def load_copies(
         for number in range(len(settings.copies))
     )
     del partitioning
+    check_finite(first, settings.model_name_or_path, whole)
     with torch.no_grad():
         for copied in others:
             copied.generation_config = first.generation_config

@@ -100,6 +100,10 @@ class WandbTracker:
                 console="off",
                 save_code=False,
                 disable_git=True,
+                disable_job_creation=True,
+                x_disable_meta=True,  # the command line, programs, host and disks
+                x_save_requirements=False,
+                host="",
                 init_timeout=self.PATIENCE,
                 finish_timeout=self.PATIENCE,
             ),

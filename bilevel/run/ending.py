@@ -62,9 +62,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
             return 1
     if s.save_every == 0 or not run.copies:  # no checkpoint was asked for; this one only protected the results
         checkpoints.discard(run.step)
-    if run.world.main:
-        _close(run, row, report)
-    return 0
+    return _close(run, row, report) if run.world.main else 0
 
 
 def _problem(run: Run, write: Callable[[], None]) -> str | None:
@@ -77,12 +75,17 @@ def _problem(run: Run, write: Callable[[], None]) -> str | None:
     return next((found for found in run.world.gather(problem) if found), None)
 
 
-def _close(run: Run, row: Row, report: Report) -> None:
-    """Write the report and the closing lines, and remove the lock, after all results have been written."""
+def _close(run: Run, row: Row, report: Report) -> int:
+    """Write the report and the closing lines, and remove the lock, after all results are written; the exit code."""
     folder = run.settings.run_folder
     report(folder)
     log.info(results.summary(folder, run.weights, run.train, row))
-    (folder / lock.NAME).unlink()
+    try:
+        (folder / lock.NAME).unlink()
+    except OSError as error:
+        log.error(f"all results are written, but the lock cannot be removed: {error}; the same command removes it")
+        return 1
+    return 0
 
 
 def is_written(settings: Settings) -> bool:
@@ -99,6 +102,9 @@ def complete(settings: Settings, report: Report) -> int:
             raise UserError(lock.at_work(folder) or f"a process is still at work in {folder}: start again")
         with held:
             report(folder)
-            (folder / lock.NAME).unlink()
+            try:
+                (folder / lock.NAME).unlink()
+            except OSError as error:
+                raise UserError(f"the lock cannot be removed: {error}; the same command removes it") from None
         print(f"the run in {folder} was finished but for its report, which has been written now")
     return 0

@@ -1,5 +1,6 @@
 """Messages of a run, on the screen and in run.log."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -23,9 +24,34 @@ MASKS = (
 def open_log(run: Run) -> None:
     """Send messages to the screen and to run.log, from the main process only."""
     log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
-    log.handlers = [logging.StreamHandler(sys.stdout)]
+    log.handlers = [_Screen(sys.stdout)]
     if run.world.main:
-        log.addHandler(logging.FileHandler(run.settings.run_folder / "run.log", encoding="utf-8"))
+        log.addHandler(_LogFile(run.settings.run_folder / "run.log", encoding="utf-8"))
+
+
+class _Patient(logging.Handler):
+    """A handler that a full disk does not upset: it says once that it cannot write, and the run goes on."""
+
+    place, failing = "", False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failing:
+            self.failing = True
+            with contextlib.suppress(OSError):  # stderr can be on the same disk
+                print(f"{self.place} CANNOT BE WRITTEN: {error}. The run goes on", file=sys.stderr, flush=True)
+
+
+class _Screen(_Patient, logging.StreamHandler):
+    place = "the screen (stdout)"
+
+
+class _LogFile(_Patient, logging.FileHandler):
+    @property
+    def place(self) -> str:
+        return self.baseFilename
 
 
 def describe(run: Run) -> str:
