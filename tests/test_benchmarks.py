@@ -67,6 +67,7 @@ def test_a_step_without_padding_takes_the_fewest_operations(shape: dict, lisa_la
     assert fewest <= counter.get_total_flops() < 1.01 * fewest
 
 
+@pytest.mark.slow
 def test_a_step_of_alpaca_s_lengths_is_near_the_fewest_operations() -> None:
     """Of the issue: within 10 per cent, padding and all."""
     lengths = np.minimum(alpaca_lengths(), (200, 300))

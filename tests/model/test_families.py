@@ -16,7 +16,12 @@ MAMBA2 = {"model_type": "mamba2", "state_size": 4, "num_heads": 4, "head_dim": 1
 MAMBA2 |= WIDTH
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+ALWAYS = ("opt", "mixtral", "mamba")  # a dense model, one of experts, one of states; the others are slow
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_run_of_the_family(family: str, data: Path, tmp_path: Path) -> None:
     metrics = train(data, tmp_path / "run", model_config={"model_type": family} | FAMILIES[family], **QUICK)
     assert metrics["step"].tolist() == [0, 1, 2] and metrics["gap"].iloc[-1] != 0

@@ -84,7 +84,7 @@ def test_in_the_safe_region_the_gaps_are_those_of_fp32(parts: dict[str, Samples]
     assert signal >= 0.9
 
 
-@pytest.mark.parametrize(("lr_y", "alpha"), [(1e-7, 100), (1e-6, 1000)])
+@pytest.mark.parametrize(("lr_y", "alpha"), [pytest.param(1e-7, 100, marks=pytest.mark.slow), (1e-6, 1000)])
 def test_where_the_gaps_are_lost_the_signal_says_so(parts: dict[str, Samples], lr_y, alpha):
     copies = two_copies(parts, lr_y, alpha, 8)
     batch = parts["train"].batch(parts["train"].all_ids, TOKENS, ALONE)
@@ -160,10 +160,12 @@ def test_it_goes_on_when_told_to(data: Path, tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("early_checks")
-def test_no_word_while_x_waits_and_none_when_all_is_well(data: Path, tmp_path: Path, capsys):
+def test_no_word_while_x_waits_and_none_when_all_is_well(data: Path, tmp_path: Path, monkeypatch, capsys):
+    """Checks at steps 4 and 8, and an end from 8 on: at step 2 the copies have hardly parted."""
+    monkeypatch.setattr(rounding, "FIRST", 4)
+    monkeypatch.setattr(rounding, "PATIENCE", 8)
     train(data, tmp_path / "waits", max_steps=10, x_warmup_steps=9, **LOST)
-    metrics = train(data, tmp_path / "well", max_steps=10, dtype="bf16", lr_y=3e-3, alpha=1)
+    metrics = train(data, tmp_path / "well", max_steps=10, dtype="bf16", lr_y=3e-3, alpha=1, micro_batch_tokens=2048)
     assert metrics["gap_signal"].dropna().min() > 0.9
     assert "rounding" not in capsys.readouterr().out
 
