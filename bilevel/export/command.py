@@ -164,7 +164,8 @@ def choose(run: FinishedRun, marks: np.ndarray, options: argparse.Namespace) -> 
     """How often each record is written, (N,) int64, and a description of the selection. Raises UserError."""
     c = np.concatenate(run.weights)
     if options.all:
-        return (marks != DROP).astype(np.int64), "all records, each with its weight"
+        known = np.concatenate([run.was_read(number) for number in range(len(run.train))])
+        return (known & (marks != DROP)).astype(np.int64), "all records, each with its weight"
     if options.keep is not None:
         return heaviest(
             c, marks, options.keep, options.seed
@@ -186,7 +187,7 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
     for file, c, n in zip(run.train, run.weights, np.split(counts, ends), strict=True):
         kept, known = n > 0, ~np.isnan(c)
         means = [float(c[part & known].mean()) if (part & known).any() else math.nan for part in (kept, ~kept)]
-        rows.append([Path(file.file).stem, file.records, kept.sum(), n.sum(), kept.mean(), *means])
+        rows.append([file.stem, file.records, kept.sum(), n.sum(), kept.mean(), *means])
     names = ["source", "records", "kept", "rows", "share", "mean c kept", "mean c other"]
     found = pd.DataFrame(rows, columns=names)
     if (found["kept"] == found["rows"]).all():

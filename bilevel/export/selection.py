@@ -52,9 +52,12 @@ def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
     if marks.run != run.name:
         raise UserError(f"--marks {path} are of the run {plain(marks.run)}, not of {run.name}")
     places = {file.file: part for file, part in zip(run.train, marked, strict=True)}
+    known = {file.file: run.was_read(number) for number, file in enumerate(run.train)}
     for mark in marks.marks:
         if mark.file not in places or mark.index >= len(places[mark.file]):
             raise UserError(f"--marks {path}: the run has no record {mark.index} of {plain(mark.file, 300)}")
+        if not known[mark.file][mark.index]:
+            raise UserError(f"--marks {path}: the run has not read record {mark.index} of {plain(mark.file, 300)}")
         value = KEEP if mark.mark == "keep" else DROP
         if places[mark.file][mark.index] == -value:
             raise UserError(f"--marks {path}: record {mark.index} of {mark.file} is marked keep and drop")
