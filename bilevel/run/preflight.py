@@ -30,23 +30,7 @@ FOLDERS = ("checkpoints", "model", "wandb")
 
 def check_files(settings: Settings) -> dict[str, list["Source"]]:
     """The sources of train, val and test. Raises ConfigError with every problem of settings and files."""
-    from bilevel.data.overlap import shared_files
-    from bilevel.data.sources import Reading, find_sources
-    from bilevel.errors import DataError
-
-    problems: list[str] = []
-    files: dict[str, list[Source]] = {}
-    records: dict[str, float] = {}
-    for part in ("train", "val", "test"):
-        try:
-            unread = part == "val" and not settings.reads_validation
-            files[part] = [] if unread else find_sources(getattr(settings, f"{part}_data"), Reading.of(settings))
-        except DataError as error:
-            problems.append(f"{part}_data: {error}")
-            continue
-        records[part], unreadable = _read(files[part])
-        problems += [f"{part}_data: {problem}" for problem in unreadable]
-    problems += shared_files(files)
+    files, records, problems = read_files(settings)
     if settings.weights == "source" and not METHODS[settings.method].weights_stay and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
@@ -64,6 +48,27 @@ def check_files(settings: Settings) -> dict[str, list["Source"]]:
     if problems:
         raise ConfigError(problems)
     return files
+
+
+def read_files(settings: Settings) -> tuple[dict[str, list["Source"]], dict[str, float], list[str]]:
+    """The sources of train, val and test, the most samples of each part, and every problem of the files."""
+    from bilevel.data.overlap import shared_files
+    from bilevel.data.sources import Reading, find_sources
+    from bilevel.errors import DataError
+
+    problems: list[str] = []
+    files: dict[str, list[Source]] = {}
+    records: dict[str, float] = {}
+    for part in ("train", "val", "test"):
+        try:
+            unread = part == "val" and not settings.reads_validation
+            files[part] = [] if unread else find_sources(getattr(settings, f"{part}_data"), Reading.of(settings))
+        except DataError as error:
+            problems.append(f"{part}_data: {error}")
+            continue
+        records[part], unreadable = _read(files[part])
+        problems += [f"{part}_data: {problem}" for problem in unreadable]
+    return files, records, problems + shared_files(files)
 
 
 def _read(sources: list["Source"]) -> tuple[float, list[str]]:
