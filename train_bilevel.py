@@ -89,10 +89,10 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
     with world.main_first():  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
         tokeniser = make_tokeniser(tokenizer, settings)
-        parts = {part: load_samples(files[part], settings.format, tokeniser) for part in files if files[part]}
+        parts = {part: load_samples(files[part], tokeniser) for part in files if files[part]}
         pool = parts["train"]
         if settings.val_in_training:
-            pool = load_samples(files["train"] + files["val"], settings.format, tokeniser)
+            pool = load_samples(files["train"] + files["val"], tokeniser)
     if problems := too_large(settings, {part: len(samples) for part, samples in parts.items()}):
         raise ConfigError(problems)
 

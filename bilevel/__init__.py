@@ -18,6 +18,7 @@ this list (tests/test_layout.py). docs/contributing.md ("Where is it?") says whi
     baselines/     methods that score records instead of learning weights
     evaluate/      python -m bilevel.evaluate: held-out loss and right answers of a model
     export/        python -m bilevel.export: the cleaned data of a finished run
+    prepare/       python -m bilevel.prepare: reads and tokenises before a run, and shows records as trained on
     report/        python -m bilevel.report: the page that shows a finished run
     compare/       python -m bilevel.compare: methods side by side over several seeds
 """

@@ -19,7 +19,7 @@ FLOORS = [
     {"monitor"},
     {"run"},
     {"baselines"},
-    {"evaluate", "export", "report"},
+    {"evaluate", "export", "prepare", "report"},
     {"compare"},
 ]
 GROUND = FLOORS[0]

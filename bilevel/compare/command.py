@@ -158,7 +158,7 @@ def check(options: argparse.Namespace, shared: list[str]) -> None:
         from bilevel.data.noise import known_noise
         from bilevel.data.records import read_rows
 
-        if not known_noise([read_rows(file, settings.format).data.column("is_noisy") for file in files["train"]]):
+        if not known_noise([read_rows(file).data.column("is_noisy") for file in files["train"]]):
             raise UserError("--methods oracle: no training record has is_noisy: true; remove oracle")
 
 

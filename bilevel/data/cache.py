@@ -102,15 +102,6 @@ def cached_table(kind: str, key: str, write: Write) -> "pyarrow.Table":
     return pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
 
 
-def cached_dataset(kind: str, key: str, write: Write) -> "datasets.Dataset":
-    """The same as a dataset with the fingerprint `key`."""
-    import datasets
-
-    if (file := _on_disk(kind, key, write)) is None:
-        return datasets.Dataset(datasets.table.InMemoryTable(_in_memory(write)), fingerprint=key)
-    return mapped_dataset(file, key)
-
-
 def mapped_dataset(file: Path, fingerprint: str) -> "datasets.Dataset":
     """An Arrow file as a dataset, mapped from the disk."""
     import datasets

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel.data.records import row_hashes
+from bilevel.data.records import row_hashes, rows_table
+from bilevel.data.sources import Source
 from bilevel.files import whole_file
 
 if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
@@ -42,25 +43,25 @@ class Overlap:
         return f"{self.amount}, such as {'; '.join(self.places)}"
 
 
-def shared_files(files: dict[str, list[Path]]) -> list[str]:
+def shared_files(files: dict[str, list[Source]]) -> list[str]:
     """A problem for every file that is in two parts (train, val, test)."""
     problems = []
     for (first, ours), (second, theirs) in itertools.combinations(files.items(), 2):
-        real = {os.path.realpath(file) for file in ours}
+        real = {os.path.realpath(place) for source in ours for place in source.places}
         problems += [
             f"{second}_data: {file} is in {first}_data too, and no file can be both; name the files of {first}_data, "
             "or give a pattern that leaves it out"
-            for file in theirs
+            for file in dict.fromkeys(place for source in theirs for place in source.places)
             if os.path.realpath(file) in real
         ]
     return problems
 
 
-def find_overlaps(files: dict[str, list[Path]], format: str) -> list[Overlap]:
+def find_overlaps(files: dict[str, list[Source]]) -> list[Overlap]:
     """An Overlap for each pair of parts with records in common. Records are compared by 64-bit hashes."""
     import numpy as np
 
-    hashes = {part: [row_hashes(file, format) for file in each] for part, each in files.items() if each}
+    hashes = {part: [row_hashes(file) for file in each] for part, each in files.items() if each}
     found = []
     for first, second in itertools.combinations(hashes, 2):
         known, asked = (np.concatenate(hashes[part]) for part in (first, second))
@@ -87,10 +88,10 @@ def read_overlaps(folder: Path) -> list[Overlap]:
     return [Overlap(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
 
-def _place(files: list[Path], hashes: "list[np.ndarray]", number: int) -> tuple[str, int]:
-    """The file of a record, and its place in that file, from its number over all files."""
+def _place(files: list[Source], hashes: "list[np.ndarray]", number: int) -> tuple[str, int]:
+    """The file of a record, and its place in that file, from the number of its row over all files."""
     for file, each in zip(files, hashes, strict=True):
         if number < len(each):
-            return file.name, number
+            return file.name, rows_table(file)["index"][number].as_py()
         number -= len(each)
     raise AssertionError(number)

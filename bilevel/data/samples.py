@@ -9,20 +9,20 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import torch
 
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import cached_file, mapped_dataset
 from bilevel.data.noise import known_noise
 from bilevel.data.notes import counted
-from bilevel.data.records import read_rows, row_notes
+from bilevel.data.records import Part, parts, read_as, records_of, row_notes, shifted
+from bilevel.data.sources import Source
 from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import DataError
-from bilevel.files import content_hash
 from bilevel.processes import ALONE, World
 
 TOKENS_VERSION = 2  # part of the cache key; raise it when tokens change for the same rows
@@ -32,19 +32,23 @@ class Samples:
     """Tokenised samples of one or more sources, numbered 0..N-1, sources in order of name.
 
     dropped: for each file, the number of records without a supervised token; read: SHA-256 and number of records of
-    each file; notes: for each file, lines to show at the start of a run.
+    each file; unread: for each file, the number of records that are left out or not drawn; notes: for each file, lines
+    to show at the start of a run; read_as: for each file, its layout in words.
     """
 
     def __init__(
         self,
-        files: list[Path],
+        files: list[Source],
         tables: list[datasets.Dataset],
         dropped: list[int],
         read: Sequence[tuple[str, int]] = (),
         notes: Sequence[list[str]] = (),
+        read_as: Sequence[str] = (),
+        unread: Sequence[int] = (),
     ):
         self.files, self.dropped, self.read = files, dropped, read
-        self.notes = notes or [[] for _ in files]
+        self.notes, self.read_as = notes or [[] for _ in files], read_as
+        self.unread = unread or [0] * len(files)
         self.sources = [file.stem for file in files]
         self.fingerprints = {file.name: table._fingerprint for file, table in zip(files, tables, strict=True)}
         self.table = datasets.concatenate_datasets(tables)  # mapped from the disk
@@ -112,32 +116,43 @@ class Samples:
         return Batch(sample_ids, make_micro_batches(rows, sample_ids, counts, token_budget, world), counts, drawn)
 
 
-def load_samples(files: list[Path], format: str, tokeniser: Tokeniser) -> Samples:
-    """Read, check and tokenise files, from the cache where they have been seen. Raises DataError."""
-    tables, dropped, read, notes = [], [], [], []
-    for file in files:
-        content, rows = content_hash(file), read_rows(file, format)
-        key = hashlib.sha256(f"{rows._fingerprint} {tokeniser.fingerprint} {TOKENS_VERSION}".encode())
-        try:
-            table = _tokenised(rows, tokeniser, key.hexdigest()[:32])
-            lines = counted(table.data.column("index"), table.data.column("notes"))
-        except DataError as error:
-            raise DataError(f"{file}, {error}") from None
+def load_samples(sources: list[Source], tokeniser: Tokeniser) -> Samples:
+    """Read, check and tokenise sources, from the cache where they have been seen. Raises DataError."""
+    tables, dropped, unread, read, notes = [], [], [], [], []
+    for source in sources:
+        found = parts(source)
+        table = _joined([_tokenised(part, tokeniser) for part in found], found)
         if not len(table):
             raise DataError(
-                f"{file}: no record has a supervised token within max_length {tokeniser.max_length}; "
+                f"{source}: no record has a supervised token within max_length {tokeniser.max_length}; "
                 "raise max_length or check the responses"
             )
+        lines = counted(table.data.column("index"), table.data.column("notes"))
         tables.append(table.remove_columns("notes"))
-        read.append((content, len(rows)))
-        notes.append([*row_notes(file, format), *lines])
+        read.append((source.content, records_of(source)))
+        notes.append([*row_notes(source), *lines])
         index = table.data.column("index").to_numpy()  # in rising order
-        dropped.append(len(rows) - 1 - np.count_nonzero(np.diff(index)))
-    return Samples(files, tables, dropped, read, notes)
+        rows = sum(part.table.num_rows for part in found)
+        unread.append(records_of(source) - rows)
+        dropped.append(rows - 1 - np.count_nonzero(np.diff(index)))
+    return Samples(sources, tables, dropped, read, notes, [read_as(source) for source in sources], unread)
 
 
-def _tokenised(rows: datasets.Dataset, tokeniser: Tokeniser, key: str) -> datasets.Dataset:
-    """The samples of a file's rows, from the cache under this key. Raises DataError."""
+def _joined(tables: list[datasets.Dataset], found: list[Part]) -> datasets.Dataset:
+    """The samples of all places of a source, with the index of their records in the source."""
+    if len(tables) == 1 and not found[0].before:
+        return tables[0]
+    whole = pyarrow.concat_tables(
+        [shifted(table.data.table, part.before) for table, part in zip(tables, found, strict=True)]
+    )
+    key = hashlib.sha256(" ".join(table._fingerprint for table in tables).encode()).hexdigest()[:32]
+    return datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint=key)
+
+
+def _tokenised(part: Part, tokeniser: Tokeniser) -> datasets.Dataset:
+    """The samples of a part's rows, from the cache. Raises DataError."""
+    key = hashlib.sha256(f"{part.key} {tokeniser.fingerprint} {TOKENS_VERSION}".encode()).hexdigest()[:32]
+    rows = datasets.Dataset(datasets.table.InMemoryTable(part.table), fingerprint=part.key)
     tokenise = functools.partial(
         rows.map,
         tokeniser,
@@ -147,8 +162,11 @@ def _tokenised(rows: datasets.Dataset, tokeniser: Tokeniser, key: str) -> datase
         load_from_cache_file=False,
         new_fingerprint=key,
     )
-    file = cached_file("tokens", key, lambda new: tokenise(cache_file_name=str(new)))
-    return tokenise(keep_in_memory=True) if file is None else mapped_dataset(file, key)
+    try:
+        file = cached_file("tokens", key, lambda new: tokenise(cache_file_name=str(new)))
+        return tokenise(keep_in_memory=True) if file is None else mapped_dataset(file, key)
+    except DataError as error:
+        raise DataError(f"{part.place}, {error}") from None
 
 
 TOKEN_FEATURES = datasets.Features(

@@ -15,10 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.data.json_file import parse_records, read_bytes
 from bilevel.errors import UserError
 from bilevel.evaluate.answers import correct
-from bilevel.files import content_hash, whole_file
+from bilevel.files import whole_file
 from bilevel.run.start import quiet_libraries
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import FIELDS, Settings
@@ -26,6 +25,8 @@ from bilevel.settings.rules import validate
 
 if TYPE_CHECKING:  # imported in the functions that use it, so that --help and mistakes are answered at once
     import pandas as pd
+
+    from bilevel.data.sources import Source
 
 KINDS = ("task", "category")  # fields of a record that name its kind of task
 
@@ -92,9 +93,9 @@ def _count(word: str) -> int:
     return count
 
 
-def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
+def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
     """The model to load, as settings, and the files to evaluate on. Raises UserError."""
-    from bilevel.data.records import find_files
+    from bilevel.data.sources import Reading, find_sources
 
     folder, values = Path(args.model), {"train_data": ["-"], "method": "fixed", "model_name_or_path": args.model}
     if (folder / "config.yaml").is_file():
@@ -102,6 +103,7 @@ def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
             raise UserError(f"{folder} has no model/: the run has not finished, or it had save_model=none")
         ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
         ours += ("turns", "template_kwargs", "special_tokens_in_text")
+        ours += ("fields", "prompt_suffix", "skip_bad_records", "seed")
         config = read_yaml(str(folder / "config.yaml"))
         values |= {name: config[name] for name in ours if name in config}
         values["model_name_or_path"] = str(folder / "model")
@@ -116,7 +118,7 @@ def find(args: argparse.Namespace) -> tuple[Settings, list[Path]]:
         raise UserError("; ".join(problems))
     if not settings.test_data:
         raise UserError("no data to evaluate on: give --data FILE, or a run with test_data")
-    return settings, find_files(settings.test_data)
+    return settings, find_sources(settings.test_data, Reading.of(settings))
 
 
 def _length(values: dict[str, Any]) -> int:
@@ -128,7 +130,7 @@ def _length(values: dict[str, Any]) -> int:
 
 
 def evaluate_model(
-    settings: Settings, files: list[Path], answer: str = "auto", max_new_tokens: int = 64, batch_size: int = 32
+    settings: Settings, files: list["Source"], answer: str = "auto", max_new_tokens: int = 64, batch_size: int = 32
 ) -> dict[str, Any]:
     """Scores {overall, by_file, by_task} of the model settings.model_name_or_path, with the options used."""
     import torch
@@ -148,16 +150,16 @@ def evaluate_model(
     copy = TorchCopy(load_model(settings, shape, tokenizer).to(device), bf16=chosen_dtype(settings, device) == "bf16")
     tables = [heldout(copy, settings, files, tokeniser)]
     if answer != "none":
-        tables.append(right(copy, settings, files, tokeniser, answer, max_new_tokens, batch_size))
+        tables.append(right(copy, files, tokeniser, answer, max_new_tokens, batch_size))
     return {
         "model": settings.model_name_or_path,
-        "data": [str(file) for file in files],
+        "data": [place for file in files for place in file.places],
         "answer": answer,
         "max_new_tokens": max_new_tokens,
     } | scores(tables)
 
 
-def heldout(copy: Any, settings: Settings, files: list[Path], tokeniser: Any) -> "pd.DataFrame":
+def heldout(copy: Any, settings: Settings, files: list["Source"], tokeniser: Any) -> "pd.DataFrame":
     """A row per sample: file, task, loss (sum over its supervised tokens, in nats), tokens."""
     import pandas as pd
     import torch
@@ -166,7 +168,7 @@ def heldout(copy: Any, settings: Settings, files: list[Path], tokeniser: Any) ->
     from bilevel.data.samples import load_samples
     from bilevel.model.heldout import heldout_loss
 
-    samples = load_samples(files, settings.format, tokeniser)
+    samples = load_samples(files, tokeniser)
     sums = torch.zeros(len(samples), 2, dtype=torch.float64)
     with tqdm(desc="loss", unit="batch", disable=not sys.stderr.isatty()) as bar:
         heldout_loss(copy, samples, settings.micro_batch_tokens, bar.update, sums)
@@ -182,7 +184,12 @@ def heldout(copy: Any, settings: Settings, files: list[Path], tokeniser: Any) ->
 
 
 def right(
-    copy: Any, settings: Settings, files: list[Path], tokeniser: Any, answer: str, max_new_tokens: int, batch_size: int
+    copy: Any,
+    files: list["Source"],
+    tokeniser: Any,
+    answer: str,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> "pd.DataFrame":
     """A row per record that has a prompt: file, task, right (whether the model's answer agrees with the reference)."""
     import pandas as pd
@@ -193,7 +200,7 @@ def right(
 
     found, prompts = [], []
     for file in files:
-        rows, kinds = read_rows(file, settings.format)[:], kinds_of(file)
+        rows, kinds = read_rows(file)[:], kinds_of(file)
         if rows["roles"][0][0] != "text":
             prompts += tokeniser.prompts(rows)
             found += [{"file": file.name, "task": kinds[place]} for place in rows["index"]]
@@ -221,10 +228,14 @@ def _warn_of_ends(model: Any, prompts: list[Any], tokenizer: Any) -> None:
         )
 
 
-def kinds_of(file: Path) -> list[str | None]:
+def kinds_of(file: "Source") -> list[str | None]:
     """The kind of task of each record in a file; None for a record without one."""
-    records = parse_records(file, read_bytes(file, content_hash(file)))
-    return [next((str(record[kind]) for kind in KINDS if kind in record), None) for record in records]
+    from bilevel.data.records import raw_records
+
+    return [
+        next((str(record[kind]) for kind in KINDS if isinstance(record, dict) and record.get(kind)), None)
+        for record, _ in raw_records(file)
+    ]
 
 
 def scores(tables: "list[pd.DataFrame]") -> dict[str, Any]:

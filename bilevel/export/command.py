@@ -6,7 +6,7 @@
 Without --keep, --threshold, --sample or --all the run decides: per source, those whose verdict is "worse" and whose
 weight is nearly gone are left out; per record, those below the threshold that the weights suggest.
 Records keep the order of the files and their order within a file. JSON and JSON Lines files get the original text of
-each record (as a line, an array's record loses its line breaks); Parquet files get the parsed values. The page
+each record (as a line, an array's record loses its line breaks); other files get the parsed values. The page
 docs/export-and-retraining.md has the details.
 """
 
@@ -14,25 +14,18 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from bilevel.errors import UserError, plain, short
+from bilevel.errors import UserError, plain
 from bilevel.export.selection import DROP, at_least, draw, heaviest, read_marks
 from bilevel.export.suggestion import suggested
-from bilevel.files import whole_file
+from bilevel.export.writers import PACKERS, WRITERS, Records, ending, write
 from bilevel.run.finished import FinishedRun, read_finished
-
-Records = Iterator[tuple[dict[str, Any], str]]  # each record with its original text
-
-_LINE_BREAK = re.compile(r"[\r\n]+")
-ROWS = 1000  # records per table when writing Parquet
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the command line
@@ -71,6 +64,11 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--replacement", action="store_true", help="with --sample: draw with replacement")
     parser.add_argument("--weight_field", metavar="NAME", help="with --all: name of the extra field [weight]")
     parser.add_argument(
+        "--source_field",
+        metavar="NAME",
+        help="name of an extra field with the record's source [source with --sample, else no such field]",
+    )
+    parser.add_argument(
         "--marks",
         metavar="FILE",
         help="marks saved in report.html: always include records marked keep, never those marked drop",
@@ -79,7 +77,8 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="output file, .jsonl, .json or .parquet; never overwritten [a .jsonl beside the run folder]",
+        help="output file, .jsonl, .json, .csv, .tsv, .parquet or .arrow, the texts also with .gz, .zst, .bz2 or .xz; "
+        "never overwritten [a .jsonl beside the run folder]",
     )
     options = parser.parse_args(argv)
     if options.replacement and options.sample is None:
@@ -125,8 +124,10 @@ def export(options: argparse.Namespace) -> None:
     counts, words = choose(run, marks, options)
     if not counts.any():
         raise UserError(f"no record is selected: {words}")
-    field = (options.weight_field or "weight") if options.all else None
-    write(chosen(run, counts, field), out, int(counts.sum()))
+    fields = {"weight": (options.weight_field or "weight") if options.all else None, "source": options.source_field}
+    if options.source_field is None and options.sample is not None:
+        fields["source"] = "source"
+    write(chosen(run, counts, fields), out, int(counts.sum()))
     print(words)
     print(table(run, counts))
     quality = look(run, counts > 0)
@@ -146,8 +147,9 @@ def _target(options: argparse.Namespace) -> Path:
         out = run.parent / ("-".join([run.name, *named]) + ".jsonl")
     else:
         out = Path(options.out)
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out {plain(str(out), 300)}: the name must end in {', '.join(WRITERS)}")
+    if not any(ending(out)):
+        known = f"{', '.join(WRITERS)}, or in one of the texts and {', '.join(PACKERS)}"
+        raise UserError(f"--out {plain(str(out), 300)}: the name must end in {known}")
     name = f"--out {plain(str(out), 300)}"
     try:
         os.lstat(out)
@@ -164,7 +166,8 @@ def choose(run: FinishedRun, marks: np.ndarray, options: argparse.Namespace) -> 
     """How often each record is written, (N,) int64, and a description of the selection. Raises UserError."""
     c = np.concatenate(run.weights)
     if options.all:
-        return (marks != DROP).astype(np.int64), "all records, each with its weight"
+        known = np.concatenate([run.was_read(number) for number in range(len(run.train))])
+        return (known & (marks != DROP)).astype(np.int64), "all records, each with its weight"
     if options.keep is not None:
         return heaviest(
             c, marks, options.keep, options.seed
@@ -172,7 +175,7 @@ def choose(run: FinishedRun, marks: np.ndarray, options: argparse.Namespace) -> 
     if options.threshold is not None:
         return at_least(c, marks, options.threshold), f"records with weight c >= {options.threshold:g}"
     if options.sample is not None:
-        counts = draw(c, marks, options.sample, options.replacement, options.seed)
+        counts = draw(c, marks, options.sample, options.replacement, options.seed, [file.records for file in run.train])
         how = "with" if options.replacement else "without"
         return counts, f"{options.sample:,} records drawn with probability proportional to c, {how} replacement"
     return suggested(run, marks)
@@ -186,7 +189,7 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
     for file, c, n in zip(run.train, run.weights, np.split(counts, ends), strict=True):
         kept, known = n > 0, ~np.isnan(c)
         means = [float(c[part & known].mean()) if (part & known).any() else math.nan for part in (kept, ~kept)]
-        rows.append([Path(file.file).stem, file.records, kept.sum(), n.sum(), kept.mean(), *means])
+        rows.append([file.stem, file.records, kept.sum(), n.sum(), kept.mean(), *means])
     names = ["source", "records", "kept", "rows", "share", "mean c kept", "mean c other"]
     found = pd.DataFrame(rows, columns=names)
     if (found["kept"] == found["rows"]).all():
@@ -201,79 +204,38 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# reading and writing
+# the records
 
 
-def chosen(run: FinishedRun, counts: np.ndarray, field: str | None) -> Records:
-    """Yield each record as often as counts (N,) says; `field`: add its weight under this name. Raises UserError."""
+def chosen(run: FinishedRun, counts: np.ndarray, fields: dict[str, str | None]) -> Records:
+    """Yield each record as often as counts (N,) says, with more fields at its end. Raises UserError.
+
+    fields: the names of the fields `weight` and `source`, None for one that is not added. A record that has a field
+    `source` of its own keeps it.
+    """
     start = 0
     for number, file in enumerate(run.train):
         here = counts[start : start + file.records]
         for index, (record, text) in enumerate(run.records(number)):
-            if here[index] and field is not None:
-                if field in record:
+            if not here[index]:
+                continue
+            weight = run.weights[number][index]
+            values = {"weight": None if math.isnan(weight) else float(weight), "source": file.stem}
+            for kind, name in fields.items():
+                if name is None or (name in record and kind == name == "source"):
+                    continue
+                if name in record:
                     raise UserError(
-                        f"{file.path}, record {index}: it already has a field {plain(field)}; choose another name with "
-                        "--weight_field"
+                        f"{file.path}, record {index}: it already has a field {plain(name)}; choose another name with "
+                        f"--{kind}_field"
                     )
-                weight = run.weights[number][index]
-                record, text = _with_weight(record, text, field, None if math.isnan(weight) else float(weight))
+                record, text = _with_field(record, text, name, values[kind])
             for _ in range(here[index]):
                 yield record, text
         start += file.records
 
 
-def _with_weight(record: dict[str, Any], text: str, field: str, weight: float | None) -> tuple[dict[str, Any], str]:
+def _with_field(record: dict[str, Any], text: str, name: str, value: Any) -> tuple[dict[str, Any], str]:
     """The record and its text with one more field at the end."""
     before = text.rstrip()[:-1].rstrip()
-    return record | {field: weight}, f"{before}, {json.dumps(field)}: {json.dumps(weight)}}}"
-
-
-def write(records: Records, out: Path, total: int) -> None:
-    """Write the records to a new file, which is either complete or absent. Raises UserError."""
-    from tqdm import tqdm
-
-    bar = tqdm(records, total=total, unit="record", desc=f"writing {out.name}", disable=None, leave=False)
-    try:
-        with bar, whole_file(out, replace=False) as new, new.open("wb") as file:
-            WRITERS[out.suffix](iter(bar), file)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
-
-
-def _json_lines(records: Records, file: IO[bytes]) -> None:
-    """Write one line per record. Line breaks of a record from a JSON array are replaced by spaces."""
-    for _, text in records:
-        parts = _LINE_BREAK.split(text)  # these are never inside strings, where JSON escapes line breaks
-        line = text if len(parts) == 1 else " ".join(part.strip(" \t") for part in parts)
-        file.write(line.encode() + b"\n")
-
-
-def _json_array(records: Records, file: IO[bytes]) -> None:
-    for number, (_, text) in enumerate(records):
-        file.write((b",\n" if number else b"[\n") + text.encode())
-    file.write(b"\n]\n")
-
-
-def _parquet(records: Records, file: IO[bytes]) -> None:
-    """Write columns in the order in which fields appear; missing fields are null. Raises UserError."""
-    import itertools
-
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    tables = []
-    try:
-        while batch := [record for record, _ in itertools.islice(records, ROWS)]:
-            names = dict.fromkeys(name for record in batch for name in record)
-            tables.append(pa.table({name: [record.get(name) for record in batch] for name in names}))
-        whole = pa.concat_tables(tables, promote_options="permissive")
-        pyarrow.parquet.write_table(whole, file)
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise UserError(
-            f"Parquet needs one type per field, but the types of these records differ ({short(str(error), 200)}); "
-            "write a .jsonl file instead"
-        ) from None
-
-
-WRITERS = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
+    return record | {name: value}, f"{before}, {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}}}"

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-from pathlib import Path
 
 import numpy as np
 
@@ -31,17 +30,17 @@ def look(run: FinishedRun, chosen: np.ndarray) -> Quality:
     from tqdm import tqdm
 
     hashes, letters = np.empty(len(chosen), dtype=np.uint64), np.zeros(len(chosen), dtype=np.int8)
-    place = 0
+    before = 0
     with tqdm(total=len(chosen), unit="record", desc="looking for duplicates", disable=None, leave=False) as bar:
-        for file in run.train:
-            for batch in rows_table(Path(file.path), run.settings.format).to_batches():
-                part = slice(place, place + len(batch))
-                here = np.flatnonzero(chosen[part])
-                for i, row in zip(here + place, batch.take(here).to_pylist(), strict=True):
+        for file, source in zip(run.train, run.sources, strict=True):
+            for batch in rows_table(source).to_batches():
+                places = before + batch["index"].to_numpy()
+                here = np.flatnonzero(chosen[places])
+                for i, row in zip(places[here], batch.take(here).to_pylist(), strict=True):
                     hashes[i] = _hash(row["contents"])
                     letters[i] = _letters(row["roles"], row["contents"])
-                place = part.stop
                 bar.update(len(batch))
+            before += file.records
     hashes, letters = hashes[chosen], letters[chosen]
     return Quality(
         repeated=len(hashes) - len(np.unique(hashes)),

@@ -52,9 +52,12 @@ def read_marks(path: str | None, run: FinishedRun) -> np.ndarray:
     if marks.run != run.name:
         raise UserError(f"--marks {path} are of the run {plain(marks.run)}, not of {run.name}")
     places = {file.file: part for file, part in zip(run.train, marked, strict=True)}
+    known = {file.file: run.was_read(number) for number, file in enumerate(run.train)}
     for mark in marks.marks:
         if mark.file not in places or mark.index >= len(places[mark.file]):
             raise UserError(f"--marks {path}: the run has no record {mark.index} of {plain(mark.file, 300)}")
+        if not known[mark.file][mark.index]:
+            raise UserError(f"--marks {path}: the run has not read record {mark.index} of {plain(mark.file, 300)}")
         value = KEEP if mark.mark == "keep" else DROP
         if places[mark.file][mark.index] == -value:
             raise UserError(f"--marks {path}: record {mark.index} of {mark.file} is marked keep and drop")
@@ -79,39 +82,65 @@ def at_least(c: np.ndarray, marks: np.ndarray, threshold: float) -> np.ndarray:
     return ((marks == KEEP) | (c >= threshold) & (marks != DROP)).astype(np.int64)
 
 
-def draw(c: np.ndarray, marks: np.ndarray, n: int, replacement: bool, seed: int) -> np.ndarray:
+def draw(
+    c: np.ndarray, marks: np.ndarray, n: int, replacement: bool, seed: int, sizes: list[int] | None = None
+) -> np.ndarray:
     """Counts with sum n, drawn in proportion to c; records marked KEEP are in once before the draw. Raises UserError.
 
-    With replacement, draws are independent and each is record i with probability c_i / sum c. Without, record i is in
-    with probability `inclusion`, by systematic sampling over the records in random order (Madow 1949, Hartley and Rao
-    1962).
+    sizes: the records of each source, in order; each gets its expected number of draws, rounded by `quotas`. Within a
+    source, draws with replacement are independent and each is record i with probability c_i / sum c. Without, record i
+    is in with probability `inclusion`.
     """
     generator, kept = np.random.default_rng(seed), marks == KEEP
     pool, left = np.where(np.isnan(c) | (marks == DROP), 0.0, c), n - int(kept.sum())
     if left < 0:
         raise UserError(f"--sample {n}: {int(kept.sum())} records are marked keep; draw at least as many")
-    counts = kept.astype(np.int64)
     if replacement:
-        ends = pool.cumsum()
-        if left and not ends[-1] > 0:
+        if left and not pool.any():
             raise UserError(f"--sample {n}: no record has a weight above 0")
         if n > MOST_DRAWS * len(c):
             raise UserError(f"--sample {n}: at most {MOST_DRAWS:,} draws for each of the run's {len(c):,} records")
-        for start in range(0, left, CHUNK):
-            places = ends.searchsorted(generator.random(min(CHUNK, left - start)) * ends[-1], side="right")
-            counts += np.bincount(np.minimum(places, ends.argmax()), minlength=len(c))
-        return counts
-    pool[kept] = 0
-    if np.count_nonzero(pool) < left:
-        most = np.count_nonzero(pool) + n - left
-        raise UserError(
-            f"--sample {n}: {most} records have a weight above 0; draw at most as many, or add --replacement"
-        )
-    chances = inclusion(pool, left)
-    counts[chances == 1] += 1
+    else:
+        pool[kept] = 0
+        if np.count_nonzero(pool) < left:
+            most = np.count_nonzero(pool) + n - left
+            raise UserError(
+                f"--sample {n}: {most} records have a weight above 0; draw at most as many, or add --replacement"
+            )
+    chances = pool if replacement else inclusion(pool, left)
+    ends = np.cumsum([len(c)] if sizes is None else sizes)[:-1]
+    wanted = quotas(np.array([part.sum() for part in np.split(chances, ends)]), left)
+    one = _with_replacement if replacement else _without_replacement
+    drawn = [one(part, count, generator) for part, count in zip(np.split(pool, ends), wanted.tolist(), strict=True)]
+    return kept.astype(np.int64) + np.concatenate(drawn)
+
+
+def quotas(shares: np.ndarray, n: int) -> np.ndarray:
+    """n in proportion to shares (S,), as whole numbers with sum n: rounded down, then the largest remainders up."""
+    if not n:
+        return np.zeros(len(shares), dtype=np.int64)
+    exact = n * shares / shares.sum()
+    found = np.floor(exact + 1e-9).astype(np.int64)
+    found[np.argsort(found - exact, kind="stable")[: n - found.sum()]] += 1
+    return found
+
+
+def _with_replacement(pool: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Counts with sum n of independent draws in proportion to pool."""
+    counts, ends = np.zeros(len(pool), dtype=np.int64), pool.cumsum()
+    for start in range(0, n, CHUNK):
+        places = ends.searchsorted(generator.random(min(CHUNK, n - start)) * ends[-1], side="right")
+        counts += np.bincount(np.minimum(places, ends.argmax()), minlength=len(pool))
+    return counts
+
+
+def _without_replacement(pool: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Counts 0 and 1 with sum n: systematic sampling in random order (Madow 1949, Hartley and Rao 1962)."""
+    chances = inclusion(pool, n)
+    counts = (chances == 1).astype(np.int64)
     order = generator.permutation(np.flatnonzero((chances > 0) & (chances < 1)))
     ends = np.floor(chances[order].cumsum() + generator.random())
-    ends[-1:] = left - np.count_nonzero(chances == 1)  # exact, without rounding error
+    ends[-1:] = n - np.count_nonzero(chances == 1)  # exact, without rounding error
     counts[order] += np.diff(ends, prepend=0).astype(np.int64)
     return counts
 

@@ -5,8 +5,6 @@ records count at most a tenth as much as the mean record. A source that is worse
 part. Per record, two-means on the weights finds the threshold, and a histogram tells whether there are two groups.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from bilevel.errors import UserError, first
@@ -34,7 +32,7 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
         weight = float(np.nanmean(c))
         out = row["verdict"] == "worse" and weight <= LITTLE
         kept.append(np.full(file.records, not out))
-        words = f"{Path(file.file).stem}: {row['verdict']}"
+        words = f"{file.stem}: {row['verdict']}"
         words += f" (verdict at step {row['called_at']}" if row["called_at"] else " ("
         words += f"{', ' if row['called_at'] else ''}weight of a record {weight:.3g})"
         (left_out if out else others).append(words)

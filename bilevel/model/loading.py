@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from bilevel.data.records import read_rows
+from bilevel.data.sources import Source
 from bilevel.errors import UserError
 from bilevel.model.build import new_model, new_shape, new_tokenizer
 from bilevel.model.pretrained import read_pretrained, read_tokenizer
@@ -19,14 +20,14 @@ from bilevel.model.response_end import with_end, with_ends
 from bilevel.settings.fields import Settings
 
 
-def load_tokenizer(settings: Settings, train_files: list[Path]) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer; for a new model, one of model_config.vocab_size tokens trained on train_files.
+def load_tokenizer(settings: Settings, sources: list[Source]) -> transformers.PreTrainedTokenizerBase:
+    """The model's tokenizer; for a new model, one of model_config.vocab_size tokens trained on sources.
 
     Raises UserError if there is no tokenizer, or if it cannot be that of the model.
     """
     if settings.model_name_or_path is not None:
         return read_tokenizer(settings.model_name_or_path)
-    rows = [read_rows(file, settings.format) for file in train_files]
+    rows = [read_rows(source) for source in sources]
     return new_tokenizer(rows, settings.model_config["vocab_size"])
 
 

@@ -4,7 +4,8 @@ import copy
 
 import transformers
 
-from bilevel.data.records import find_files, read_rows
+from bilevel.data.records import read_rows
+from bilevel.data.sources import Reading, find_sources
 from bilevel.data.tokenise import make_tokeniser
 from bilevel.settings.fields import Settings
 
@@ -14,10 +15,10 @@ RECORDS = 200  # looked at in each file, evenly spread
 def taught_ends(settings: Settings, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end learned turns in the training data, and in validation data that is trained on."""
     tokeniser, found = make_tokeniser(tokenizer, settings), {}
-    patterns = settings.train_data + (settings.val_data if settings.reads_validation else [])
-    for file in find_files(patterns):
-        rows = read_rows(file, settings.format)
-        found |= dict.fromkeys(tokeniser.ends(rows[:: max(1, len(rows) // RECORDS)]))
+    for data in [settings.train_data] + [settings.val_data] * settings.reads_validation:
+        for source in find_sources(data, Reading.of(settings)):
+            rows = read_rows(source)
+            found |= dict.fromkeys(tokeniser.ends(rows[:: max(1, len(rows) // RECORDS)]))
     return list(found)
 
 

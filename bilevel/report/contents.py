@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +29,10 @@ _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 
 def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     """The data of the page, ready for JSON, with about `most` records."""
-    rows = [read_rows(Path(file.path), run.settings.format) for file in run.train]
+    rows = [read_rows(source) for source in run.sources]
     noisy = known_noise([table.data.column("is_noisy") for table in rows])
+    if noisy:
+        noisy = [_of_all_records(*each) for each in zip(noisy, rows, run.weights, strict=True)]
     sources = source_table(run)
     metrics = read_metrics(run, sources)
     chosen, selection = choose(run, most)
@@ -58,6 +59,13 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     }
 
 
+def _of_all_records(noisy: np.ndarray, rows: "datasets.Dataset", c: np.ndarray) -> np.ndarray:
+    """(records,) bool; False for the records that were not read."""
+    found = np.zeros(len(c), dtype=bool)
+    found[rows.data.column("index").to_numpy()] = noisy
+    return found
+
+
 def source_table(run: FinishedRun) -> list[dict[str, Any]]:
     """Per source: records, share of the samples, learned share of the weights, mean weight, and number of its curve.
 
@@ -73,7 +81,7 @@ def source_table(run: FinishedRun) -> list[dict[str, Any]]:
     known = [{}] * len(run.train) if run.evidence is None else [_judged(row) for row in run.evidence.to_dict("records")]
     return [
         {
-            "name": Path(file.file).stem,
+            "name": file.stem,
             "records": file.records,
             "before": before[k],
             "share": shares[k],
@@ -245,8 +253,9 @@ def records(
 def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:
     """Yield roles and texts of each record, reading few at a time. Alpaca prompts lose their outer headings."""
     for table, places in zip(rows, chosen, strict=True):
+        numbers = np.searchsorted(table.data.column("index").to_numpy(), places)  # rows of the records
         for start in range(0, len(places), 100):
-            part = table[places[start : start + 100]]
+            part = table[numbers[start : start + 100]]
             for roles, texts in zip(part["roles"], part["contents"], strict=True):
                 if roles[0] == "prompt" and (prompt := _ALPACA.fullmatch(texts[0])):
                     texts = [prompt[1], *texts[1:]]

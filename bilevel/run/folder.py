@@ -68,7 +68,7 @@ def _take(run: "Run", checkpoints: "Checkpoints") -> None:
     write_data(folder, run.train, run.val, run.test)
     parts = {"train": run.train, "val": run.val, "test": run.test}
     files = {name: part.files for name, part in parts.items() if part is not None}
-    write_overlaps(folder, find_overlaps(files, run.settings.format))
+    write_overlaps(folder, find_overlaps(files))
 
 
 def open_metrics(run: "Run") -> MetricsLog:

@@ -85,13 +85,15 @@ def describe(run: Run) -> str:
             f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M adapter parameters train, all others are frozen"
         )
     sizes = run.train.sizes.tolist()
-    for source, size, dropped, notes in zip(run.train.sources, sizes, run.train.dropped, run.train.notes, strict=True):
-        lines.append(f"  {source}: {size} samples" + _dropped(dropped))
+    found = zip(run.train.sources, sizes, run.train.read_as, run.train.dropped, run.train.notes, strict=True)
+    for source, size, layout, dropped, notes in found:
+        lines.append(f"  {source}: {size} samples, read as: {layout}" + _dropped(dropped))
         lines += [f"    warning: {note}" for note in notes]
     trained = "validation, trained on with weight 1" if s.val_in_training else "validation"
     for name, part in ((trained, run.val), ("test", run.test)):
         if part is not None:
-            lines.append(f"  {name}: {len(part)} samples" + _dropped(sum(part.dropped)))
+            layouts = "; ".join(dict.fromkeys(part.read_as))
+            lines.append(f"  {name}: {len(part)} samples, read as: {layouts}" + _dropped(sum(part.dropped)))
             lines += [
                 f"    warning: {file.name}: {note}"
                 for file, notes in zip(part.files, part.notes, strict=True)

@@ -17,8 +17,10 @@ from bilevel.settings.fields import Settings, differing
 from bilevel.settings.methods import METHODS
 from bilevel.settings.rules import validate
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used: mistakes are told at once
     import transformers
+
+    from bilevel.data.sources import Source
 
 # Files and folders that a run writes into its folder.
 FILES = ("config.yaml", "data.json", "metrics.csv", "timing.csv", "run.log")
@@ -26,23 +28,9 @@ FILES += ("overlap.json", "weights.csv", "weights.png", "report.html")
 FOLDERS = ("checkpoints", "model", "wandb")
 
 
-def check_files(settings: Settings) -> dict[str, list[Path]]:
-    """The files of train, val and test. Raises ConfigError with every problem of settings and files."""
-    from bilevel.data.overlap import shared_files
-    from bilevel.data.records import find_files, most_samples
-    from bilevel.errors import DataError
-
-    problems: list[str] = []
-    files: dict[str, list[Path]] = {}
-    records: dict[str, float] = {}
-    for part in ("train", "val", "test"):
-        try:
-            unread = part == "val" and not settings.reads_validation
-            files[part] = [] if unread else find_files(getattr(settings, f"{part}_data"))
-            records[part] = sum(most_samples(file, settings.format) for file in files[part])
-        except DataError as error:
-            problems.append(f"{part}_data: {error}")
-    problems += shared_files(files)
+def check_files(settings: Settings) -> dict[str, list["Source"]]:
+    """The sources of train, val and test. Raises ConfigError with every problem of settings and files."""
+    files, records, problems = read_files(settings)
     if settings.weights == "source" and not METHODS[settings.method].weights_stay and len(files.get("train", [])) == 1:
         problems.append(
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
@@ -62,7 +50,44 @@ def check_files(settings: Settings) -> dict[str, list[Path]]:
     return files
 
 
-def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
+def read_files(settings: Settings) -> tuple[dict[str, list["Source"]], dict[str, float], list[str]]:
+    """The sources of train, val and test, the most samples of each part, and every problem of the files."""
+    from bilevel.data.overlap import shared_files
+    from bilevel.data.sources import Reading, find_sources
+    from bilevel.errors import DataError
+
+    problems: list[str] = []
+    files: dict[str, list[Source]] = {}
+    records: dict[str, float] = {}
+    for part in ("train", "val", "test"):
+        try:
+            unread = part == "val" and not settings.reads_validation
+            files[part] = [] if unread else find_sources(getattr(settings, f"{part}_data"), Reading.of(settings))
+        except DataError as error:
+            problems.append(f"{part}_data: {error}")
+            continue
+        records[part], unreadable = _read(files[part])
+        problems += [f"{part}_data: {problem}" for problem in unreadable]
+    return files, records, problems + shared_files(files)
+
+
+def _read(sources: list["Source"]) -> tuple[float, list[str]]:
+    """The most samples that the sources can become, and the problems of all their records."""
+    from bilevel.data.records import BadRecords, most_samples
+    from bilevel.errors import DataError
+
+    samples, problems = 0.0, []
+    for source in sources:
+        try:
+            samples += most_samples(source)
+        except BadRecords as error:
+            problems += str(error).splitlines()
+        except DataError as error:
+            problems.append(str(error))
+    return (math.inf if problems else samples), problems
+
+
+def _wrong_start(settings: Settings, train: list["Source"]) -> list[str]:
     """A problem if x_init is neither a weights.csv nor a finished run on the same training files."""
     name = f"x_init: {short(settings.x_init, 300)}"
     if settings.x_init_file is None:
@@ -73,14 +98,13 @@ def _wrong_start(settings: Settings, train: list[Path]) -> list[str]:
         )
     if not os.path.isfile(settings.x_init_file):
         return [f"{name} is a folder without weights.csv, which a run leaves when it is finished"]
-    from bilevel.files import content_hash
     from bilevel.run.finished import read_data
 
     try:
         then = {file.file: file.sha256 for file in read_data(Path(settings.x_init)).train}
     except UserError as error:
         return [f"x_init: {error}"]
-    now = {file.name: content_hash(file) for file in train}
+    now = {source.name: source.content for source in train}
     if changed := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
         return [f"{name} was made on other training files: {', '.join(map(short, changed))} differ"]
     return []

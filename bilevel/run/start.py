@@ -6,8 +6,7 @@ import os
 import sys
 import textwrap
 import warnings
-from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from bilevel.errors import UserError
 from bilevel.run.interrupt import watch_launcher
@@ -15,7 +14,10 @@ from bilevel.run.preflight import check_files, check_shape
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings, dump
 
-Files: TypeAlias = dict[str, list[Path]]  # keys: train, val, test
+if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
+    from bilevel.data.sources import Source
+
+Files: TypeAlias = dict[str, list["Source"]]  # keys: train, val, test
 
 
 def start(argv: list[str]) -> tuple[Settings, Files] | int:

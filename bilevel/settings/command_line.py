@@ -168,7 +168,12 @@ def _words(value: Any) -> list[Any]:
 
 def _listed(values: dict[str, Any]) -> dict[str, Any]:
     """The values, with a single word turned into a list of one where the setting is a list."""
-    return {key: _words(value) if key in LISTS else value for key, value in values.items()}
+    return {key: _entries(value) if key in LISTS else value for key, value in values.items()}
+
+
+def _entries(value: Any) -> Any:
+    """A data setting with lists throughout: of a list, or of a mapping from names to lists."""
+    return {name: _words(each) for name, each in value.items()} if isinstance(value, dict) else _words(value)
 
 
 def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
@@ -176,7 +181,8 @@ def _default_run_name(config: str | None, given: dict[str, Any]) -> str:
     parts = [Path(config).stem if config else "run"]
     for key, value in given.items():
         if key == "train_data":
-            parts.append("data=" + "+".join(dict.fromkeys(Path(_to_text(word)).parent.name for word in _words(value))))
+            words = list(value) if isinstance(value, dict) else [Path(_to_text(w)).parent.name for w in _words(value)]
+            parts.append("data=" + "+".join(dict.fromkeys(map(_to_text, words))))
         elif key not in FREE | {"val_data", "test_data"}:
             parts.append(f"{key}=" + "+".join(Path(_to_text(word)).name for word in _words(value)))
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))

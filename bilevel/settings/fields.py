@@ -6,10 +6,10 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from bilevel.settings.methods import METHODS
@@ -24,20 +24,55 @@ def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
 _RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, str_max_length=4096)
 
 
+# Names of fields in all layouts (bilevel.data.layouts), and of a message's fields.
+FIELD_NAMES = ("instruction", "input", "output", "messages", "text", "prompt", "completion", "response", "question")
+FIELD_NAMES += ("answer", "problem", "solution", "query", "context", "system", "history", "tools", "is_noisy")
+FIELD_NAMES += ("role", "content")
+
+TAGS = ("list", "mapping")  # the two forms of a data setting, which messages do not name
+
+
+def _data(least: int) -> Any:
+    """The type of a data setting with at least so many entries: a list, or a mapping from names to lists."""
+    listed = Annotated[list[str], Field(min_length=least), Tag("list")]
+    named = dict[str, Annotated[list[str], Field(min_length=1)]]
+    mapped = Annotated[named, Field(min_length=least), Tag("mapping")]
+    return Annotated[listed | mapped, Discriminator(lambda value: TAGS[isinstance(value, dict)])]
+
+
 @dataclass(config=_RULES, kw_only=True)
 class Settings:
     """One field per setting. Its name is the YAML key, the flag, and the environment variable of run_F2SA.sh."""
 
-    train_data: list[str] = _setting("data", "training files or glob patterns; each file is one source", min_length=1)
-    val_data: list[str] = _setting(
-        "data", "validation files or glob patterns: the data you trust (upper level); method=fixed needs none", []
+    train_data: _data(1) = _setting(
+        "data",
+        "training files, glob patterns, folders or hub:org/name:config:split@revision, each with #N for N of its "
+        "records; each file or folder is one source, or give the names: {web: [a.jsonl, b.jsonl], math: hub:org/name}",
     )
-    test_data: list[str] = _setting("data", "held-out files or glob patterns, for evaluation only", [])
+    val_data: _data(0) = _setting(
+        "data",
+        "validation data, written as train_data: the data you trust (upper level); method=fixed needs none",
+        [],
+    )
+    test_data: _data(0) = _setting("data", "held-out data, written as train_data, for evaluation only", [])
     val_in_training: bool = _setting(
         "data", "with method=fixed: also train on the validation records, each with weight 1", False
     )
     format: Literal["auto", "alpaca", "chat", "text"] = _setting(
         "data", "record format of all files; auto detects it from the first record of each file", "auto"
+    )
+    fields: dict[Literal[*FIELD_NAMES], str] | None = _setting(
+        "data",
+        "names of your fields, such as {prompt: q, response: a}; the keys are names of docs/your-data.md, role and "
+        "content are those of a message",
+        None,
+        min_length=1,
+    )
+    prompt_suffix: str | None = _setting(
+        "data", "text for a line of its own at the end of each prompt, such as Please reason step by step.", None
+    )
+    skip_bad_records: int = _setting(
+        "data", "number of records of each source that are left out, and named, if they cannot be read", 0, ge=0
     )
     max_length: int = _setting(
         "data", "maximum length of a sample, in tokens; longer samples are cut on the right", 512, ge=2
@@ -300,7 +335,7 @@ def meaning(name: str) -> str:
 # Settings that a resumed run may change, because they do not affect its results.
 FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
 FREE |= {"tracker", "gpu_memory_gib"}
-LISTS = {f.name for f in dataclasses.fields(Settings) if str(f.type).startswith("list")}
+LISTS = {"train_data", "val_data", "test_data"}
 
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bilevel.errors import first, plain, short
-from bilevel.settings.fields import FIELDS, Settings
+from bilevel.settings.fields import FIELDS, TAGS, Settings
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
 
@@ -145,5 +145,5 @@ def _problem(item: dict[str, Any]) -> str:
     key = str(item["loc"][0])
     if item["type"] in ("missing", "missing_argument"):
         return f"{key}: missing ({FIELDS[key].description})"
-    where = ".".join(plain(str(part)) for part in item["loc"])
+    where = ".".join(plain(str(part)) for part in item["loc"] if part not in TAGS)
     return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}"

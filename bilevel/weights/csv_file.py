@@ -38,13 +38,15 @@ LARGEST = math.log(1e12)  # ln of the largest e-value that is written
 class TrainingFiles:
     """The training files that a weights.csv must belong to.
 
-    names: file names, in the order of the sources. samples (S,): number of samples of each file. same_run: whether
-    weights.csv is of the run that made these samples, so that its numbers of samples per source must be the same; a run
-    may also start from weights per source of a run that cut the files differently. index: from a slice of the samples
-    to the places of their records in their files, int64. If it is None, every place among the records (S,) will do.
+    names: file names, in the order of the sources. sources: the names of the sources. samples (S,): number of samples
+    of each file. same_run: whether weights.csv is of the run that made these samples, so that its numbers of samples
+    per source must be the same; a run may also start from weights per source of a run that cut the files differently.
+    index: from a slice of the samples to the places of their records in their files, int64. If it is None, every place
+    among the records (S,) will do.
     """
 
     names: list[str]
+    sources: list[str]
     samples: np.ndarray
     same_run: bool
     index: Callable[[slice], np.ndarray] | None = None
@@ -164,7 +166,7 @@ def _numbers(column: "pd.Series", start: int, name: str) -> np.ndarray:
 
 def _check_sources(table: "pd.DataFrame", start: int, files: TrainingFiles, name: str) -> None:
     part = slice(start, start + len(table))
-    expected = [Path(file).stem for file in files.names[part]]
+    expected = files.sources[part]
     if table["source"].tolist() != expected:
         found, wanted = (plain(", ".join(sources), 200) for sources in (table["source"], expected))
         raise _other(name, f"its sources are {found}, expected {wanted}")

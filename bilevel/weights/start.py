@@ -18,7 +18,7 @@ def read_start(x_init: str | Path, per_sample: bool, samples: Samples) -> torch.
         start = torch.ones_like(sizes) if x_init == "uniform" else sizes
         return None if per_sample else start / start.sum()
     names = [file.name for file in samples.files]
-    files = TrainingFiles(names, samples.sizes.numpy(), same_run=False, index=samples.records)
+    files = TrainingFiles(names, samples.sources, samples.sizes.numpy(), same_run=False, index=samples.records)
     weights, end = torch.empty(len(samples) if per_sample else len(sizes), dtype=torch.float64), 0
     for table in read_tables(Path(x_init), per_sample, files, f"x_init {x_init}"):
         start, end = end, end + len(table)

@@ -11,8 +11,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from bilevel.data.records import find_files
 from bilevel.data.samples import TOKEN_FEATURES, Samples, load_samples
+from bilevel.data.sources import file_source, find_sources
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.model.loading import load_tokenizer
 from bilevel.settings.fields import Settings
@@ -46,7 +46,7 @@ def train_and_validation(data: Path | None, shape: dict) -> tuple[Samples, Sampl
         vocabulary = shape["vocab_size"]
         names = ["train_clean.json", "train_noisy.json"]
         return random_samples(names, lengths, vocabulary, 0), random_samples(["val.json"], lengths, vocabulary, 1)
-    files = find_files([str(data / "train_*.json")])
+    files = find_sources([str(data / "train_*.json")])
     settings = Settings(train_data=["-"], val_data=["-"], model_config=shape)
     tokeniser = Tokeniser(load_tokenizer(settings, files), settings.max_length, settings.loss_on)
-    return load_samples(files, "auto", tokeniser), load_samples([data / "val.json"], "auto", tokeniser)
+    return load_samples(files, tokeniser), load_samples([file_source(data / "val.json")], tokeniser)

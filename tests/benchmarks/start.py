@@ -59,12 +59,13 @@ from pathlib import Path
 from transformers import AutoTokenizer
 import train_bilevel
 from bilevel.data.samples import load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import Tokeniser
 
 train_bilevel.quiet_libraries()
 tokeniser = Tokeniser(AutoTokenizer.from_pretrained(sys.argv[1]), 512, "response")
 start, cpu = time.perf_counter(), time.process_time()
-samples = load_samples([Path(file) for file in sys.argv[2:]], "auto", tokeniser)
+samples = load_samples([file_source(file) for file in sys.argv[2:]], tokeniser)
 print(time.perf_counter() - start, time.process_time() - cpu)
 """
 FIRST_STEP = """
@@ -125,11 +126,12 @@ def make_data(folder: Path, n: int) -> None:
     for name, records in files.items():
         (folder / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")  # before datasets is imported
+    from bilevel.data.sources import file_source
     from bilevel.model.loading import load_tokenizer
     from bilevel.settings.fields import Settings
 
     settings = Settings(train_data=["-"], val_data=["-"], model_config=SHAPE)
-    tokenizer = load_tokenizer(settings, [folder / "train_clean.json", folder / "train_noisy.json"])
+    tokenizer = load_tokenizer(settings, [file_source(folder / f"train_{kind}.json") for kind in ("clean", "noisy")])
     tokenizer.save_pretrained(folder / "tokenizer")
 
 

@@ -11,6 +11,7 @@ from tokenizer_kinds import tokenizer_of
 from bilevel.data import cache
 from bilevel.data.records import most_samples, read_rows
 from bilevel.data.samples import load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import DataError
 
@@ -27,9 +28,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(file: Path) -> tuple[list, list]:
     """The rows of a file and its tokens."""
-    assert most_samples(file, "auto") == len(RECORDS)
-    samples = load_samples([file], "auto", Tokeniser(tokenizer_of("gpt2"), 64, "response"))
-    return list(read_rows(file)), list(samples.tokens)
+    assert most_samples(file_source(file)) == len(RECORDS)
+    samples = load_samples([file_source(file)], Tokeniser(tokenizer_of("gpt2"), 64, "response"))
+    return list(read_rows(file_source(file))), list(samples.tokens)
 
 
 def arrows(cache: Path) -> list[Path]:
@@ -116,5 +117,5 @@ def test_a_file_in_the_place_of_the_cache(write: Write, own: Path, caplog):
 
 def test_a_mistake_in_the_data_is_still_a_mistake(write: Write, own: Path):
     with pytest.raises(DataError, match="record 1"):
-        read_rows(write("a.json", [RECORDS[0], {"output": 1}]))
+        read_rows(file_source(write("a.json", [RECORDS[0], {"output": 1}])))
     assert not [path for path in own.rglob("*") if path.is_file()]

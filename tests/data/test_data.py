@@ -12,6 +12,7 @@ from tokenizer_kinds import gpt2_tokenizer, tokenizer_of
 
 from bilevel.data.batches import cuts
 from bilevel.data.samples import Samples, load_samples
+from bilevel.data.sources import Reading, file_source
 from bilevel.data.stream import BatchStream, steps_per_run
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
@@ -26,7 +27,9 @@ def record(response: str, **more: object) -> dict:
 
 
 def load(*files: Path, max_length: int = 200, kind: str = "gpt2", format: str = "auto") -> Samples:
-    return load_samples(list(files), format, Tokeniser(tokenizer_of(kind), max_length, "response"))
+    return load_samples(
+        [file_source(file, Reading(format)) for file in files], Tokeniser(tokenizer_of(kind), max_length, "response")
+    )
 
 
 def answers(samples: Samples) -> list[str]:
@@ -48,7 +51,7 @@ def test_samples_know_source_and_record(write: Write) -> None:
     one = write("a.json", [record("one"), record("two", is_noisy=True)])
     two = write("b.json", [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "three"}]}])
     samples = load(one, two)
-    assert (samples.sources, samples.files, len(samples)) == (["a", "b"], [one, two], 3)
+    assert (samples.sources, samples.files, len(samples)) == (["a", "b"], [file_source(one), file_source(two)], 3)
     assert samples.source_ids.tolist() == [0, 0, 1]
     assert samples.records(ALL).tolist() == [0, 1, 0]
     assert samples.is_noisy.tolist() == [False, True, False]
@@ -111,10 +114,10 @@ def tokenised(monkeypatch) -> list[int]:
 def test_second_load_comes_from_the_cache(write: Write, tokenised: list[int]) -> None:
     path = write("cached.json", [record("cached"), record("too")])
     tokeniser = Tokeniser(gpt2_tokenizer(), 150, "response")
-    first = load_samples([path], "auto", tokeniser)
+    first = load_samples([file_source(path)], tokeniser)
     assert tokenised == [2]
-    again = load_samples([path], "auto", tokeniser)
-    other = load_samples([path], "auto", Tokeniser(gpt2_tokenizer(), 150, "response"))
+    again = load_samples([file_source(path)], tokeniser)
+    other = load_samples([file_source(path)], Tokeniser(gpt2_tokenizer(), 150, "response"))
     assert tokenised == [2]
     assert list(first.table) == list(again.table) == list(other.table)
 

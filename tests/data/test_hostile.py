@@ -1,4 +1,4 @@
-"""Hostile and broken data, through find_files, read_rows and load_samples: the texts that come out, or the error."""
+"""Hostile and broken data, through find_sources, read_rows and load_samples: the texts that come out, or the error."""
 
 import ast
 import gzip
@@ -19,9 +19,10 @@ import torch
 from run_helpers import TINY
 from tokenizer_kinds import tokenizer_of
 
-from bilevel.data import json_file, records
-from bilevel.data.records import find_files, read_rows
+from bilevel.data.containers import kinds, stream
+from bilevel.data.records import read_rows
 from bilevel.data.samples import load_samples
+from bilevel.data.sources import file_source, find_sources
 from bilevel.data.special import ANCHOR, Guard
 from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import UserError, plain, short
@@ -154,11 +155,11 @@ TABLE: dict[str, tuple[object, list[list[str]] | str]] = {
     "array-in-lines": (f"[{GOOD}]\n[{GOOD}]", "text after the array's end"),
     "array-open": (f"[{GOOD}", "record 1: not JSON (Expecting ',' or ']'"),
     # other formats
-    "gzip": (gzip.compress(GOOD.encode()), "this is gzip, not JSON text; unpack it first"),
+    "gzip-cut-short": (gzip.compress(GOOD.encode())[:-9], "the compressed file is damaged or cut short"),
     "zip": (zipped(), "this is a zip archive, not JSON text; unpack it first"),
-    "parquet": (parquet(), "this is Parquet, not JSON text; write it as JSON Lines first"),
-    "arrow": (arrow(), "this is Arrow, not JSON text; write it as JSON Lines first"),
-    "arrow-stream": (arrow(pyarrow.ipc.new_stream), "this is an Arrow stream, not JSON text"),
+    "parquet-cut-short": (parquet()[:-9], "the file is damaged or cut short, or is of another kind"),
+    "arrow-cut-short": (arrow()[:-9], "the file is damaged or cut short, or is of another kind"),
+    "arrow-stream-cut-short": (arrow(pyarrow.ipc.new_stream)[:-99], "the file is damaged or cut short"),
     "git-lfs": ("version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not JSON text; fetch the file"),
     "csv": ("text,is_noisy\na,0\n", "record 0: not JSON"),
     "empty": (b"", "holds no record"),
@@ -177,14 +178,14 @@ def error_of(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize(("content", "outcome"), TABLE.values(), ids=TABLE)
 def test_content(write: Write, tmp_path: Path, content: object, outcome: list[list[str]] | str) -> None:
     path = write("hostile.json", content)
-    assert find_files([f"{tmp_path}/*.json"]) == [path]
+    assert find_sources([f"{tmp_path}/*.json"]) == [file_source(path)]
     if isinstance(outcome, str):
-        text = error_of(lambda: read_rows(path))
+        text = error_of(lambda: read_rows(file_source(path)))
         assert text.startswith(str(path)) and outcome in text, text
         return
-    assert read_rows(path)["contents"][:] == outcome
+    assert read_rows(file_source(path))["contents"][:] == outcome
     tokenizer = tokenizer_of("gpt2")
-    samples = load_samples([path], "auto", Tokeniser(tokenizer, 2000, "all"))
+    samples = load_samples([file_source(path)], Tokeniser(tokenizer, 2000, "all"))
     for ids, texts in zip(samples.table["input_ids"], outcome, strict=True):
         text = tokenizer.decode(ids)
         assert all(part in text for part in texts)
@@ -194,12 +195,12 @@ def test_content(write: Write, tmp_path: Path, content: object, outcome: list[li
 @pytest.mark.parametrize("depth", range(700, 1000, 12))
 def test_nesting_near_what_the_parser_takes(write: Write, depth: int) -> None:
     """Where Python writes a value out it needs as much room as where it reads one."""
-    text = error_of(lambda: read_rows(write("near.json", line(nested(depth)))))
+    text = error_of(lambda: read_rows(file_source(write("near.json", line(nested(depth))))))
     assert "'text' must be text, got list [[" in text or "cannot be read (maximum recursion" in text
 
 
 def test_a_name_that_cannot_be_printed_is_escaped(tmp_path: Path) -> None:
-    assert r"\udcff.json: No such file" in error_of(lambda: read_rows(tmp_path / "\udcff.json"))
+    assert r"\udcff.json: No such file" in error_of(lambda: read_rows(file_source(tmp_path / "\udcff.json")))
 
 
 @pytest.mark.parametrize("value", [["x" * 99] * 99, {"x" * 99: "x" * 99}, "x" * 999, b"x" * 999, 10**4000, [[[[[1]]]]]])
@@ -210,14 +211,16 @@ def test_a_value_in_a_message_is_short(value: object) -> None:
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.jsonl", ".json", "a b, 'c' \"d\".json", "日本　$x$_{.json"])
 @pytest.mark.parametrize("content", [GOOD, array(GOOD)])
 def test_any_name_will_do(write: Write, name: str, content: str) -> None:
-    [path] = find_files([str(write(name, content))])
-    assert read_rows(path)["contents"][:] == [A]
+    [source] = find_sources([str(write(name, content))])
+    assert read_rows(source)["contents"][:] == [A]
 
 
 @pytest.mark.parametrize("name", [b"a\xffb.json", b"a\nb.json", b"a\rb.json", b"a\x1bb.json", b"\xff/a.json"])
 def test_names_that_are_refused(write: Write, tmp_path: Path, name: bytes) -> None:
     write(os.fsdecode(name), GOOD)
-    assert "a control character or bytes that are not UTF-8" in error_of(lambda: find_files([f"{tmp_path}/**/*.json"]))
+    assert "a control character or bytes that are not UTF-8" in error_of(
+        lambda: find_sources([f"{tmp_path}/**/*.json"])
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "device", "long", "nul", "nul-folder", "surrogate"])
@@ -232,13 +235,15 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
     pattern = {"long": "x" * 9000, "nul": "x\0.json", "nul-folder": "\0/*", "surrogate": "\ud800/*"}.get(
         kind, str(tmp_path / "*.json")
     )
-    assert "no file matches" in error_of(lambda: find_files([pattern]))
+    assert "no file matches" in error_of(lambda: find_sources([pattern]))
 
 
 def test_a_file_that_cannot_be_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Is a directory" in error_of(lambda: read_rows(write("x/y.json", GOOD).parent))
-    monkeypatch.setattr(json_file, "open_regular", lambda path: os.read(-1, 1))
-    assert "unreadable.json: Bad file descriptor" in error_of(lambda: read_rows(write("unreadable.json", line('"x"'))))
+    assert "Is a directory" in error_of(lambda: read_rows(file_source(write("x/y.json", GOOD).parent)))
+    monkeypatch.setattr(stream, "open_regular", lambda path: os.read(-1, 1))
+    assert "unreadable.json: Bad file descriptor" in error_of(
+        lambda: read_rows(file_source(write("unreadable.json", line('"x"'))))
+    )
 
 
 def test_links_in_circles_end(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,29 +251,30 @@ def test_links_in_circles_end(write: Write, tmp_path: Path, monkeypatch: pytest.
     for place in ("one", "two", "sub/three"):  # glob.glob would take 3^40 paths
         (tmp_path / place).symlink_to(tmp_path)
     for pattern in (f"{tmp_path}/**/*.json", f"{tmp_path}/**/**/*.json", f"{tmp_path}/**"):
-        assert find_files([pattern]) == files
-    assert find_files([f"{tmp_path}/one/a.json", f"{tmp_path}/a.json"]) == [tmp_path / "one" / "a.json"]
+        assert find_sources([pattern]) == list(map(file_source, files))
+    first = file_source(tmp_path / "one" / "a.json")
+    assert find_sources([f"{tmp_path}/one/a.json", f"{tmp_path}/a.json"]) == [first]
     (tmp_path / "again.json").symlink_to(files[0])
-    assert [file.stem for file in find_files([f"{tmp_path}/**/*.json"])] == ["a", "again", "b"]
+    assert [file.stem for file in find_sources([f"{tmp_path}/**/*.json"])] == ["a", "again", "b"]
     monkeypatch.chdir(tmp_path)
-    assert find_files(["**/b.json"]) == [Path("sub/b.json")]
+    assert find_sources(["**/b.json"]) == [file_source("sub/b.json")]
 
 
 def test_a_file_that_changes_while_it_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the digest and the parsing; the cache then holds nothing under the first digest."""
     path = write("growing.json", '{"text": "first"}\n')
-    original = records.read_bytes
+    original = kinds.open_hashed
 
-    def grow(*arguments: object) -> bytes:
+    def grow(*arguments: object) -> object:
         with path.open("a") as file:
             file.write(GOOD + "\n")
         return original(*arguments)
 
-    monkeypatch.setattr(records, "read_bytes", grow)
-    assert f"{path}: changed while it was read; start again" in error_of(lambda: read_rows(path))
-    monkeypatch.setattr(records, "read_bytes", original)
-    assert read_rows(path)["contents"][:] == [["first"], ["a"]]
-    assert read_rows(write("growing.json", '{"text": "first"}\n'))["contents"][:] == [["first"]]
+    monkeypatch.setattr(kinds, "open_hashed", grow)
+    assert f"{path}: changed while it was read; start again" in error_of(lambda: read_rows(file_source(path)))
+    monkeypatch.setattr(kinds, "open_hashed", original)
+    assert read_rows(file_source(path))["contents"][:] == [["first"], ["a"]]
+    assert read_rows(file_source(write("growing.json", '{"text": "first"}\n')))["contents"][:] == [["first"]]
 
 
 @pytest.mark.parametrize("text", ["word " * 100_000, "x" * 500_000], ids=["words", "one-word"])
@@ -276,7 +282,7 @@ def test_a_large_record_is_truncated(write: Write, text: str) -> None:
     """Half a MB; the time grows with the length, so 10 MB takes twenty times as long."""
     start = time.perf_counter()
     tokenizer = tokenizer_of("gpt2")
-    samples = load_samples([write("large.json", alpaca("a", text))], "auto", Tokeniser(tokenizer, 64, "response"))
+    samples = load_samples([file_source(write("large.json", alpaca("a", text)))], Tokeniser(tokenizer, 64, "response"))
     [ids] = samples.table["input_ids"][:]
     assert len(ids) == 64 and tokenizer.decode(ids).startswith(asked("a")[0] + text[:20])
     assert time.perf_counter() - start < 15
@@ -285,14 +291,15 @@ def test_a_large_record_is_truncated(write: Write, text: str) -> None:
 def test_a_new_tokenizer_and_a_large_word(write: Write) -> None:
     start = time.perf_counter()
     settings = Settings(train_data=["a"], val_data=["b"], model_config=TINY)
-    tokenizer = load_tokenizer(settings, [write("word.json", alpaca("a", "abcdefghij" * 50_000 + " " * 500_000))])
+    words = write("word.json", alpaca("a", "abcdefghij" * 50_000 + " " * 500_000))
+    tokenizer = load_tokenizer(settings, [file_source(words)])
     assert tokenizer.decode(tokenizer("abcabc d")["input_ids"]) == "abcabc d" and time.perf_counter() - start < 30
 
 
 def test_results_of_sources_with_any_name(write: Write, tmp_path: Path) -> None:
     names = ["001", "NA", "a, 'b' \"c\"", "cost $5_$ {"]
-    paths = find_files([str(write(f"in/{name}.json", alpaca(name))) for name in names])
-    samples = load_samples(paths, "auto", Tokeniser(tokenizer_of("gpt2"), 64, "response"))
+    sources = find_sources([str(write(f"in/{name}.json", alpaca(name))) for name in names])
+    samples = load_samples(sources, Tokeniser(tokenizer_of("gpt2"), 64, "response"))
     x = SourceWeights(samples.source_ids, torch.tensor([0.1, 0.2, 0.3, 0.4]), 1.0, "adam")
     write_weights(tmp_path / "weights.csv", x, samples)
     assert torch.allclose(read_start(str(tmp_path / "weights.csv"), False, samples), x.p)
@@ -311,7 +318,7 @@ def test_a_panic_of_the_tokenizer_names_the_file(write: Write, monkeypatch: pyte
     path = write("panic.json", [{"text": "a"}, {"text": "b"}])
     tokeniser = Tokeniser(tokenizer_of("gpt2"), 64, "all")
     monkeypatch.setattr(Guard, "encode", panic)
-    text = error_of(lambda: load_samples([path], "auto", tokeniser))
+    text = error_of(lambda: load_samples([file_source(path)], tokeniser))
     assert text.startswith(f"{path}, records 0 to 1: the tokenizer cannot take the text") and "retry-limit" in text
 
 

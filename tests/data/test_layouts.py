@@ -11,6 +11,7 @@ from tokenizer_kinds import CHATML, gpt2_tokenizer, tokenizer_of
 
 from bilevel.data.records import read_rows, row_notes
 from bilevel.data.samples import load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
 
@@ -26,20 +27,22 @@ FORM = '<tool_call>\n{"name": "join", "arguments": {"n": 1}}\n</tool_call>'
 
 def first(write: Write, record: dict[str, Any]) -> dict[str, Any]:
     """The row of the first record of a file of these."""
-    return read_rows(write("a.jsonl", json.dumps(record) + "\n" + json.dumps(record)))[0]
+    return read_rows(file_source(write("a.jsonl", json.dumps(record) + "\n" + json.dumps(record))))[0]
 
 
 def trained(write: Write, record: dict[str, Any], name: str = "qwen3", **settings: Any) -> tuple[str, str]:
     """The whole text of a record's samples, and its learned part; "gpt2" has no template."""
     tokenizer = tokenizer_of("gpt2") if name == "gpt2" else family(name)
-    samples = load_samples([write("a.json", [record])], "auto", Tokeniser(tokenizer, 10_000, "response", **settings))
+    samples = load_samples(
+        [file_source(write("a.json", [record]))], Tokeniser(tokenizer, 10_000, "response", **settings)
+    )
     ids, labels = (sum(samples.table[name], []) for name in ("input_ids", "labels"))
     return tokenizer.decode(ids), tokenizer.decode([label for label in labels if label != IGNORE])
 
 
 def error(write: Write, record: dict[str, Any]) -> str:
     with pytest.raises(DataError) as caught:
-        read_rows(write("a.json", [record]))
+        read_rows(file_source(write("a.json", [record])))
     return str(caught.value)
 
 
@@ -75,7 +78,7 @@ def test_a_template_that_wants_arguments_as_text(write: Write) -> None:
     tokenizer = gpt2_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ 'CALL ' + c.function.arguments }}{% endfor %}{% endfor %}"  # fmt: skip # noqa: E501
     record = {"messages": [OPENAI[0], {"role": "assistant", "content": "", "tool_calls": CALLS}]}
-    samples = load_samples([write("a.json", [record])], "auto", Tokeniser(tokenizer, 1000, "response"))
+    samples = load_samples([file_source(write("a.json", [record]))], Tokeniser(tokenizer, 1000, "response"))
     assert 'CALL {"n": 1}' in tokenizer.decode(samples.table[0]["input_ids"])
 
 
@@ -170,7 +173,7 @@ def test_whether_a_turn_is_learned(write: Write, field: str) -> None:
 def test_what_is_not_used_is_said_once_for_a_file(write: Write) -> None:
     record = {"messages": OPENAI, "kto_tag": True}
     path = write("a.json", [{"messages": OPENAI}, record | {"rejected": "x"}, record])
-    assert row_notes(path, "auto") == [
+    assert row_notes(file_source(path)) == [
         "1 record (first: record 1): rejected: not used",
         "2 records (first: record 1): kto_tag: not used",
         "2 records (first: record 1): equal to an earlier record but for white space",
@@ -180,7 +183,7 @@ def test_what_is_not_used_is_said_once_for_a_file(write: Write) -> None:
 def test_empty_responses_and_repeated_records_are_counted(write: Write) -> None:
     one = {"instruction": "a b", "output": "c"}
     path = write("a.json", [one, {**one, "output": " "}, {**one, "instruction": " a\n b"}, {**one, "output": "d"}])
-    assert row_notes(path, "auto") == [
+    assert row_notes(file_source(path)) == [
         "1 record (first: record 1): a response is empty",
         "1 record (first: record 2): equal to an earlier record but for white space",
     ]
@@ -192,12 +195,12 @@ def test_text_that_holds_a_templates_marks(write: Write) -> None:
     tokenizer = tokenizer_of("chatml")
     assert tokenizer.chat_template == CHATML
     for _ in range(2):  # also from the cache
-        samples = load_samples([path], "auto", Tokeniser(tokenizer, 1000, "response"))
+        samples = load_samples([file_source(path)], Tokeniser(tokenizer, 1000, "response"))
         assert [line.split(": ")[0] for line in samples.notes[0]] == ["1 record (first", "1 record (first"]
         assert "<|im_start|>" in samples.notes[0][0] and "[INST]" in samples.notes[0][1]
         assert all("special_tokens_in_text=true" in line for line in samples.notes[0])
     special = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert special not in samples.table[0]["input_ids"]
-    samples = load_samples([path], "auto", Tokeniser(tokenizer, 1000, "response", special_tokens_in_text=True))
+    samples = load_samples([file_source(path)], Tokeniser(tokenizer, 1000, "response", special_tokens_in_text=True))
     assert samples.table[0]["input_ids"].count(special) == 2 and not samples.notes[0]
     assert samples.table[0]["input_ids"][: len(tokenizer(text)["input_ids"])] == tokenizer(text)["input_ids"]

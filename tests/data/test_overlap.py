@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bilevel.data.overlap import find_overlaps, read_overlaps, shared_files, write_overlaps
+from bilevel.data.sources import file_source
 
 Write = Callable[..., Path]
 
@@ -18,6 +19,7 @@ def test_a_file_in_two_parts(write: Write, tmp_path: Path) -> None:
     link = tmp_path / "link" / "other.jsonl"
     link.parent.mkdir()
     link.symlink_to(val)
+    one, val, link = map(file_source, (one, val, link))
     [problem] = shared_files({"train": [one, val], "val": [link], "test": []})
     assert problem.startswith(f"val_data: {link} is in train_data too")
     assert not shared_files({"train": [one], "val": [val]})
@@ -29,7 +31,8 @@ def test_records_in_common_are_counted_with_examples(write: Write, tmp_path: Pat
         "val": [write("v.json", alpaca(4, space="\n  ") + alpaca(9, 5))],
         "test": [write("t.json", alpaca(7, 8))],
     }
-    [overlap] = found = find_overlaps(files, "auto")
+    files = {part: list(map(file_source, paths)) for part, paths in files.items()}
+    [overlap] = found = find_overlaps(files)
     assert (overlap.first, overlap.second, overlap.count, overlap.total) == ("train", "val", 2, 3)
     assert str(overlap) == (
         "2 of 3 val records stand in train too, such as v.json record 0 is b.json record 1; "
@@ -38,4 +41,4 @@ def test_records_in_common_are_counted_with_examples(write: Write, tmp_path: Pat
     write_overlaps(tmp_path, found)
     assert [str(one) for one in read_overlaps(tmp_path)] == [str(overlap)]
     assert json.loads((tmp_path / "overlap.json").read_text())[0]["count"] == 2
-    assert find_overlaps(files | {"val": []}, "auto") == [] == read_overlaps(tmp_path / "gone")
+    assert find_overlaps(files | {"val": []}) == [] == read_overlaps(tmp_path / "gone")

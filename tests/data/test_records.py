@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bilevel.data import records
-from bilevel.data.records import find_files, read_rows
+from bilevel.data.containers import kinds
+from bilevel.data.records import read_rows
+from bilevel.data.sources import Reading, file_source, find_sources
 from bilevel.errors import DataError
 
 ALPACA = {"instruction": "Say hi", "input": "", "output": "hi"}
@@ -17,7 +18,7 @@ Write = Callable[..., Path]
 
 
 def rows(path: Path, format: str = "auto") -> list[tuple[list[str], list[str]]]:
-    return [(row["roles"], row["contents"]) for row in read_rows(path, format)]
+    return [(row["roles"], row["contents"]) for row in read_rows(file_source(path, Reading(format)))]
 
 
 def chat(key: str = "messages", role: str = "role", content: str = "content", turns=CHAT) -> dict:
@@ -27,7 +28,7 @@ def chat(key: str = "messages", role: str = "role", content: str = "content", tu
 def message(path: Path, format: str = "auto") -> str:
     """The error that reading the file gives; every one names the file."""
     with pytest.raises(DataError) as caught:
-        read_rows(path, format)
+        read_rows(file_source(path, Reading(format)))
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -83,8 +84,8 @@ def test_format_is_detected_per_file_and_can_be_overridden(write: Write) -> None
 
 def test_is_noisy_and_index(write: Write) -> None:
     path = write("a.json", [ALPACA, {**ALPACA, "is_noisy": True}, {**ALPACA, "is_noisy": False}])
-    assert read_rows(path)["is_noisy"][:] == [None, True, False]
-    assert read_rows(path)["index"][:] == [0, 1, 2]
+    assert read_rows(file_source(path))["is_noisy"][:] == [None, True, False]
+    assert read_rows(file_source(path))["index"][:] == [0, 1, 2]
 
 
 LINES = "\n".join(json.dumps({"text": text}) for text in "ab")
@@ -133,7 +134,8 @@ def test_other_fields_may_hold_anything(write: Write) -> None:
         ("[", 0, "not JSON"),
         ('{"text": "a"}\n\n{"text": "b"}\n{"text": \n', 2, "not JSON"),
         ("instruction,output\nSay hi,hi\n", 0, "not JSON"),
-        ('{\n  "text": "a"\n}', 0, "not JSON"),
+        ('{\n  "text": "a"\n', 0, "not JSON"),
+        ('{\n  "text": "a"\n}\n{\n  "text" "b"\n}', 1, "not JSON"),
         ('[{"text": "a"}, "b"]', 1, "expected an object with fields, got str"),
         ('{"text": "a"}\nnull', 1, "expected an object with fields, got NoneType"),
         ('[{"text": "a"}, ["b"]]', 1, "expected an object with fields, got list"),
@@ -202,28 +204,27 @@ def test_find_files_sorts_by_stem_and_takes_each_once(write: Write, tmp_path: Pa
         write(name, [ALPACA])
     monkeypatch.chdir(tmp_path)
     patterns = ["*/*.json*", "a/c.json", f"{tmp_path}/a/../a/c.json", "**/*.json"]
-    assert [path.name for path in find_files(patterns)] == ["a.json", "b.jsonl", "c.json", "d.json"]
-    assert find_files([]) == []
+    assert [path.name for path in find_sources(patterns)] == ["a.json", "b.jsonl", "c.json", "d.json"]
+    assert find_sources([]) == []
 
 
 def test_find_files_takes_a_name_with_brackets_as_it_stands(write: Write) -> None:
     path = write("part[1].json", [ALPACA])
-    assert find_files([str(path)]) == [path]
+    assert find_sources([str(path)]) == [file_source(path)]
 
 
 def test_two_files_with_one_stem(write: Write) -> None:
-    one, two = write("x/train.json", [ALPACA]), write("y/train.jsonl", [ALPACA])
+    one, two = write("x/train.json", [ALPACA]), write("x/train.jsonl", [ALPACA])
     with pytest.raises(DataError) as caught:
-        find_files([str(one), str(two)])
-    assert str(caught.value) == f"{one} and {two} would both be source 'train': rename one"
+        find_sources([str(one), str(two)])
+    assert str(caught.value).startswith(f"{one} and {two} would both be source 'train': rename one")
 
 
 def test_no_match_names_all_patterns_and_process_py(write: Write, tmp_path: Path) -> None:
     write("data/process.py", "")
-    (tmp_path / "data" / "folder.json").mkdir()
-    patterns = [f"{tmp_path}/data/mixed/train_*.json", f"{tmp_path}/data/folder.json", f"{tmp_path}/other/*.json"]
+    patterns = [f"{tmp_path}/data/mixed/train_*.json", f"{tmp_path}/data/no.json", f"{tmp_path}/other/*.json"]
     with pytest.raises(DataError) as caught:
-        find_files(patterns)
+        find_sources(patterns)
     problems = str(caught.value).split("no file matches ")[1:]
     assert [repr(pattern) in problem for pattern, problem in zip(patterns, problems, strict=True)] == [True] * 3
     assert [f"run `python {tmp_path}/data/process.py` first" in problem for problem in problems] == [True, True, False]
@@ -236,8 +237,13 @@ def test_no_match_names_all_patterns_and_process_py(write: Write, tmp_path: Path
 def parsed(monkeypatch) -> list[str]:
     """The files that were parsed, one entry for each time."""
     seen: list[str] = []
-    original = records.parse_records
-    monkeypatch.setattr(records, "parse_records", lambda path, data: (seen.append(path.name), original(path, data))[1])
+    original = kinds.items
+
+    def items(place: str, content: str) -> Iterator[kinds.Item]:
+        seen.append(Path(place).name)
+        return original(place, content)
+
+    monkeypatch.setattr(kinds, "items", items)
     return seen
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from run_helpers import ROOT, finished_run
 
-from bilevel.export import command as export
+from bilevel.data.records import read_rows
+from bilevel.data.sources import file_source
+from bilevel.export import writers
 from bilevel.export.command import main
 
 RECORDS = [
@@ -107,7 +110,7 @@ def test_lines_come_out_byte_for_byte(written: list[tuple[str, str]], data: st.D
 @pytest.mark.parametrize("indent, rows", [(None, 1000), (2, 2), ("\t", 1)])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_other_formats_are_equal_after_parsing(write, suffix: str, indent: object, rows: int, monkeypatch):
-    monkeypatch.setattr(export, "ROWS", rows)
+    monkeypatch.setattr(writers, "ROWS", rows)
     run = make_run(write, json.dumps(RECORDS, indent=indent, ensure_ascii=False))
     content = exported(run, f"out{suffix}", "--threshold", "0.2")
     expected = [RECORDS[i] for i in (0, 2, 3, 4)]
@@ -148,6 +151,49 @@ def test_chat_goes_through_every_format(write: Callable[..., Path]):
         kind, file = suffix.replace("jsonl", "json"), str(run.parent / f"out.{suffix}")
         loaded = datasets.load_dataset(kind, data_files=file, split="train", cache_dir=str(run.parent / "cache"))
         assert loaded.to_list() == records
+
+
+ENDINGS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow")
+PACKED = ("jsonl.gz", "json.zst", "csv.bz2", "tsv.xz")
+
+
+@pytest.mark.parametrize("suffix", ENDINGS + PACKED)
+def test_every_format_is_read_again_as_it_was(write: Callable[..., Path], suffix: str):
+    """The turns and marks of all records, of Alpaca records and of chats with a call."""
+    call = {"name": "join", "arguments": '{"n": 0}'}
+    said = [{"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]}]
+    asked = [{"role": "user", "content": 'a "q",\t\n\r2'}]
+    kinds = {
+        "alpaca": [{"instruction": f'say "{i}",\n; \u00e9', "input": "", "output": f"\t{i}\r\n", "is_noisy": i == 1}
+                   for i in range(3)],
+        "chat": [{"messages": asked + said}, {"messages": asked + [{"role": "assistant", "content": "x"}]}],
+    }  # fmt: skip
+    for kind, records in kinds.items():
+        run = make_run(write, json.dumps(records), f"{kind}.json", [1.0] * len(records))
+        out = run.parent / f"{kind}-out.{suffix}"
+        assert exported(run, out.name, "--keep", "1")
+        here, there = (read_rows(file_source(path)) for path in (run.parent / "data" / f"{kind}.json", out))
+        shutil.rmtree(run)
+        for name in ("roles", "contents", "more", "is_noisy"):
+            assert here[name][:] == there[name][:], (kind, name)
+
+
+def test_compressed_files_of_the_same_records_are_the_same(run: Path):
+    assert exported(run, "1.jsonl.gz", "--keep", "1") == exported(run, "2.jsonl.gz", "--keep", "1")
+
+
+def test_the_source_of_a_record(two: Path, write: Callable[..., Path]):
+    drawn = [*map(json.loads, exported(two, "1.jsonl", "--sample", "6").splitlines())]
+    assert all(record["source"] == ("a" if record["text"].startswith("array") else "b") for record in drawn)
+    assert b"source" not in exported(two, "2.jsonl", "--keep", "1")
+    kept = exported(two, "3.jsonl", "--keep", "1", "--source_field", "from").splitlines()
+    assert kept[0] == b'{"text": "array 0", "from": "a"}'
+    shutil.rmtree(two)
+    run = make_run(write, [{"text": "x", "source": "own"}], "own.json", [1.0])
+    assert exported(run, "4.jsonl", "--sample", "1") == b'{"text": "x", "source": "own"}\n'
+    assert main([str(run), "--sample", "1", "--source_field", "source", "--out", str(run.parent / "5.jsonl")]) == 0
+    out = str(run.parent / "6.jsonl")
+    assert main([str(run), "--sample", "1", "--source_field", "text", "--out", out]) == 2 and not Path(out).exists()
 
 
 def test_every_record_with_its_weight(write: Callable[..., Path]):
@@ -232,9 +278,9 @@ def test_a_threshold_that_parts_nothing_is_warned_about(write: Callable[..., Pat
 
 def test_samples(two: Path):
     """The seed decides, and drawn again a record stands behind itself."""
-    first = exported(two, "1.jsonl", "--sample", "4", "--seed", "1")
-    assert exported(two, "2.jsonl", "--sample", "4", "--seed", "1") == first and first.count(b"\n") == 4
-    assert any(exported(two, f"s{seed}.jsonl", "--sample", "4", "--seed", f"{seed}") != first for seed in range(2, 9))
+    first = exported(two, "1.jsonl", "--sample", "3", "--seed", "1")
+    assert exported(two, "2.jsonl", "--sample", "3", "--seed", "1") == first and first.count(b"\n") == 3
+    assert any(exported(two, f"s{seed}.jsonl", "--sample", "3", "--seed", f"{seed}") != first for seed in range(2, 9))
     again = exported(two, "again.jsonl", "--sample", "40", "--replacement").splitlines()
     assert len(again) == 40 and again == sorted(again) and len(set(again)) <= 10
 
@@ -260,8 +306,16 @@ BAD = {
     "nothing reaches the threshold": ("run", ["--threshold", "9"], "no record is selected: records with weight c >= 9"),
     "a share of nothing": ("run", ["--keep", "0.01"], "no record is selected"),
     "more than there are": ("run", ["--sample", "6"], "5 records have a weight above 0"),
-    "no such format": ("run", ["--all", "--out", "x.csv"], "the name must end in .jsonl, .json, .parquet"),
-    "no suffix": ("run", ["--all", "--out", "x"], "the name must end in .jsonl, .json, .parquet"),
+    "no such format": (
+        "run",
+        ["--all", "--out", "x.txt"],
+        "the name must end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, or",
+    ),
+    "no suffix": (
+        "run",
+        ["--all", "--out", "x"],
+        "the name must end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, or",
+    ),
     "out exists": ("run", ["--all", "--out", "taken.json"], "the file exists and is never overwritten"),
     "out is the data": ("run", ["--all", "--out", "data/train.json"], "the file exists and is never overwritten"),
     "no folder for out": ("run", ["--all", "--out", "a/b.json"], "the folder a does not exist"),
@@ -337,7 +391,7 @@ MIXED = {
 
 @pytest.mark.parametrize("records", MIXED.values(), ids=MIXED)
 def test_what_parquet_cannot_hold(write, records: list[dict], monkeypatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(export, "ROWS", 2)
+    monkeypatch.setattr(writers, "ROWS", 2)
     run = make_run(write, json.dumps(records), weights=[1.0] * len(records))
     assert main([str(run), "--all", "--out", str(run.parent / "out.parquet")]) == 2
     assert "Parquet needs one type per field" in capsys.readouterr().err
@@ -350,7 +404,7 @@ def test_a_full_disk_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, 
         file.write(b"[")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(export.WRITERS, ".json", full)
+    monkeypatch.setitem(writers.WRITERS, ".json", full)
     assert main([str(run), "--all", "--out", str(run.parent / "out.json")]) == 2
     assert "out.json cannot be written: No space left on device" in capsys.readouterr().err
     assert sorted(path.name for path in run.parent.iterdir()) == ["data", "run"]

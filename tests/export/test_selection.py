@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from run_helpers import finished_run
 
 from bilevel.errors import UserError
-from bilevel.export.selection import DROP, KEEP, at_least, draw, heaviest, inclusion, read_marks
+from bilevel.export.selection import DROP, KEEP, at_least, draw, heaviest, inclusion, quotas, read_marks
 from bilevel.run.finished import FinishedRun, read_finished
 from bilevel.weights.two_groups import split
 
@@ -75,6 +75,31 @@ def test_inclusion_is_proportional_below_one(c: list[float], data: st.DataObject
         assert (k[0] * weights[chances == 1] >= 1 - 1e-9).all()
     counts = draw(weights, np.zeros(len(c), dtype=np.int8), n, False, 0)
     assert counts.sum() == n and counts.max() == 1 and (counts[weights == 0] == 0).all()
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_quotas_of_the_sources_are_exact(replacement: bool):
+    """The example of 4,000 records of five sources; every draw has the same numbers."""
+    shares, each = np.array([0.38, 0.06, 0.21, 0.33, 0.02]), 3000
+    c = np.repeat(shares, each)
+    for seed in range(3):
+        counts = draw(c, np.zeros(len(c), dtype=np.int8), 4000, replacement, seed, [each] * 5)
+        assert counts.reshape(5, each).sum(1).tolist() == [1520, 240, 840, 1320, 80]
+
+
+def test_largest_remainders():
+    assert quotas(np.array([1.0, 1.0, 1.0]), 10).tolist() == [4, 3, 3]
+    assert quotas(np.array([5.0, 3.0, 1.0, 0.0]), 10).tolist() == [6, 3, 1, 0]
+    assert quotas(np.zeros(2), 0).tolist() == [0, 0]
+
+
+@given(shares=st.lists(st.floats(0, 1e6), min_size=1, max_size=9), n=st.integers(0, 10**6))
+def test_quotas_are_within_one_of_the_shares(shares: list[float], n: int):
+    exact = np.array(shares)
+    if not exact.sum() > 1e-300:
+        return
+    found = quotas(exact, n)
+    assert found.sum() == n and (np.abs(found - n * exact / exact.sum()) < 1 + 1e-6).all() and (found >= 0).all()
 
 
 def test_as_many_as_there_are_are_all():

@@ -10,6 +10,7 @@ from tokenizer_kinds import tokenizer_of
 from torch.nn import functional
 
 from bilevel.data.samples import Samples, load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.model.losses import sample_losses, token_losses
 
@@ -37,7 +38,7 @@ def make(name: str) -> torch.nn.Module:
 def samples(write: Callable[..., Path]) -> Samples:
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "12", "more"]
     records = [{"instruction": " ".join(words[i:]), "output": " ".join(words[: 3 * i % 11])} for i in range(12)]
-    return load_samples([write("s.json", records)], "auto", Tokeniser(tokenizer_of("gpt2"), 100, "response"))
+    return load_samples([file_source(write("s.json", records))], Tokeniser(tokenizer_of("gpt2"), 100, "response"))
 
 
 def plain_losses(model: torch.nn.Module, samples: Samples) -> torch.Tensor:

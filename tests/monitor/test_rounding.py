@@ -12,6 +12,7 @@ from tokenizer_kinds import tokenizer_of
 
 import train_bilevel
 from bilevel.data.samples import Samples, load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.stream import BatchStream
 from bilevel.data.tokenise import Tokeniser
 from bilevel.model.losses import wide_linear
@@ -36,7 +37,7 @@ def early_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 def parts(data: Path) -> dict[str, Samples]:
     tokeniser = Tokeniser(tokenizer_of("gpt2"), 100, "response")
     files = {"train": sorted(data.glob("train_*.json")), "val": [data / "val.json"]}
-    return {name: load_samples(paths, "auto", tokeniser) for name, paths in files.items()}
+    return {name: load_samples(list(map(file_source, paths)), tokeniser) for name, paths in files.items()}
 
 
 def make_model() -> torch.nn.Module:

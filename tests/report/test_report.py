@@ -18,6 +18,7 @@ from selenium.webdriver.support.ui import Select
 
 from bilevel.data.overlap import Overlap, write_overlaps
 from bilevel.data.records import read_rows
+from bilevel.data.sources import file_source
 from bilevel.export.selection import read_marks
 from bilevel.report import command as report
 from bilevel.report import contents as report_data
@@ -163,8 +164,8 @@ def test_a_chat_is_shown_turn_by_turn_and_an_alpaca_prompt_without_its_outer_hea
         write("a.json", [{"instruction": "Add.", "input": "1 2", "output": "3"}]),
         write("b.jsonl", json.dumps({"messages": chat})),
     ]
-    rows, chosen = [read_rows(file) for file in files], [np.array([0])] * 2
-    run = FinishedRun(Path(), None, [], [np.ones(1)] * 2, True)
+    rows, chosen = [read_rows(file_source(file)) for file in files], [np.array([0])] * 2
+    run = FinishedRun(Path(), None, [], [], [np.ones(1)] * 2, True)
     assert report_data.records(run, rows, None, chosen)["turns"] == [
         [("prompt", "Add.\n\n### Input:\n1 2", 20), ("response", "3", 1)],
         [("system", "s" * 9, 9), ("user", "u", 1), ("assistant", "a", 1)],

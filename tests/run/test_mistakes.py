@@ -13,7 +13,7 @@ import torch
 from run_helpers import finished_run, settings, train_until
 
 import train_bilevel
-from bilevel.data.records import find_files
+from bilevel.data.sources import find_sources
 from bilevel.data.stream import MOST_STEPS, steps_per_run
 from bilevel.errors import DataError, UserError
 from bilevel.export import selection
@@ -73,9 +73,9 @@ def test_a_deepspeed_file_of_another_kind(tmp_path: Path, text: str):
 def test_a_name_that_a_spreadsheet_runs(tmp_path: Path, name: str):
     (tmp_path / f"{name}.json").write_text("[]")
     with pytest.raises(DataError, match=f"begins with \\{name[0]} as a formula: rename it"):
-        find_files([f"{tmp_path}/*.json"])
+        find_sources([f"{tmp_path}/*.json"])
     (tmp_path / f"{name}.json").rename(tmp_path / f"a{name}.json")
-    assert find_files([f"{tmp_path}/*.json"])
+    assert find_sources([f"{tmp_path}/*.json"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, tokenizer_of
 
 from bilevel.data.layouts.conversation import CHAT_KEYS, ROLES
-from bilevel.data.records import _rows, find_files, read_rows
+from bilevel.data.records import _rows, read_rows
+from bilevel.data.sources import Reading, file_source, find_sources
 from bilevel.data.special import ANCHOR
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError, UserError
@@ -164,7 +165,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generated(path: Path, format: str) -> list[dict[str, Any]]:
-    return list(_rows(str(path), format, hashlib.sha256(path.read_bytes()).hexdigest()))
+    """The rows of a file without a record that cannot be read. Raises DataError."""
+    rows = list(_rows(str(path), Reading(format), hashlib.sha256(path.read_bytes()).hexdigest()))
+    for row in rows:
+        if "problem" in row:
+            raise DataError(row["problem"])
+    return rows
 
 
 @examples(200, 0.5)
@@ -180,7 +186,7 @@ def test_any_file(folder: Path, data: bytes, format: str) -> None:
 @given(data=files(), format=st.sampled_from(FORMATS))
 def test_any_file_through_the_cache(folder: Path, data: bytes, format: str) -> None:
     (folder / "cached.json").write_bytes(data)
-    table = outcome(read_rows, folder / "cached.json", format)
+    table = outcome(read_rows, file_source(folder / "cached.json", Reading(format)))
     if table is not None:
         check_rows(list(table), data)
     assert (table is None) == (outcome(generated, folder / "cached.json", format) is None)
@@ -190,8 +196,8 @@ def test_any_file_through_the_cache(folder: Path, data: bytes, format: str) -> N
 @given(patterns=st.lists(TEXT | st.text("*?[]{}/.ab\0\ud800"), max_size=4))
 def test_any_pattern(folder: Path, patterns: list[str]) -> None:
     """Under the test's own folder."""
-    found = outcome(find_files, [f"{folder}/{pattern}" for pattern in patterns])
-    assert found is None or found == sorted(set(found), key=lambda path: path.stem)
+    found = outcome(find_sources, [f"{folder}/{pattern}" for pattern in patterns])
+    assert found is None or found == sorted(set(found), key=lambda source: source.stem)
 
 
 # tokens
@@ -367,7 +373,7 @@ def test_memory(folder: Path, kind: str) -> None:
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     tracemalloc.start()
     try:
-        for _ in _rows(str(path), "text", content):
+        for _ in _rows(str(path), Reading("text"), content):
             pass
     except DataError:
         pass

@@ -16,7 +16,8 @@ import tokenizers
 from run_helpers import ROOT, TINY, make_data, settings
 
 from bilevel import files
-from bilevel.data import records
+from bilevel.data.containers import kinds
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import Tokeniser
 from bilevel.files import cache_folder, content_hash
 from bilevel.model.loading import load_tokenizer
@@ -121,7 +122,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> collections.Counter:
         monkeypatch.setattr(owner, name, call)
 
     count(hashlib, "file_digest")
-    count(records, "parse_records")
+    count(kinds, "items")
     count(tokenizers.ByteLevelBPETokenizer, "train_from_iterator")
     count(Tokeniser, "__call__")
     count(datasets.arrow_dataset, "query_table")
@@ -145,7 +146,7 @@ def test_a_second_start_finds_all_its_work_done(tmp_path: Path, counted: collect
         start(data, tmp_path / "run")
         del counted["query_table"]  # by batches of a thousand
         # The files; their rows when they are written and when they are read, by another name; their tokens.
-        assert counted == {"file_digest": 16, "parse_records": 4, "train_from_iterator": 1, "__call__": 4}
+        assert counted == {"file_digest": 16, "items": 4, "train_from_iterator": 1, "__call__": 4}
         files._hashes.clear()
         counted.clear()
         start(data, tmp_path / "run")
@@ -179,7 +180,8 @@ def test_a_cached_tokenizer_is_the_one_that_was_trained(tmp_path: Path, counted:
 
     def load(vocab_size: int, files: list[Path] = files) -> str:
         numbers = TINY | {"vocab_size": vocab_size}
-        tokenizer = load_tokenizer(Settings(train_data=["a"], val_data=["b"], model_config=numbers), files)
+        asked = Settings(train_data=["a"], val_data=["b"], model_config=numbers)
+        tokenizer = load_tokenizer(asked, list(map(file_source, files)))
         assert len(tokenizer) <= vocab_size and tokenizer.eos_token == "<|endoftext|>"
         return tokenizer.backend_tokenizer.to_str()
 

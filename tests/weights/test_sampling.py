@@ -15,6 +15,7 @@ from tokenizer_kinds import tokenizer_of
 
 import train_bilevel
 from bilevel.data.samples import load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import Tokeniser
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.settings.fields import Settings
@@ -126,7 +127,7 @@ def test_where_all_count_alike_nothing_is_left_out():
 
 def test_a_step_of_which_nothing_is_computed_descends_validation_alone(write):
     texts = [{"instruction": "count", "output": "one two three"}] * 3
-    samples = load_samples([write("a.json", texts)], "auto", Tokeniser(tokenizer_of("gpt2"), 60, "response"))
+    samples = load_samples([file_source(write("a.json", texts))], Tokeniser(tokenizer_of("gpt2"), 60, "response"))
     nothing = dataclasses.replace(samples.batch(torch.zeros(0, dtype=torch.int64), 4096), drawn=2)
     model = tiny_model()
     model.resize_token_embeddings(len(tokenizer_of("gpt2")))

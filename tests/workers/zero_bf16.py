@@ -23,6 +23,7 @@ from zero_common import (
 
 from bilevel.data.batches import Batch
 from bilevel.data.samples import Samples, load_samples
+from bilevel.data.sources import file_source
 from bilevel.data.tokenise import Tokeniser
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
@@ -122,7 +123,7 @@ def shipped_samples(folder: Path) -> tuple[Samples, Samples]:
     """Training and validation samples of a slice of the shipped data."""
     data, tokeniser = make_data(folder / "data"), Tokeniser(tokenizer_of("gpt2"), 100, "response")
     files = sorted(data.glob("train_*.json")), [data / "val.json"]
-    return tuple(load_samples(paths, "auto", tokeniser) for paths in files)
+    return tuple(load_samples(list(map(file_source, paths)), tokeniser) for paths in files)
 
 
 def narrow_model() -> torch.nn.Module:

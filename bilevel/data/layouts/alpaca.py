@@ -3,9 +3,11 @@
 from typing import Any
 
 from bilevel.data.layouts.values import (
+    RESPONSE,
     UNUSED,
     Row,
     checked_text,
+    json_or_same,
     no_media,
     optional_text,
     text,
@@ -31,14 +33,23 @@ def alpaca(record: dict[str, Any], where: str) -> Row:
     return Row(turns, unused=unused_fields(record, (*UNUSED, "tools")))
 
 
+def dolly(record: dict[str, Any], where: str) -> Row:
+    """The same with Dolly's names: context for input, response for output."""
+    names = {"context": "input", "response": "output"}
+    for theirs, ours in names.items():
+        if ours in record and record.get(theirs) is not None and record[ours]:
+            raise DataError(f"{where}: has fields {theirs!r} and {ours!r}; keep one of the two")
+    return alpaca({names.get(name, name): value for name, value in record.items() if name not in names.values()}, where)
+
+
 def _prompt(instruction: str, extra: str) -> str:
     parts = [("Instruction", instruction)] + ([("Input", extra)] if extra else [])
-    return "".join(f"### {title}:\n{content}\n\n" for title, content in parts) + "### Response:\n"
+    return "\n\n".join(f"### {title}:\n{content}" for title, content in parts) + RESPONSE
 
 
 def _history(record: dict[str, Any], where: str) -> list[tuple[str, str, str]]:
     """Earlier turns: instruction, no input, response."""
-    history = record.get("history") or []
+    history = json_or_same(record.get("history") or [])
     if not isinstance(history, list):
         raise DataError(f"{where}: 'history' must be a list of [instruction, response] pairs, got {typed(history)}")
     turns = []

@@ -31,10 +31,11 @@ UNUSED_IN_MESSAGE = ("train_detail", "loss_scale", "refusal")
 
 def conversation(record: dict[str, Any], where: str) -> Row:
     """The turns of a conversation. A `system` field of the record becomes the first turn."""
-    key = next((key for key in CHAT_KEYS if key in record), None)
+    has = [key for key in CHAT_KEYS if key in record]
+    key = next((key for key in has if record[key] is not None), has[0] if has else None)  # null in a table: not there
     if key is None:
         raise DataError(f"{where}: no {' or '.join(CHAT_KEYS)} field")
-    messages = record[key]
+    messages = json_or_same(record[key])  # text in a table
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: {key} must be a list of messages, got {typed(messages)}")
     no_media(record, where)
@@ -61,7 +62,9 @@ def _add(row: Row, message: Any, place: str) -> None:
     """Append a message's turn to the row, with other fields that a chat template may need."""
     if not isinstance(message, dict):
         raise DataError(f"{place}: expected an object, got {typed(message)}")
-    speaker, field = ("role", "content") if "role" in message else ("from", "value")
+    # In a table, a message also has the fields of the others, as null.
+    theirs = "role" not in message or (message["role"] is None and "from" in message)
+    speaker, field = ("from", "value") if theirs else ("role", "content")
     name = text(message, speaker, place)
     if name not in ROLES:
         raise DataError(f"{place}: unknown {speaker} {short(name)}; known are {', '.join(ROLES)}")

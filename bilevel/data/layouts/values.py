@@ -18,6 +18,9 @@ MEDIA = (
 )  # fields with images, audio and video in other trainers
 # Fields that other trainers use and this one does not; a run names them at its start.
 UNUSED = ("chosen", "rejected", "rejected_response", "kto_tag", "loss_scale", "parallel_tool_calls")
+OF_MESSAGE = ("role", "content")  # names in `fields` that stand for fields of a message
+OPTIONAL = ("system", "system_prompt", "context", "input", "history", "tools", "is_noisy")  # may be missing in a record
+RESPONSE = "\n\n### Response:\n"  # ends an Alpaca prompt
 
 
 @dataclasses.dataclass
@@ -70,6 +73,39 @@ def json_or_same(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def renamed(record: dict[str, Any], fields: dict[str, str], where: str) -> dict[str, Any]:
+    """The record with the names that this tool knows; fields: from these names to the record's own.
+
+    `role` and `content` are fields of each message. Raises DataError for a field that is missing.
+    """
+    found = {name: value for name, value in record.items() if name not in fields.values()}
+    for name, theirs in fields.items():
+        if name not in OF_MESSAGE and theirs in record:
+            found[name] = record[theirs]
+        elif name not in OF_MESSAGE and name not in OPTIONAL:
+            raise DataError(f"{where}: no field {theirs!r}, which `fields` names {name}; it has {field_names(record)}")
+    if of_message := {fields[name]: name for name in OF_MESSAGE if name in fields}:
+        for name, value in found.items():
+            if isinstance(value, list):
+                found[name] = [
+                    {of_message.get(key, key): one for key, one in part.items()} if isinstance(part, dict) else part
+                    for part in value
+                ]
+    return found
+
+
+def add_suffix(row: Row, suffix: str) -> None:
+    """Put the suffix on a line of its own at the end of each prompt, before the heading of the response."""
+    if row.turns[0][0] == "text":
+        row.unused.append("prompt_suffix (text has no prompt)")
+    for number, (role, words) in enumerate(row.turns):
+        if role == "user":
+            row.turns[number] = (role, f"{words}\n{suffix}")
+        elif role == "prompt":
+            asked = words.removesuffix(RESPONSE)
+            row.turns[number] = (role, f"{asked}\n{suffix}{words[len(asked) :]}")
 
 
 def no_media(record: dict[str, Any], where: str) -> None:

@@ -1,0 +1,26 @@
+"""Samples as text in which the learned tokens are marked, for people to look at."""
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from bilevel.data.tokenise import IGNORE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BRACKETS = ("[[", "]]")
+GREEN = ("\x1b[32m", "\x1b[0m")  # on a terminal
+
+
+def marked(
+    tokenizer: "PreTrainedTokenizerBase", ids: list[int], labels: list[int], marks: tuple[str, str] = BRACKETS
+) -> str:
+    """The text of a sample's tokens, special ones included, with each learned stretch between the two marks."""
+    text, found, end = "", "", 0
+    for learned, stretch in groupby(labels, lambda label: label != IGNORE):
+        end += len(list(stretch))
+        # Decoded from the beginning, because many tokenizers drop the space before the first word of a text.
+        whole = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        part, text = whole[len(text) :], whole
+        found += f"{marks[0]}{part}{marks[1]}" if learned else part
+    return found
