@@ -8,12 +8,15 @@ from gpu.rows import Rows
 from gpu.runs import resumed, run
 
 
+STAGES = {"cuda": (0, 1, 2, 3), "cpu": (3,)}  # CI's tests of several processes have the others
+
+
 def check(device: str, rows: Rows) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         plain = losses(device, root / "plain")
         lisa = {"lisa_layers": 1, "lisa_interval": 4}
-        for stage in range(4):
+        for stage in STAGES[device]:
             changes = {"backend": "deepspeed", "zero_stage": stage, "dtype": "fp32"}
             found = losses(device, root / f"zero{stage}", **changes)
             error = float(((found - plain).abs() / plain).max())
