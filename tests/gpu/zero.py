@@ -7,7 +7,6 @@ import pandas as pd
 from gpu.rows import Rows
 from gpu.runs import resumed, run
 
-
 STAGES = {"cuda": (0, 1, 2, 3), "cpu": (3,)}  # CI's tests of several processes have the others
 
 
