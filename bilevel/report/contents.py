@@ -117,6 +117,7 @@ def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str
 # Curves and histogram
 
 
+_QUANTILE = re.compile(r"weight_q/0\.[0-9]+")
 NOISE = {"roc_auc", "threshold", "precision", "recall"}  # columns of metrics.csv that come together
 
 
@@ -129,7 +130,7 @@ def read_metrics(run: FinishedRun, sources: list[dict[str, Any]]) -> "pd.DataFra
     wanted = {"step", "test_loss_w", "test_loss_u"} | NOISE | weights
     try:
         with open_regular(path) as file:
-            table = pd.read_csv(file, usecols=lambda name: name in wanted or name.startswith("weight_q/"))
+            table = pd.read_csv(file, usecols=lambda name: name in wanted or _QUANTILE.fullmatch(name))
         steps = table["step"] if "step" in table else pd.Series([0.5])
         if len(steps) and not (pd.api.types.is_integer_dtype(steps) and steps.is_unique):
             raise ValueError("its column step does not hold a number for each row")
@@ -198,8 +199,8 @@ def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.Dat
         groups = {"clean": seen & ~known, "noisy": seen & known}
     edges = np.histogram_bin_edges(c[seen], BINS)
     counted = [{"name": name, "counts": np.histogram(c[of], edges)[0].tolist()} for name, of in groups.items()]
-    threshold = evaluated(metrics, "threshold").tolist()
-    return {"edges": edges.tolist(), "groups": counted, "threshold": threshold[-1] if threshold else None}
+    shown = [value for value in evaluated(metrics, "threshold").tolist()[-1:] if math.isfinite(value)]
+    return {"edges": edges.tolist(), "groups": counted, "threshold": shown[-1] if shown else None}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A metrics.csv that no run has written is refused with a sentence; the report does without a missing one."""
+"""A metrics.csv or overlap.json that no run has written is refused; the report does without a missing one."""
 
 import os
 from collections.abc import Callable
@@ -52,3 +52,33 @@ def test_a_damaged_one_is_refused(damage: str, run: Path, capsys) -> None:
     said = capsys.readouterr().err
     assert said.startswith(f"error: {run}/metrics.csv is not what a run writes: ") and said.count("\n") == 1
     assert not (run / "report.html").exists()
+
+
+def test_numbers_that_a_page_cannot_hold(run: Path, tmp_path: Path) -> None:
+    """A threshold beyond all numbers, and a column that stands twice, which pandas renames."""
+    files, weights = [tmp_path / "a.json"], pd.DataFrame({"file": "a.json", "index": range(3), "weight": [0.5, 1, 1.5]})
+    folder = finished_run(tmp_path / "sample", files, weights)
+    table = pd.DataFrame(ROW | {"threshold": float("inf")})
+    table.to_csv(folder / "metrics.csv", index=False)
+    text = (folder / "metrics.csv").read_text().split("\n")
+    added = [",weight_q/0.5,weight_q/0.5", ",1.0,1.0", ",1.0,1.0", ""]
+    (folder / "metrics.csv").write_text("\n".join(line + more for line, more in zip(text, added, strict=True)))
+    assert main([str(folder)]) == 0
+
+
+OVERLAPS: dict[str, Callable[[Path], object]] = {
+    "no JSON": lambda path: path.write_text("["),
+    "another shape": lambda path: path.write_text('[{"first": "a"}]'),
+    "words for numbers": lambda path: path.write_text(
+        '[{"first": "train", "second": "val", "count": "x", "total": 3, "examples": []}]'
+    ),
+    "a FIFO": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("damage", OVERLAPS)
+def test_a_damaged_list_of_overlaps_is_refused(damage: str, run: Path, capsys) -> None:
+    OVERLAPS[damage](run / "overlap.json")
+    assert main([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run}/overlap.json is not what a run writes: ") and said.count("\n") == 1
