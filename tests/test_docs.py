@@ -21,6 +21,9 @@ import bilevel
 SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
     "checkpoint": "--millions 1 --repeats 1",
     "compare": "--methods uniform,oracle --seeds 1 --max_steps 2 --max_new_tokens 2",
+    "fuzz": "--share 0.0005",
+    "kills": "--kills 1",
+    "memory_over_steps": "--steps 250 --only adapters --out outputs",
     "oracle": "--seeds 1 --passes 24",
     "report": "--records 200 --rounds 1",
     "sampling": "--seeds 1 --max_steps 4",

@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from bilevel.data.records import row_hashes, rows_table
 from bilevel.data.sources import Source
-from bilevel.files import whole_file
+from bilevel.errors import UserError, plain
+from bilevel.files import open_regular, whole_file
 
 if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
     import numpy as np
@@ -83,9 +86,16 @@ def write_overlaps(folder: Path, overlaps: list[Overlap]) -> None:
 
 
 def read_overlaps(folder: Path) -> list[Overlap]:
-    """The overlaps in overlap.json; none if there is no such file."""
-    file = folder / "overlap.json"
-    return [Overlap(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    """The overlaps in overlap.json; none if there is no such file. Raises UserError."""
+    path = folder / "overlap.json"
+    try:
+        with open_regular(path) as file:
+            return TypeAdapter(list[Overlap]).validate_json(file.read())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"{path} is not what a run writes: {plain(words, 300)}; put it back, or remove it") from None
 
 
 def _place(files: list[Source], hashes: "list[np.ndarray]", number: int) -> tuple[str, int]:

@@ -1,6 +1,8 @@
 """Read parts of a pretrained model, from a folder or the hub, with one message for whatever is wrong with them."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,15 @@ def read_pretrained(kind: Any, name: str, **arguments: Any) -> Any:
             f"model_name_or_path {name!r}: it holds an adapter (adapter_config.json), not a whole model; merge the "
             "adapter into its base model (peft: merge_and_unload), and give the folder of the merged model"
         )
-    try:
+    with _read_by_a_library(name):
         return kind.from_pretrained(name, trust_remote_code=False, **arguments)
+
+
+@contextlib.contextmanager
+def _read_by_a_library(name: str) -> Iterator[None]:
+    """Whatever a library raises in this context at the files of a model becomes a UserError."""
+    try:
+        yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # libraries raise errors of any kind on a broken file
@@ -50,6 +59,8 @@ def read_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     Added tokens may lie beyond the model's embeddings; bilevel.model.loading gives them new ones.
     """
     tokenizer = read_pretrained(transformers.AutoTokenizer, name)
+    with _read_by_a_library(name):
+        tokenizer("a")  # some damages show at the first text
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
     own = [number for token, number in tokenizer.get_vocab().items() if token not in added]
     if not own:

@@ -11,7 +11,8 @@ import numpy as np
 from bilevel.data.noise import known_noise
 from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
-from bilevel.files import content_hash
+from bilevel.errors import UserError, plain
+from bilevel.files import content_hash, open_regular
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.fields import dump
 
@@ -124,16 +125,31 @@ def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str
 # Curves and histogram
 
 
+_QUANTILE = re.compile(r"weight_q/0\.[0-9]+")
+NOISE = {"roc_auc", "threshold", "precision", "recall"}  # columns of metrics.csv that come together
+
+
 def read_metrics(run: FinishedRun, sources: list[dict[str, Any]]) -> "pd.DataFrame":
-    """The columns of metrics.csv that the page shows, indexed by step; empty without the file."""
+    """The columns of metrics.csv that the page shows, indexed by step; empty without the file. Raises UserError."""
     import pandas as pd
 
     path = run.folder / "metrics.csv"
-    if not path.exists():
-        return pd.DataFrame()
     weights = {f"weight/{source['name']}" for source in sources if source["curve"] is not None}
-    wanted = {"step", "test_loss_w", "test_loss_u", "roc_auc", "threshold", "precision", "recall"} | weights
-    return pd.read_csv(path, usecols=lambda name: name in wanted or name.startswith("weight_q/")).set_index("step")
+    wanted = {"step", "test_loss_w", "test_loss_u"} | NOISE | weights
+    try:
+        with open_regular(path) as file:
+            table = pd.read_csv(file, usecols=lambda name: name in wanted or _QUANTILE.fullmatch(name))
+        steps = table["step"] if "step" in table else pd.Series([0.5])
+        if len(steps) and not (pd.api.types.is_integer_dtype(steps) and steps.is_unique):
+            raise ValueError("its column step does not hold a number for each row")
+        if missing := NOISE - set(table) if NOISE & set(table) else None:
+            raise ValueError(f"it has no column {min(missing)}")
+        return table.set_index("step").astype(float)
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (OSError, ValueError, OverflowError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"{path} is not what a run writes: {plain(words, 300)}; put it back, or remove it") from None
 
 
 def evaluated(metrics: "pd.DataFrame", name: str) -> "pd.Series":
@@ -191,8 +207,8 @@ def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.Dat
         groups = {"clean": seen & ~known, "noisy": seen & known}
     edges = np.histogram_bin_edges(c[seen], BINS)
     counted = [{"name": name, "counts": np.histogram(c[of], edges)[0].tolist()} for name, of in groups.items()]
-    threshold = evaluated(metrics, "threshold").tolist()
-    return {"edges": edges.tolist(), "groups": counted, "threshold": threshold[-1] if threshold else None}
+    shown = [value for value in evaluated(metrics, "threshold").tolist()[-1:] if math.isfinite(value)]
+    return {"edges": edges.tolist(), "groups": counted, "threshold": shown[-1] if shown else None}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

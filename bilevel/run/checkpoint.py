@@ -20,7 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from bilevel.errors import UserError, short
+from bilevel.errors import UserError, first, plain, short
 from bilevel.files import sync
 from bilevel.processes import World
 from bilevel.run.checkpoint_file import (
@@ -194,8 +194,9 @@ class Checkpoints:
             raise UserError(f"{path} is of another configuration: {found}; change it back, or give another output_dir")
         then = manifest["data"]
         if changed := sorted(name for name in then.keys() | self.data.keys() if then.get(name) != self.data.get(name)):
+            names = ", ".join(first(changed, 10, lambda name: plain(name, 100)))
             raise UserError(
-                f"{path} was made from other data ({', '.join(changed)}): a file, or what turns it into tokens, has "
+                f"{path} was made from other data ({names}): a file, or what turns it into tokens, has "
                 "changed; put it back, or give another output_dir"
             )
         try:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
+from bilevel.errors import first, plain, short
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
 
@@ -339,12 +340,17 @@ LISTS = {"train_data", "val_data", "test_data"}
 
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """Settings that differ and that a resumed run may not change, with both values; empty if there are none."""
-    return ", ".join(
-        f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(then.keys() | now.keys())
-        if name not in FREE and then.get(name) != now.get(name)
-    )
+    """Settings that differ and that a resumed run may not change, with both values; empty if there are none.
+
+    `then` is read from a file, so its names and values can have any length.
+    """
+    names = [name for name in sorted(then.keys() | now.keys()) if name not in FREE and then.get(name) != now.get(name)]
+    lines = [f"{plain(name)} was {_cut(then.get(name))} and is {_cut(now.get(name))}" for name in names]
+    return ", ".join(first(lines, 6))
+
+
+def _cut(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 250 else short(value, 250)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -39,6 +39,7 @@ DAMAGES = {
     "weights whose header is not text": overwritten("model.safetensors", 9, b"\xff"),
     "a tokenizer that is no JSON": overwritten("tokenizer.json", 40, b"}"),
     "a field of another type": changed("config.json", "pad_token_id", "0x1F"),
+    "a length that is a text": changed("tokenizer_config.json", "model_max_length", "a"),
     "a special token that is a list": changed("tokenizer_config.json", "bos_token", ["a"]),
 }
 
