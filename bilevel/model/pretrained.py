@@ -59,8 +59,6 @@ def read_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     Added tokens may lie beyond the model's embeddings; bilevel.model.loading gives them new ones.
     """
     tokenizer = read_pretrained(transformers.AutoTokenizer, name)
-    with _read_by_a_library(name):
-        tokenizer("a")  # some damages show at the first text
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
     own = [number for token, number in tokenizer.get_vocab().items() if token not in added]
     if not own:
@@ -74,5 +72,12 @@ def read_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
             f"model_name_or_path {name!r}: the tokenizer has tokens up to number {max(own)}, but the model has "
             f"embeddings for only {rows} (vocab_size in config.json), so the tokenizer is that of another model; put "
             "the model's own there"
+        )
+    with _read_by_a_library(name):
+        tokens = tokenizer("a", add_special_tokens=False)["input_ids"]  # some damages show at the first text
+    if not tokens:
+        raise UserError(
+            f"model_name_or_path {name!r}: the tokenizer makes no token of the letter a, so it is damaged; put the "
+            "files of the model's own tokenizer there (tokenizer.json and tokenizer_config.json)"
         )
     return tokenizer

@@ -35,7 +35,16 @@ def overwritten(name: str, at: int, new: bytes) -> Callable[[Path], None]:
     return overwrite
 
 
+def without_a(folder: Path) -> None:
+    """A tokenizer that knows neither the letter a nor what stands for unknown text."""
+    facts = json.loads((folder / "tokenizer.json").read_text())
+    del facts["model"]["vocab"]["a"]
+    facts["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(facts))
+
+
 DAMAGES = {
+    "a tokenizer without the letter a": without_a,
     "weights whose header is not text": overwritten("model.safetensors", 9, b"\xff"),
     "a tokenizer that is no JSON": overwritten("tokenizer.json", 40, b"}"),
     "a field of another type": changed("config.json", "pad_token_id", "0x1F"),
