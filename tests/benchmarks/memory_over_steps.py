@@ -34,7 +34,7 @@ WAYS = {
     "per source": {},
     "per record": {"weights": "sample"},
     "LISA": {"lisa_layers": 1, "lisa_interval": 20, "model_config": MODEL | {"n_layer": 2}},
-    "adapters": {"lora_rank": 2},
+    "adapters": {"lora_rank": 2, "method": "fixed"},
     "weighted draws": {"weights": "sample", "sampling": "weighted"},
     "checkpoints": {"save_every": 100},
 }
