@@ -35,7 +35,9 @@ def has_mean(values: np.ndarray, mean: float, variance: float) -> bool:
     return bool(2 * norm.sf(abs(z)) > 1e-4)
 
 
-@pytest.mark.parametrize("n", [*range(1, 70), 127, 128, 1000, 4097, 65_536, 99_991, 1_000_000])
+@pytest.mark.parametrize(
+    "n", [*range(1, 70), 127, 128, 1000, 4097, 65_536, 99_991, pytest.param(1_000_000, marks=pytest.mark.slow)]
+)
 def test_every_number_stands_at_one_place(n: int):
     for key in ("a", "b"):
         assert np.array_equal(np.sort(Permutation(n, key)(np.arange(n))), np.arange(n))

@@ -127,6 +127,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mathematics, "_compared", lambda pairs: [mathematics.same(*pair) for pair in pairs])
 
 
+@pytest.mark.slow
 def test_expressions_in_boxes(here: None):
     pairs = [(pair, expected) for expected, pairs in EXPRESSIONS.items() for pair in pairs]
     answers, references = ([rf"So it is \boxed{{{pair[place]}}}." for pair, _ in pairs] for place in (0, 1))

@@ -89,6 +89,7 @@ def lines(draw: st.DrawFn) -> tuple[str, str]:
     return draw(SPACE) + text + draw(SPACE), draw(ENDS)
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(written=st.lists(lines(), min_size=1, max_size=8), data=st.data())
 def test_lines_come_out_byte_for_byte(written: list[tuple[str, str]], data: st.DataObject, tmp_path_factory):

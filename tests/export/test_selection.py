@@ -30,6 +30,7 @@ def frequencies(n: int, replacement: bool, marks: np.ndarray = NONE) -> np.ndarr
     return counts.mean(axis=0)
 
 
+@pytest.mark.slow
 def test_draws_with_replacement_are_in_proportion():
     p = np.nan_to_num(WEIGHTS) / np.nansum(WEIGHTS)
     found = frequencies(7, replacement=True)
@@ -39,6 +40,7 @@ def test_draws_with_replacement_are_in_proportion():
     np.testing.assert_allclose(counts.var(axis=0), 7 * p * (1 - p), rtol=0.15)  # independent draws: binomial
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3, 6])
 def test_draws_without_replacement_have_the_probabilities_of_inclusion(n: int):
     expected = inclusion(np.nan_to_num(WEIGHTS), n)
@@ -131,6 +133,7 @@ def test_at_least():
     assert at_least(WEIGHTS, NONE, 1.1).nonzero()[0].tolist() == [4, 5, 8, 9]
 
 
+@pytest.mark.slow
 def test_marks_go_before_weights():
     marks = NONE.copy()
     marks[[2, 6]], marks[[4, 9]] = KEEP, DROP

@@ -45,7 +45,7 @@ SIZES = {
 }
 WORKER = ROOT / "tests" / "workers" / "plan_worker.py"
 RUN_FILES = sorted((ROOT / "configs").glob("*-[18]x*.yaml"))
-QUICK = ("llama3-8b-8xh100", "qwen2.5-1.5b-1x24gb")  # of many processes under ZeRO, and of one; others are slow
+QUICK = ("qwen2.5-1.5b-1x24gb",)  # the others are slow
 LIMITS = {"yi-34b-8xa40": 46, "qwen2.5-32b-8xh100": 76, "llama3-8b-1x80gb": 80}  # GB per GPU
 
 

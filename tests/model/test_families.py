@@ -16,7 +16,7 @@ MAMBA2 = {"model_type": "mamba2", "state_size": 4, "num_heads": 4, "head_dim": 1
 MAMBA2 |= WIDTH
 
 
-ALWAYS = ("opt", "mixtral", "mamba")  # a dense model, one of experts, one of states; the others are slow
+ALWAYS = ("opt", "mixtral")  # a dense model, and one of experts; the others are slow
 
 
 @pytest.mark.parametrize(

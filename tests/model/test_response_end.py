@@ -49,7 +49,7 @@ def answered(folder: Path) -> str:
     return tokenizer.decode(new)
 
 
-@pytest.mark.parametrize("special", [True, False], ids=["special", "added"])
+@pytest.mark.parametrize("special", [pytest.param(True, marks=pytest.mark.slow), False], ids=["special", "added"])
 def test_an_overfitted_chatml_base_model_gives_its_answer_and_stops(
     special: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +68,7 @@ def test_an_overfitted_chatml_base_model_gives_its_answer_and_stops(
     assert '"exact_match": 1.0' in said.out and said.err == ""
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_what_users_of_the_folder_see(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

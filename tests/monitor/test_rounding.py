@@ -145,6 +145,7 @@ def test_wide_logits_are_the_products_of_bf16_numbers_unrounded(bias: bool, auto
 LOST = {"dtype": "bf16", "lr_y": 1e-7, "alpha": 1000, "warmup_ratio": 0, "test_data": []}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("early_checks")
 def test_a_run_that_rounding_makes_hopeless_ends_with_the_reason(data: Path, tmp_path: Path, capsys):
     assert train_bilevel.main(settings(data, tmp_path / "r", max_steps=6, **LOST)) == 1
@@ -153,6 +154,7 @@ def test_a_run_that_rounding_makes_hopeless_ends_with_the_reason(data: Path, tmp
     assert "Raise lr_y (1e-07), lower alpha (1000)" in said and not (tmp_path / "r" / "model").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("early_checks")
 def test_it_goes_on_when_told_to(data: Path, tmp_path: Path, capsys):
     metrics = train(data, tmp_path / "r", max_steps=4, rounding_guard="warn", **LOST)

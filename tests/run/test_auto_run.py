@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("no_old_log")
 CHANGES = {"max_steps": 8, "eval_every": 4, "save_every": 3, "save_model": "none", "x_warmup_steps": 2}
 
 
+@pytest.mark.slow
 def test_a_run_with_the_default(data: Path, tmp_path: Path):
     whole = train(data, tmp_path / "whole", **CHANGES)
     assert yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["x_optimizer"] == "auto"

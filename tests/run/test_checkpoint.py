@@ -59,12 +59,12 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = si
 OFTEN = (1, 6, 3)  # steps of each start: after steps 1, 7 and 10, the last
 STOPS = [
     ("sample", True, 1, (7,)),
-    *(pytest.param("source", lisa, 1, OFTEN, marks=pytest.mark.slow) for lisa in (False, True)),
-    *(pytest.param("sample", lisa, 1, OFTEN, marks=pytest.mark.slow) for lisa in (False, True)),
-    pytest.param("source", True, 2, OFTEN, marks=pytest.mark.slow),
+    *((weights, lisa, 1, OFTEN) for weights in ("source", "sample") for lisa in (False, True)),
+    ("source", True, 2, OFTEN),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "lisa", "order", "stops"), STOPS)
 def test_a_stopped_run_ends_as_if_it_had_not_been(
     data: Path, tmp_path: Path, monkeypatch, capsys, weights: str, lisa: bool, order: int, stops: tuple[int, ...]
@@ -207,6 +207,7 @@ def test_never_and_a_finished_run_are_refused(data: Path, unfinished: Path, caps
     assert "already holds a run, which is never overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_its_path(data: Path, unfinished: Path, tmp_path: Path, capsys):
     path = unfinished / "checkpoints" / "step_000002"
     changed = SHORT | {"resume": str(path)}

@@ -91,6 +91,7 @@ class Idle:
         self.copy.discard()
 
 
+@pytest.mark.slow
 def test_a_step_left_out_never_was(data: Path, tmp_path: Path, monkeypatch):
     """x and the parameters are those of a run in which the copies and x did nothing in that step."""
     changes = {"max_steps": 6, "skip_nonfinite": 1, "eval_every": 1}
@@ -186,6 +187,7 @@ def test_no_room_for_the_results_loses_no_run(data: Path, tmp_path: Path, monkey
     assert "going on after step 2" in capsys.readouterr().out and (out / "weights.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_does_not_wait_for_an_evaluation(data: Path, tmp_path: Path, monkeypatch):
     """In the middle of one it is left, and made anew by the run that goes on."""
     changes = {"save_every": 0, "eval_every": 2, "max_steps": 4, "micro_batch_tokens": 1024}

@@ -65,6 +65,7 @@ def test_after_damage_the_new_checkpoints_count(data: Path, tmp_path: Path, whol
         assert filecmp.cmp(out / name, whole / name, shallow=False), name
 
 
+@pytest.mark.slow
 def test_going_on_from_an_older_checkpoint_leaves_the_newer_behind(data: Path, tmp_path: Path, whole: Path, capsys):
     """It ends before it has saved anything: the same settings go on from there, and no row is missing."""
     out = tmp_path / "r"
@@ -92,6 +93,7 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_behind(data: Path, t
 # what the end of a run says
 
 
+@pytest.mark.slow
 def test_a_signal_says_which_command_goes_on(data: Path, tmp_path: Path, capsys):
     """Each sentence is tried: the command that it names goes on from the checkpoint that it names."""
     out = tmp_path / "r"
@@ -149,6 +151,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_start_that_another_overtakes_touches_nothing(data: Path, tmp_path: Path, monkeypatch, capsys):
     """Another process takes the folder, works, and ends or not, all while this one is loading."""
     out = tmp_path / "r"

@@ -162,6 +162,7 @@ def test_evaluation_and_logging_change_nothing(data: Path, tmp_path: Path):
     assert "test_loss_w" not in seldom
 
 
+@pytest.mark.slow
 def test_between_logged_steps_nothing_is_logged(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And the rows that there are, are those of a run that logs every step."""
     logged, log_row = [], train_bilevel.log_row
@@ -199,7 +200,7 @@ def test_schedules(data: Path, tmp_path: Path):
     np.testing.assert_allclose(metrics["lr_x"][1:], 0.1 * np.array([1 / 3, 2 / 3, *[1] * 6]))
 
 
-@pytest.mark.parametrize("weights", ["source", "sample"])
+@pytest.mark.parametrize("weights", [pytest.param("source", marks=pytest.mark.slow), "sample"])
 def test_x_starts_from_an_earlier_runs_weights(data: Path, tmp_path: Path, weights: str):
     train(data, tmp_path / "first", weights=weights, max_steps=2, x_optimizer="adam")
     start = str(tmp_path / "first" / "weights.csv")
@@ -226,7 +227,9 @@ def test_epochs_decide_the_steps(data: Path, tmp_path: Path):
     assert train(data, tmp_path / "r", max_steps=None, epochs=0.25)["step"].iloc[-1] == 3
 
 
-@pytest.mark.parametrize("copy", ["w", "u", "none"])
+@pytest.mark.parametrize(
+    "copy", ["w", pytest.param("u", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_the_copy_that_is_saved(data: Path, tmp_path: Path, copy: str):
     losses = train(data, tmp_path / "r", save_model=copy, max_steps=2).iloc[-1]
     if copy == "none":

@@ -75,6 +75,7 @@ def test_align_goes_on_where_it_was_stopped(data: Path, tmp_path: Path):
     assert gflop[0] == gflop[1]
 
 
+@pytest.mark.slow
 def test_operations_of_f2sa_are_those_of_three_passes_and_of_fixed_of_one(data: Path, tmp_path: Path):
     """u and w on training data, w on as many validation samples of the same kinds."""
     second = tmp_path / "second.json"

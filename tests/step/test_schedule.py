@@ -35,7 +35,7 @@ def test_what_fits_into_64_bits_is_left_as_it_is() -> None:
 
 
 @pytest.mark.usefixtures("no_old_log")
-@pytest.mark.parametrize("method", ["f2sa", "align"])
+@pytest.mark.parametrize("method", [pytest.param("f2sa", marks=pytest.mark.slow), "align"])
 def test_a_run_with_the_largest_seed(method: str, data: Path, tmp_path: Path) -> None:
     metrics = train(data, tmp_path / "run", method=method, seed=LARGEST, dropout=0.1, max_steps=2)
     assert metrics["step"].iloc[-1] == 2

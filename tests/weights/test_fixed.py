@@ -52,6 +52,7 @@ def test_over_all_starts_each_sample_is_drawn_as_often_as_its_weight(monkeypatch
     assert total.tolist() == parts.tolist()
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_stream_has_n_draws_in_proportion():
     c = torch.tensor(RNG.gamma(0.5, size=500))
     c[:100] = 0
@@ -176,7 +177,8 @@ def test_what_weighs_nothing_is_never_read(few: Path, tmp_path: Path, monkeypatc
 LISA = {"lisa_layers": 1, "lisa_interval": 2, "dropout": 0.2}
 
 
-@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), LISA], ids=["plain", "lisa"])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, LISA], ids=["plain", "lisa"])
 def test_a_stopped_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, changes: dict):
     weights = tmp_path / "weights.csv"
     pd.DataFrame({"source": ["train_clean", "train_noisy"], "weight": [0.8, 0.2]}).to_csv(weights, index=False)
