@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from bilevel.data.bad_records import SHOWN, BadRecords
 from bilevel.data.cache import cached_table
 from bilevel.data.containers import kinds
 from bilevel.data.layouts.detect import LAYOUTS, Layout, detect
@@ -33,16 +34,6 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
 
 LEARNED_ROLES = ("response", "assistant", "text")
 ROWS_VERSION = 3  # part of the cache key; raise it when rows change for the same file
-SHOWN = 20  # problems of a file that are written out
-
-
-class BadRecords(DataError):
-    """The records of a source that cannot be read: a line for each of the first, and how many there are in all."""
-
-    def __init__(self, lines: list[str], count: int):
-        more = [f"and {count - SHOWN} more"] if count > SHOWN else []
-        self.lines, self.count = lines[:SHOWN], count
-        super().__init__("\n".join(self.lines + more))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from bilevel.data.bad_records import BadRecords
 from bilevel.data.sequence import Sequence, Turn
 from bilevel.errors import DataError, plain
 
@@ -38,26 +39,38 @@ class Renderer:
     def __call__(self, records: list[dict[str, Any]]) -> list[tuple[list[Sequence], list[str]]]:
         """What bilevel.data.chat.sequences makes of each record {index, roles, contents, more, turns, size}.
 
-        turns: None for the whole conversation; size: characters of the record. Raises DataError.
+        turns: None for the whole conversation; size: characters of the record. Raises BadRecords with all records that
+        the template refuses, and DataError.
         """
-        found = []
+        found, refused = [], []
         try:
             for start in range(0, len(records), _MANY):
                 part = records[start : start + _MANY]
                 self._send(part)
                 ends = [str(record["index"]) for record in (part[0], part[-1])]
                 among = f"records {' to '.join(ends)}" if len(part) > 1 else f"record {ends[0]}"
-                found += [self._answer(f"record {record['index']}", among) for record in part]
+                for record in part:
+                    where = f"record {record['index']}"
+                    answer = self._answer(where, among)
+                    if isinstance(answer, str):
+                        refused.append(f"{where}: the tokenizer's chat template refuses it: {answer}")
+                    else:
+                        found.append(answer)
         except BaseException:
             self._close()  # nobody reads its remaining answers
             raise
+        if refused:
+            raise BadRecords(refused, len(refused))
         return found
 
-    def _answer(self, where: str, among: str) -> tuple[list[Sequence], list[str]]:
-        """The answer for one record. among: names the records sent together, for errors of the process itself."""
+    def _answer(self, where: str, among: str) -> tuple[list[Sequence], list[str]] | str:
+        """The answer for one record, or why the template refuses it.
+
+        among: names the records sent together, for errors of the process itself.
+        """
         answer = self._receive(among)
         if "refused" in answer:
-            raise DataError(f"{where}: the tokenizer's chat template refuses it: {answer['refused']}")
+            return answer["refused"]
         if "limit" in answer:
             raise self._without_end(where, answer["limit"])
         return [_sequence(*each) for each in answer["sequences"]], answer["notes"]

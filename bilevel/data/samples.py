@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 import torch
 
+from bilevel.data.bad_records import BadRecords
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import cached_file, mapped_dataset
 from bilevel.data.noise import known_noise
@@ -25,6 +26,7 @@ from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import DataError
 from bilevel.processes import ALONE, World
 
+ROWS = 1000  # tokenised at a time, as `datasets` does
 TOKENS_VERSION = 2  # part of the cache key; raise it when tokens change for the same rows
 
 
@@ -165,8 +167,23 @@ def _tokenised(part: Part, tokeniser: Tokeniser) -> datasets.Dataset:
     try:
         file = cached_file("tokens", key, lambda new: tokenise(cache_file_name=str(new)))
         return tokenise(keep_in_memory=True) if file is None else mapped_dataset(file, key)
+    except BadRecords:
+        raise BadRecords(*_refused(part, rows, tokeniser)) from None
     except DataError as error:
         raise DataError(f"{part.place}, {error}") from None
+
+
+def _refused(part: Part, rows: datasets.Dataset, tokeniser: Tokeniser) -> tuple[list[str], int]:
+    """The first records of a part that the chat template refuses, in words, and the number of all of them."""
+    lines: list[str] = []
+    count = 0
+    for start in range(0, len(rows), ROWS):
+        try:
+            tokeniser(rows[start : start + ROWS])
+        except BadRecords as error:
+            lines += [f"{part.place}, {line}" for line in error.lines]
+            count += error.count
+    return lines, count
 
 
 TOKEN_FEATURES = datasets.Features(

@@ -73,7 +73,8 @@ def read_files(settings: Settings) -> tuple[dict[str, list["Source"]], dict[str,
 
 def _read(sources: list["Source"]) -> tuple[float, list[str]]:
     """The most samples that the sources can become, and the problems of all their records."""
-    from bilevel.data.records import BadRecords, most_samples
+    from bilevel.data.bad_records import BadRecords
+    from bilevel.data.records import most_samples
     from bilevel.errors import DataError
 
     samples, problems = 0.0, []

@@ -18,8 +18,9 @@ import pytest
 from run_helpers import ROOT
 from tokenizer_kinds import tokenizer_of
 
+from bilevel.data.bad_records import BadRecords
 from bilevel.data.overlap import shared_files
-from bilevel.data.records import BadRecords, read_rows, records_of, row_notes
+from bilevel.data.records import read_rows, records_of, row_notes
 from bilevel.data.samples import load_samples
 from bilevel.data.sources import Reading, Source, find_sources
 from bilevel.data.tokenise import Tokeniser
