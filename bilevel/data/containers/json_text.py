@@ -37,13 +37,14 @@ def items(file: io.BufferedReader, path: Path) -> Iterator[Item]:
     If a key appears twice in a record, the last value wins, as in every JSON reader. Raises DataError for the file.
     """
     _check_kind(file.peek(64), path)
-    head = file.readline()
-    while head.isspace() and (line := file.readline()):
-        head += line
+    head = _beginning(file)
     if head.lstrip().startswith(b"["):
-        yield from _array(_text(head + file.read(), path), path)
+        text = _text(head + file.read(), path)
+        del head  # a whole file, if it is one line
+        yield from _array(text, path)
     elif _INSTANCES.match(head[:500].decode(errors="replace")) or _is_begun(head):
         text = _text(head + file.read(), path)
+        del head
         if mark := _INSTANCES.match(text):
             yield from _instances(text, mark, path)
         elif _begins_with_value(text):
@@ -52,6 +53,15 @@ def items(file: io.BufferedReader, path: Path) -> Iterator[Item]:
             yield from _json_lines(io.BytesIO(text.encode()))
     else:
         yield from _json_lines(itertools.chain([head], file))
+
+
+def _beginning(file: io.BufferedReader) -> bytes:
+    """The first line that is not blank, with the blank ones before it."""
+    blank, line = bytearray(), file.readline()
+    while line.isspace():
+        blank += line
+        line = file.readline()
+    return bytes(blank) + line
 
 
 def _check_kind(head: bytes, path: Path) -> None:
