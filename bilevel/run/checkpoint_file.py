@@ -118,13 +118,15 @@ def files_of(rank: int) -> tuple[str, str]:
 
 
 _OURS = re.compile(r"rank\d+\.(safetensors|json|sums)|manifest\.json")
+_UNFINISHED = re.compile(r"\.tmp\w{6}")  # what safetensors writes to, before it renames it
 
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint, whole or not. Files that no run has written stay, and then the folder stays, too."""
     with contextlib.suppress(OSError):  # a checkpoint that stays only takes space
         for path in folder.iterdir():
-            if _OURS.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            ours = _OURS.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name)
+            if ours and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink()
         folder.rmdir()
 

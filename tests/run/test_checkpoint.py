@@ -103,6 +103,18 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(data: Path, tmp_path: P
     assert not list((killed / "checkpoints").glob("*.partial"))
 
 
+def test_what_a_killed_run_was_writing_goes_with_the_next_checkpoint(tmp_path: Path):
+    """Also the file that safetensors had not renamed yet; a file of somebody else stays, and its folder with it."""
+    ours, theirs = tmp_path / "checkpoints" / "step_000003.partial", tmp_path / "checkpoints" / "step_000004.partial"
+    for folder, name in ((ours, ".tmpmZipK6"), (ours, "rank0.json"), (theirs, "notes.txt")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("half")
+    saved = Checkpoints(tmp_path / "checkpoints", ALONE, {}, {}, keep=2)
+    saved.begin(5, STATE | {"step": 5})
+    assert saved.finish()
+    assert not ours.exists() and [path.name for path in theirs.iterdir()] == ["notes.txt"]
+
+
 def test_the_newest_is_that_of_most_steps(tmp_path: Path):
     """Beyond a million steps names have another length."""
     saved = Checkpoints(tmp_path, ALONE, {}, {}, keep=2)
