@@ -28,13 +28,12 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
             f"version learned them, so no source can be left out for a reason; {remedy}"
         )
     kept, left_out, others = [], [], []
-    for file, c, row in zip(run.train, run.weights, run.evidence.to_dict("records"), strict=True):
-        weight = float(np.nanmean(c))
+    for number, row in enumerate(run.evidence.to_dict("records")):
+        weight = float(np.nanmean(run.weights[number]))
         out = row["verdict"] == "worse" and weight <= LITTLE
-        kept.append(np.full(file.records, not out))
-        words = f"{file.stem}: {row['verdict']}"
-        words += f" (verdict at step {row['called_at']}" if row["called_at"] else " ("
-        words += f"{', ' if row['called_at'] else ''}weight of a record {weight:.3g})"
+        kept.append(run.was_read(number) & (not out))
+        when = f"verdict at step {row['called_at']}, " if row["called_at"] else ""
+        words = f"{run.train[number].stem}: {row['verdict']} ({when}weight of a record {weight:.3g})"
         (left_out if out else others).append(words)
     if not left_out:
         known = "; ".join(first(others, 10))

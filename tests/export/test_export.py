@@ -217,9 +217,11 @@ def test_every_record_with_its_weight(write: Callable[..., Path]):
 # which records, and what is said of them
 
 
-def judged(two: Path, verdicts: list[str], weights: list[float], called_at: list[str]) -> None:
+def judged(
+    two: Path, verdicts: list[str], weights: list[float], called_at: list[str], samples: tuple[int, ...] = (6, 4)
+) -> None:
     """Give the sources of the run these weights and verdicts."""
-    table = pd.DataFrame({"source": ["a", "b"], "weight": weights, "samples": [6, 4]})
+    table = pd.DataFrame({"source": ["a", "b"], "weight": weights, "samples": samples})
     table = table.assign(difference=[1.2, -1.2], low=-2.0, high=2.0, p_worse=[0.99, 0.01], evidence=99.0)
     table.assign(verdict=verdicts, called_at=called_at).to_csv(two / "weights.csv", index=False)
 
@@ -234,6 +236,21 @@ def test_sources_are_left_out_by_their_verdict(two: Path, capsys: pytest.Capture
     assert "kept: b: better (verdict at step 9, weight of a record 2.42)" in screen and "WARNING" not in screen
     table = [line.split() for line in screen.splitlines() if line.split()[0] in ("a", "b")]
     assert table == [["a", "6", "0", "0.0000", "0.0500"], ["b", "4", "4", "1.0000", "2.4250"]]
+
+
+def test_records_that_were_not_read_are_not_suggested(write: Callable[..., Path]):
+    """Left out by skip_bad_records: they have no weight, and no text that could be written."""
+    good, worse = [{"text": "one"}, {"text": 2}, {"text": "three"}], [{"text": "bad"}] * 3
+    files = [write("data/a.json", worse), write("data/b.json", good)]
+    table = pd.DataFrame({"source": ["a", "b"], "weight": [0.02, 0.98], "samples": [3, 2]})
+    run = finished_run(files[0].parents[1] / "run", files, table, sizes=[3, 2])
+    judged(run, ["worse", "better"], [0.02, 0.98], ["8", "9"], samples=(3, 2))
+    data = json.loads((run / "data.json").read_text())
+    data["train"][1]["unread"] = 1
+    (run / "data.json").write_text(json.dumps(data))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("skip_bad_records: 0", "skip_bad_records: 1"))
+    assert exported(run, "out.jsonl").decode().splitlines() == ['{"text": "one"}', '{"text": "three"}']
 
 
 @pytest.mark.parametrize(
