@@ -87,13 +87,13 @@ def describe(run: Run) -> str:
     sizes = run.train.sizes.tolist()
     found = zip(run.train.sources, sizes, run.train.read_as, run.train.dropped, run.train.notes, strict=True)
     for source, size, layout, dropped, notes in found:
-        lines.append(f"  {source}: {size} samples, read as: {layout}" + _dropped(dropped))
+        lines.append(f"  {source}: {size} samples{_dropped(dropped)}, read as: {layout}")
         lines += [f"    warning: {note}" for note in notes]
     trained = "validation, trained on with weight 1" if s.val_in_training else "validation"
     for name, part in ((trained, run.val), ("test", run.test)):
         if part is not None:
             layouts = "; ".join(dict.fromkeys(part.read_as))
-            lines.append(f"  {name}: {len(part)} samples, read as: {layouts}" + _dropped(sum(part.dropped)))
+            lines.append(f"  {name}: {len(part)} samples{_dropped(sum(part.dropped))}, read as: {layouts}")
             lines += [
                 f"    warning: {file.name}: {note}"
                 for file, notes in zip(part.files, part.notes, strict=True)

@@ -311,6 +311,5 @@ def test_dropped_records_are_reported(data: Path, tmp_path: Path, capsys: pytest
     dump(tmp_path / "d" / "b.json", SHIPPED[30:60])
     train(data, tmp_path / "r", train_data=[str(tmp_path / "d" / "*.json")], max_steps=1)
     said = capsys.readouterr().out
-    rows = {line.split(":")[0].strip(): line for line in said.splitlines() if " samples, read as" in line}
-    assert "30 samples" in rows["a"] and "(3 records dropped: no response within max_length)" in rows["a"]
-    assert "30 samples" in rows["b"] and "dropped" not in rows["b"]
+    assert "a: 30 samples (3 records dropped: no response within max_length), read as: alpaca" in said
+    assert "b: 30 samples, read as: alpaca" in said
