@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 import time
@@ -47,12 +48,19 @@ def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
 
 
 UNFINISHED = ".new"  # ends the name of a file that is being written
+_LEFT = re.compile(r"\.[0-9a-f]{16}\.new|\.tmp[0-9A-Za-z]{6}")
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether this is the name of a file left by a writer that was killed."""
-    stem = name.removesuffix(UNFINISHED).removeprefix(".")
-    return name == f".{stem}{UNFINISHED}" and len(stem) == 16 and set(stem) <= set("0123456789abcdef")
+    """Whether this is the name of a file left by a writer that was killed: by fresh_file, or by safetensors."""
+    return _LEFT.fullmatch(name) is not None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that killed writers have left in a folder of ours."""
+    for path in folder.iterdir():
+        if is_unfinished(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
 
 
 def move(file: Path, to: Path) -> None:

@@ -56,6 +56,7 @@ def test_files_with_the_names_of_other_tools_stay(tmp_path: Path):
         new.write_text("after")
     assert [other.read_text() for other in others] == ["mine"] * 3 and path.read_text() == "after"
     assert not any(is_unfinished(other.name) for other in others)
+    assert is_unfinished(".tmpmZipK6") and not is_unfinished(".tmp") and not is_unfinished(".tmp_notes.txt")
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -14,6 +14,7 @@ import transformers
 from bilevel.data.records import read_rows
 from bilevel.data.sources import Source
 from bilevel.errors import UserError
+from bilevel.files import remove_unfinished
 from bilevel.model.build import new_model, new_shape, new_tokenizer
 from bilevel.model.pretrained import read_pretrained, read_tokenizer
 from bilevel.model.response_end import with_end, with_ends
@@ -117,8 +118,11 @@ def save_model(
 ) -> None:
     """Write the model, with its original dropout values, and the tokenizer. weights: written instead of the model's.
 
-    Generation with what is written stops at the tokens that training taught as the end of a response.
+    Generation with what is written stops at the tokens that training taught as the end of a response. What a killed
+    process left half written there is removed.
     """
+    if folder.is_dir():
+        remove_unfinished(folder)
     trained, model.config = model.config, copy.deepcopy(model.config)
     for name, rate in model.own_dropouts.items():
         setattr(model.config, name, rate)

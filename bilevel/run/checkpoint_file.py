@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from bilevel.errors import short
-from bilevel.files import open_regular, sync
+from bilevel.files import open_regular, remove_unfinished, sync
 
 State = dict[str, Any]
 STATE_VERSION = 2  # raise it when older states can no longer be resumed
@@ -118,15 +118,14 @@ def files_of(rank: int) -> tuple[str, str]:
 
 
 _OURS = re.compile(r"rank\d+\.(safetensors|json|sums)|manifest\.json")
-_UNFINISHED = re.compile(r"\.tmp\w{6}")  # what safetensors writes to, before it renames it
 
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint, whole or not. Files that no run has written stay, and then the folder stays, too."""
     with contextlib.suppress(OSError):  # a checkpoint that stays only takes space
+        remove_unfinished(folder)
         for path in folder.iterdir():
-            ours = _OURS.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name)
-            if ours and stat.S_ISREG(path.lstat().st_mode):
+            if _OURS.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink()
         folder.rmdir()
 

@@ -11,6 +11,8 @@ import torch
 from run_helpers import ROOT, TINY, settings, train
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from bilevel.model.loading import save_model
+
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
 DROPOUT = {"resid_pdrop": 0.3, "embd_pdrop": 0.2, "attn_pdrop": 0.1, "summary_first_dropout": 0.4}
@@ -54,6 +56,17 @@ def test_a_pretrained_model_keeps_its_configuration(
 ) -> None:
     train(data, tmp_path / "run", model_config=None, model_name_or_path=str(pretrained), **SHORT | changes)
     check(tmp_path / "run" / "model", pretrained, torch.float32)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(pretrained: Path, tmp_path: Path) -> None:
+    """safetensors writes to a file of another name first; a file of somebody else stays."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(pretrained), AutoTokenizer.from_pretrained(pretrained)
+    model.own_dropouts, model.taught_ends = {}, []
+    for name in (".tmpmZipK6", "notes.txt"):
+        (tmp_path / name).write_text("half")
+    save_model(model, tmp_path, tokenizer)
+    assert not (tmp_path / ".tmpmZipK6").exists() and (tmp_path / "notes.txt").read_text() == "half"
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
