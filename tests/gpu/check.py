@@ -23,23 +23,33 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 CORE = ("torch", "transformers", "pydantic", "yaml", "numpy")
-# The parts in the order in which they run: module and function, packages beside CORE, needs a GPU, seconds at most.
-PARTS = {
-    "exactness": ("gpu.exactness", (), False, 60),
-    "steps": ("gpu.steps", (), False, 90),
-    "waits": ("gpu.waits", (), True, 60),
-    "runs": ("gpu.runs", ("datasets", "pandas", "sklearn", "tqdm"), False, 180),
-    "zero": ("gpu.zero", ("datasets", "pandas", "sklearn", "tqdm", "deepspeed"), False, 240),
-    "size": ("gpu.size", (), True, 240),
-    "trainer": ("gpu.trainer", ("accelerate",), False, 120),
+
+
+class Part(NamedTuple):
+    """One part. packages: what it needs beside CORE; seconds: how long it may take on a GPU."""
+
+    module: str
+    seconds: int
+    packages: tuple[str, ...] = ()
+    gpu: bool = False
+
+
+RUN = ("datasets", "pandas", "sklearn", "tqdm")  # what a whole run needs
+PARTS = {  # the most telling first, if time runs out
+    "exactness": Part("gpu.exactness", 60),
+    "steps": Part("gpu.steps", 90),
+    "waits": Part("gpu.waits", 60, gpu=True),
+    "size": Part("gpu.size", 240, gpu=True),
+    "trainer": Part("gpu.trainer", 120, ("accelerate",)),
+    "runs": Part("gpu.runs", 180, RUN),
+    "zero": Part("gpu.zero", 240, (*RUN, "deepspeed")),
 }
-SHORT = ("exactness", "steps", "waits", "size", "trainer", "runs", "zero")  # the most telling first, if time runs out
 SLOWER = 10  # times as long a part may take on a CPU
 # What a bare machine with torch, transformers, peft, pandas and scikit-learn may lack, and what it weighs.
 WHEELS = {
@@ -75,7 +85,7 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None, help="cuda or cpu; default: cuda if there is a GPU")
-    parser.add_argument("--parts", default=",".join(SHORT), help=f"default: {','.join(SHORT)}")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder for check.json and check.md; default: a new temporary folder")
     parser.add_argument("--minutes", type=float, default=5.0, help="no part starts after this time; default: 5")
     parser.add_argument("--wheels", action="store_true", help="list the packages to carry along, and stop")
@@ -98,10 +108,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def missing(name: str, device: str) -> str | None:
     """Why the part cannot run here, in words; None if it can."""
-    _, packages, gpu, _ = PARTS[name]
-    if gpu and device == "cpu":
+    part = PARTS[name]
+    if part.gpu and device == "cpu":
         return "it needs a GPU"
-    absent = [package for package in (*CORE, *packages) if importlib.util.find_spec(package) is None]
+    absent = [package for package in (*CORE, *part.packages) if importlib.util.find_spec(package) is None]
     return f"{', '.join(absent)} not installed" if absent else None
 
 
@@ -114,7 +124,7 @@ def run_part(name: str, device: str, out: Path, left: float) -> dict[str, Any]:
     result, log = out / f"{name}.json", out / f"{name}.log"
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--one", name, "--device", device, "--result", str(result)]
-    limit = PARTS[name][3] * (1 if device == "cuda" else SLOWER)
+    limit = PARTS[name].seconds * (1 if device == "cuda" else SLOWER)
     start = time.monotonic()
     with log.open("w") as file:
         try:
@@ -134,7 +144,7 @@ def run_one(name: str, device: str, result: Path) -> int:
 
     rows = Rows(lambda found: result.write_text(json.dumps(found)))
     try:
-        importlib.import_module(PARTS[name][0]).check(device, rows)
+        importlib.import_module(PARTS[name].module).check(device, rows)
     except Exception:
         traceback.print_exc()
         rows.add("ended with an error", traceback.format_exc(limit=-3), ok=False)
