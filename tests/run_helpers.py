@@ -14,7 +14,7 @@ import yaml
 import train_bilevel
 from bilevel.data.containers.kinds import items
 from bilevel.run.state import Run
-from bilevel.settings import fields as config
+from bilevel.settings import written
 from bilevel.settings.fields import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def finished_run(folder: Path, files: list[Path], weights: pd.DataFrame, sizes: 
     per_sample = "index" in weights
     values = {"train_data": [str(file) for file in files], "val_data": ["val.json"], "model_config": TINY}
     run = Settings(**values, weights="sample" if per_sample else "source", output_dir=str(folder))
-    (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
+    (folder / "config.yaml").write_text(written.dump(run), encoding="utf-8")
     data = []
     for number, file in enumerate(files):
         content = file.read_bytes()

@@ -30,8 +30,9 @@ from bilevel.run.finished import read_data, read_table
 from bilevel.run.lock import hold
 from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings, read_yaml
-from bilevel.settings.fields import Settings, differing, dump
+from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
+from bilevel.settings.written import differing, dump
 
 if TYPE_CHECKING:  # imported in the functions that use it, so that --help and mistakes are answered at once
     import pandas as pd

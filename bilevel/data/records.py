@@ -2,38 +2,30 @@
 
 1. sources   -> places: files, saved datasets, datasets of the hub (bilevel.data.sources)
 2. places    -> records, one at a time, whatever the container (bilevel.data.containers)
-3. records   -> rows {index, roles, contents, more, is_noisy}, cached by the content of their place (Arrow), by a reader
-                per layout (bilevel.data.layouts); a record that cannot be read is a row with a problem
+3. records   -> rows {index, roles, contents, more, is_noisy}, cached by the content of their place (bilevel.data.rows)
 4. rows      -> those that can be read, and of these the ones that are drawn, if a source has #N
 """
 
 import dataclasses
 import functools
 import hashlib
-import itertools
-import json
 import math
 import random
 from collections.abc import Iterator
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bilevel.data.bad_records import SHOWN, BadRecords
 from bilevel.data.cache import cached_table
 from bilevel.data.containers import kinds
-from bilevel.data.layouts.detect import LAYOUTS, Layout, detect
-from bilevel.data.layouts.values import add_suffix, renamed
-from bilevel.data.notes import counted, line, packed
-from bilevel.data.sources import Reading, Source
-from bilevel.errors import DataError, first, short
+from bilevel.data.notes import counted, line
+from bilevel.data.rows import place_table
+from bilevel.data.sources import Source
+from bilevel.errors import DataError, first
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
     import numpy as np
     import pyarrow
-
-LEARNED_ROLES = ("response", "assistant", "text")
-ROWS_VERSION = 3  # part of the cache key; raise it when rows change for the same file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +107,7 @@ def _tables(source: Source) -> list[tuple[str, str, "pyarrow.Table"]]:
     found, lines, count = [], [], 0
     for place in source.places:
         try:
-            found.append((place, *_place_table(place, source.reading)))
+            found.append((place, *place_table(place, source.reading)))
         except BadRecords as error:
             lines, count = lines + error.lines, count + error.count
     if count:
@@ -125,7 +117,7 @@ def _tables(source: Source) -> list[tuple[str, str, "pyarrow.Table"]]:
 
 def records_of(source: Source) -> int:
     """Number of all records of a source, with those that are left out or not drawn."""
-    return sum(_place_table(place, source.reading)[1].num_rows for place in source.places)
+    return sum(place_table(place, source.reading)[1].num_rows for place in source.places)
 
 
 def raw_records(source: Source, content: str | None = None) -> Iterator[kinds.Item]:
@@ -141,7 +133,7 @@ def raw_records(source: Source, content: str | None = None) -> Iterator[kinds.It
 
 def read_as(source: Source) -> str:
     """The layouts of a source's records in words, such as "chat (messages)"."""
-    tables = (_place_table(place, source.reading)[1] for place in source.places)
+    tables = (place_table(place, source.reading)[1] for place in source.places)
     return "; ".join(dict.fromkeys(words for table in tables for words in table["read_as"].drop_null().to_pylist()))
 
 
@@ -183,7 +175,7 @@ def _problems(source: Source) -> list[str]:
     """A line for each record that cannot be read."""
     found = []
     for place in source.places:
-        problems = _place_table(place, source.reading)[1]["problem"]
+        problems = place_table(place, source.reading)[1]["problem"]
         if problems.null_count < len(problems):
             found += [f"{place}, {problem}" for problem in problems.drop_null().to_pylist()]
     return found
@@ -198,33 +190,6 @@ def _draw(source: Source, counts: list[int]) -> list[int]:
     return sorted(draw.sample(range(among), source.take))
 
 
-def _place_table(place: str, reading: Reading) -> tuple[str, "pyarrow.Table"]:
-    """The rows of a place, with those of records that cannot be read, and their key in the cache.
-
-    Raises BadRecords if they are too many, and DataError.
-    """
-    content = kinds.content_of(place)
-    key = hashlib.sha256(f"{content} {reading.key} {ROWS_VERSION} {version('datasets')}".encode()).hexdigest()[:32]
-    return key, cached_table("rows", key, functools.partial(_write_rows, place, reading, content))
-
-
-def _write_rows(place: str, reading: Reading, content: str, sink: "pyarrow.NativeFile") -> None:
-    import pyarrow
-
-    texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
-    texts |= {"more": pyarrow.large_string(), "notes": pyarrow.string()}
-    texts |= {"read_as": pyarrow.string(), "problem": pyarrow.string()}
-    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_(), "hash": pyarrow.uint64()})
-    rows, lines, count = _rows(place, reading, content), [], 0
-    with pyarrow.ipc.new_stream(sink, schema) as writer:
-        while batch := list(itertools.islice(rows, 1000)):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            bad = [f"{place}, {row['problem']}" for row in batch if "problem" in row]
-            lines, count = (lines + bad)[:SHOWN], count + len(bad)
-    if count > reading.skip_bad_records:
-        raise BadRecords(lines, count)
-
-
 def _write_selected(table: "pyarrow.Table", places: "np.ndarray", sink: "pyarrow.NativeFile") -> None:
     """Write the rows at these places, which rise, a thousand at a time."""
     import pyarrow
@@ -232,72 +197,3 @@ def _write_selected(table: "pyarrow.Table", places: "np.ndarray", sink: "pyarrow
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
         for start in range(0, len(places), 1000):
             writer.write_table(table.take(places[start : start + 1000]))
-
-
-def _rows(place: str, reading: Reading, content: str) -> Iterator[dict[str, Any]]:
-    """The rows of a place whose hash is `content`; it is read anew here, and may have changed."""
-    layout, index, fields = None if reading.format == "auto" else LAYOUTS[reading.format], -1, dict(reading.fields)
-    said = False
-    for index, (record, _) in enumerate(kinds.items(place, content)):
-        where = f"record {index}"
-        try:
-            record = _checked(record, fields, where)
-            layout = layout or detect(record, where, fields)
-            row = _row(layout, record, reading.prompt_suffix, where)
-        except DataError as error:
-            yield {"index": index, "problem": str(error)}
-            continue
-        yield {"index": index, **row, "read_as": None if said else layout.words}
-        said = True
-    if index < 0:
-        raise DataError(f"{place}: holds no record")
-
-
-def _checked(record: Any, fields: dict[str, str], where: str) -> dict[str, Any]:
-    """The record with its fields renamed. Raises DataError."""
-    if isinstance(record, DataError):
-        raise record
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected an object with fields, got {type(record).__name__}")
-    is_noisy = record.get(fields.get("is_noisy", "is_noisy"))
-    if is_noisy is not None and not isinstance(is_noisy, bool):
-        raise DataError(f"{where}: is_noisy must be true or false, got {short(is_noisy)}")
-    return renamed(record, fields, where) if fields else record
-
-
-def _row(layout: Layout, record: dict[str, Any], prompt_suffix: str | None, where: str) -> dict[str, Any]:
-    """The row of a record. Raises DataError."""
-    row = layout.read(record, where)
-    if prompt_suffix:
-        add_suffix(row, prompt_suffix)
-    roles, contents = zip(*row.turns, strict=True)
-    notes = [f"{field}: not used" for field in row.unused]
-    if any(role in LEARNED_ROLES and not text.strip() for role, text in row.turns):
-        notes.append("a response is empty")
-    more = json.dumps(row.more, ensure_ascii=False) if row.more else None
-    return {
-        **{"roles": roles, "contents": contents, "more": more, "is_noisy": record.get("is_noisy")},
-        **{"notes": packed(notes), "hash": _hash(roles, contents, more)},
-    }
-
-
-def _hash(roles: tuple[str, ...], contents: tuple[str, ...], more: str | None) -> int:
-    """A 64-bit hash of a record's roles and texts; runs of white space count as one space."""
-    digest = hashlib.blake2b(digest_size=8)
-    for text in (*roles, *contents, more or ""):
-        for part in _evenly_spaced(text):
-            digest.update(part.encode())
-        digest.update(b"\0")
-    return int.from_bytes(digest.digest())
-
-
-def _evenly_spaced(text: str) -> Iterator[str]:
-    """The words of a text with one space between them, a piece at a time: a record may be as long as its file."""
-    between = ""
-    for start in range(0, len(text), 1 << 16):
-        piece = text[start : start + (1 << 16)]
-        if words := piece.split():
-            yield (" " if between and (between.isspace() or piece[0].isspace()) else "") + " ".join(words)
-            between = piece[-1]
-        elif between:
-            between = " "

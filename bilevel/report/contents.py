@@ -14,7 +14,7 @@ from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.run.finished import FinishedRun, read_data
-from bilevel.settings.fields import dump
+from bilevel.settings.written import dump
 
 if TYPE_CHECKING:
     import datasets

@@ -38,7 +38,7 @@ from bilevel.run.checkpoint_file import (
     write_manifest,
     write_state,
 )
-from bilevel.settings.fields import differing
+from bilevel.settings.written import differing
 
 if TYPE_CHECKING:
     from bilevel.run.state import Run

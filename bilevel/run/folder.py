@@ -13,7 +13,7 @@ from bilevel.run.finished import write_data
 from bilevel.run.lock import at_work, hold
 from bilevel.run.messages import open_log
 from bilevel.run.preflight import folder_taken
-from bilevel.settings.fields import dump
+from bilevel.settings.written import dump
 
 if TYPE_CHECKING:
     from bilevel.run.checkpoint import Checkpoints

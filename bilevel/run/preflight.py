@@ -13,9 +13,10 @@ from bilevel.run import lock
 from bilevel.run.lock import at_work
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.deepspeed import zero_config
-from bilevel.settings.fields import Settings, differing
+from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
 from bilevel.settings.rules import validate
+from bilevel.settings.written import differing
 
 if TYPE_CHECKING:  # imported where they are used: mistakes are told at once
     import transformers

@@ -12,7 +12,8 @@ from bilevel.errors import UserError
 from bilevel.run.interrupt import watch_launcher
 from bilevel.run.preflight import check_files, check_shape
 from bilevel.settings.command_line import load_settings
-from bilevel.settings.fields import Settings, dump
+from bilevel.settings.fields import Settings
+from bilevel.settings.written import dump
 
 if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
     from bilevel.data.sources import Source

@@ -15,8 +15,9 @@ import yaml
 
 from bilevel.errors import ConfigError, UserError, first, plain, short
 from bilevel.files import open_regular
-from bilevel.settings.fields import FIELDS, FREE, LISTS, Settings, meaning
+from bilevel.settings.fields import FIELDS, LISTS, Settings, meaning
 from bilevel.settings.rules import unknown_setting, validate
+from bilevel.settings.written import FREE
 
 LONGEST = 200_000  # characters in a settings file; YAML parses slowly, and a data file passed by mistake is larger
 

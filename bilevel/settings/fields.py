@@ -3,16 +3,13 @@
 `python -m bilevel.settings` prints the settings' names, which are also the environment variables of run_F2SA.sh.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from bilevel.errors import first, plain, short
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
 
@@ -333,33 +330,4 @@ def meaning(name: str) -> str:
     return field.description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
 
 
-# Settings that a resumed run may change, because they do not affect its results.
-FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
-FREE |= {"tracker", "gpu_memory_gib"}
 LISTS = {"train_data", "val_data", "test_data"}
-
-
-def differing(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """Settings that differ and that a resumed run may not change, with both values; empty if there are none.
-
-    `then` is read from a file, so its names and values can have any length.
-    """
-    names = [name for name in sorted(then.keys() | now.keys()) if name not in FREE and then.get(name) != now.get(name)]
-    lines = [f"{plain(name)} was {_cut(then.get(name))} and is {_cut(now.get(name))}" for name in names]
-    return ", ".join(first(lines, 6))
-
-
-def _cut(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 250 else short(value, 250)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes repeated values in full, without YAML aliases, because read_yaml refuses them."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def dump(settings: Settings) -> str:
-    """The resolved settings as YAML, complete enough to repeat the run."""
-    return yaml.dump(dataclasses.asdict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -41,7 +41,8 @@ import yaml  # noqa: E402
 from run_helpers import ROOT, make_data, settings, train, train_until  # noqa: E402
 
 import train_bilevel  # noqa: E402
-from bilevel.data.records import _rows  # noqa: E402
+from bilevel.data.rows import read_place  # noqa: E402
+from bilevel.data.sources import Reading  # noqa: E402
 from bilevel.data.tokenise import make_tokeniser  # noqa: E402
 from bilevel.errors import UserError  # noqa: E402
 from bilevel.export import command as export  # noqa: E402
@@ -51,8 +52,9 @@ from bilevel.report import command as report  # noqa: E402
 from bilevel.run import checkpoint, checkpoint_file  # noqa: E402
 from bilevel.run.start import start  # noqa: E402
 from bilevel.settings.command_line import _yaml, load_settings  # noqa: E402
-from bilevel.settings.fields import FIELDS, Settings, dump  # noqa: E402
+from bilevel.settings.fields import FIELDS, Settings  # noqa: E402
 from bilevel.settings.rules import validate  # noqa: E402
+from bilevel.settings.written import dump  # noqa: E402
 
 TINY = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 8, "n_layer": 2, "n_head": 2}
 RUN = {"model_config": TINY, "max_steps": 4, "save_every": 2, "max_length": 64, "global_batch_size": 4,
@@ -292,7 +294,7 @@ class World:
             file.write_bytes(change_bytes(content[:200], draw) + content[200:])
         flags = ["--train_data", str(file), str(self.data / "train_noisy.json")]
         main_of(start, [*self.line, "--dry_run", *flags, "--output_dir", str(place / "new")])
-        for _ in _rows(str(file), "auto", content_hash(file)):
+        for _ in read_place(str(file), Reading(), content_hash(file)):
             pass
 
     def model_folders(self, place: Path, draw: random.Random) -> None:

@@ -39,7 +39,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from run_helpers import ROOT, make_data, settings  # noqa: E402
 
 import train_bilevel  # noqa: E402
-from bilevel.data import records  # noqa: E402
+from bilevel.data import rows  # noqa: E402
 from bilevel.report import command as report  # noqa: E402
 from bilevel.run import checkpoint  # noqa: E402
 
@@ -49,7 +49,7 @@ RUN = {"model_config": MODEL, "max_steps": 6, "save_every": 2, "eval_every": 3, 
        "global_batch_size": 4, "val_batch_size": 4}  # fmt: skip
 # Phase -> what is called when it begins.
 PHASES: dict[str, tuple[Any, str]] = {
-    "reading": (records, "_write_rows"),
+    "reading": (rows, "write_rows"),
     "tokenising": (train_bilevel, "load_samples"),
     "loading": (train_bilevel, "make_copies"),
     "step": (train_bilevel, "one_step"),

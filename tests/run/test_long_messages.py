@@ -9,7 +9,7 @@ from bilevel.errors import UserError
 from bilevel.processes import ALONE
 from bilevel.run.checkpoint import Checkpoints
 from bilevel.run.checkpoint_file import read_manifest, write_manifest
-from bilevel.settings.fields import differing
+from bilevel.settings.written import differing
 
 LONG = "a" * 5000
 

@@ -8,8 +8,9 @@ import yaml
 
 from bilevel.errors import ConfigError
 from bilevel.settings.command_line import load_settings
-from bilevel.settings.fields import FIELDS, Settings, dump
+from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
+from bilevel.settings.written import dump
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "gpt2"}

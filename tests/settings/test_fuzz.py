@@ -23,14 +23,16 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, tokenizer_of
 
 from bilevel.data.layouts.conversation import CHAT_KEYS, ROLES
-from bilevel.data.records import _rows, read_rows
+from bilevel.data.records import read_rows
+from bilevel.data.rows import read_place
 from bilevel.data.sources import Reading, file_source, find_sources
 from bilevel.data.special import ANCHOR
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError, UserError
 from bilevel.settings.command_line import _yaml, load_settings, read_yaml
-from bilevel.settings.fields import FIELDS, Settings, dump
+from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
+from bilevel.settings.written import dump
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 SECONDS, CHARACTERS = 2, 4000  # the longest example, of CPU time, and the longest message
@@ -166,7 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generated(path: Path, format: str) -> list[dict[str, Any]]:
     """The rows of a file without a record that cannot be read. Raises DataError."""
-    rows = list(_rows(str(path), Reading(format), hashlib.sha256(path.read_bytes()).hexdigest()))
+    rows = list(read_place(str(path), Reading(format), hashlib.sha256(path.read_bytes()).hexdigest()))
     for row in rows:
         if "problem" in row:
             raise DataError(row["problem"])
@@ -373,7 +375,7 @@ def test_memory(folder: Path, kind: str) -> None:
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     tracemalloc.start()
     try:
-        for _ in _rows(str(path), Reading("text"), content):
+        for _ in read_place(str(path), Reading("text"), content):
             pass
     except DataError:
         pass

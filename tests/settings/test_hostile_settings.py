@@ -11,8 +11,9 @@ from bilevel.errors import ConfigError, UserError
 from bilevel.model.loading import model_shape
 from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import _yaml, load_settings
-from bilevel.settings.fields import Settings, dump
+from bilevel.settings.fields import Settings
 from bilevel.settings.rules import validate
+from bilevel.settings.written import dump
 
 GIVEN = ["--train_data", "a", "--val_data", "b", "--model_name_or_path", "m"]
 

@@ -5,8 +5,9 @@ import yaml
 from run_helpers import ROOT, TINY
 
 from bilevel.settings.command_line import read_yaml
-from bilevel.settings.fields import Settings, dump
+from bilevel.settings.fields import Settings
 from bilevel.settings.rules import validate
+from bilevel.settings.written import dump
 
 GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_config": TINY}
 PUBLISHED = ["tiny", "small", "gpt2", "compare_small"]  # the papers' own experiments and ours, with Adam on x
