@@ -217,12 +217,12 @@ function forest({ difference, low, high }, reach) {
 function judged(rows) {
   const reach = Math.max(...rows.flatMap((row) => [row.low, row.high, row.difference]).map(Math.abs)) || 1;
   const interval = (row) => `${number(row.difference)} (${number(row.low)} to ${number(row.high)})`;
-  return [
-    ["Difference to the others", "difference", (row) =>
+  const verdict = (row) => row.verdict + (row.called_at === null ? "" : `, step ${row.called_at}`);
+  return {
+    verdict: ["Verdict", "verdict", (row) => [make("span", { class: "verdict" }, verdict(row))]],
+    difference: ["Difference to the others", "difference", (row) =>
       [forest(row, reach), make("span", { class: "interval" }, row.difference === null ? "–" : interval(row))]],
-    ["Verdict", "verdict", (row) => [make("span", { class: "verdict" },
-      row.verdict + (row.called_at === null ? "" : `, step ${row.called_at}`))]],
-  ];
+  };
 }
 
 function sources() {
@@ -235,8 +235,12 @@ function sources() {
     ["Share before", "before", (row) => [percent(row.before)]],
     ["Records", "records", (row) => [whole(row.records)]],
     ["A record's weight", "weight", (row) => [number(row.weight)]],
-    ...(rows.some((row) => row.verdict) ? judged(rows) : []),
   ];
+  if (rows.some((row) => row.verdict)) {
+    const { verdict, difference } = judged(rows);
+    columns.splice(1, 0, verdict); // beside the name, in sight on a phone
+    columns.push(difference);
+  }
   const body = make("tbody");
   const order = (key, down) => {
     rows.sort((a, b) => (a[key] < b[key] ? -1 : a[key] > b[key] ? 1 : a.k - b.k) * (down ? -1 : 1));
@@ -253,7 +257,7 @@ function sources() {
     });
     return head;
   });
-  heads[1].setAttribute("aria-sort", "descending");
+  heads[columns.findIndex(([, key]) => key === "share")].setAttribute("aria-sort", "descending");
   order("share", true);
   return make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
 }
