@@ -74,6 +74,11 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert [name for name, page in PAGES.items() if "TO BE FILLED" in page] == []
 
 
+def test_commands_name_no_placeholder() -> None:
+    """A command is typed as it stands: no word in capitals takes the place of a file or a folder."""
+    assert [c for c in commands() if re.search(r" [A-Z]{3,}(?= |$)", c)] == []
+
+
 def test_settings_and_metrics_are_those_of_the_code() -> None:
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
