@@ -9,7 +9,8 @@
 #   data_dir=my_data prepare=1 bash run_F2SA.sh            run my_data/process.py first
 #   bash run_F2SA.sh --alpha 100                           flags are passed to train_bilevel.py and override variables
 #   DRY_RUN=1 bash run_F2SA.sh                             check settings and data files, print the settings, and stop
-#   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs (default: all visible GPUs)
+#   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs (default: all visible GPUs);
+#                                                          with lora_rank plain torch in as many processes
 #   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
 #   HOSTFILE=hosts bash run_F2SA.sh                        several machines over ssh; one line `name slots=8` per machine
 #   HOSTFILE=hosts NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_F2SA.sh
@@ -112,7 +113,6 @@ elif [ "$processes" -gt 1 ]; then
 else
   launch=("$python")
 fi
-if [ "${launch[*]}" != "$python" ]; then flags+=(--backend deepspeed); fi
 
 script=("$here/train_bilevel.py" "${flags[@]}" "$@")
 check=(env WORLD_SIZE="$total" LOCAL_WORLD_SIZE="$processes" "$python" "${script[@]}" --dry_run)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,3 +65,16 @@ class World:
 
 
 ALONE = World()
+
+
+def start_world() -> World:
+    """Join the processes that torchrun launched, without DeepSpeed; without a launcher, a world of one process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(device=device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(int(os.environ["RANK"]), size, device)

@@ -52,7 +52,7 @@ class LastBlock:
         hooks = [layer.register_forward_hook(note) for layer in self.layers]
         self.copy.passed.add_last_block(micro, self.blocks)
         try:
-            with self.copy.precision():
+            with self.copy.computing():
                 losses = sample_losses(self.copy.model, micro.to(self.copy.world.device))
         finally:
             for hook in hooks:

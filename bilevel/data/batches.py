@@ -35,13 +35,14 @@ class Batch:
     """A global batch: the numbers (n,) of all its samples, and this rank's share of them in micro-batches.
 
     counts (n,) float64: how many drawn samples each stands for (bilevel.weights.sampling); drawn: how many were drawn,
-    |B|. Unless samples are left out, counts are 1 and drawn is n.
+    |B|. Unless samples are left out, counts are 1 and drawn is n. rows: the samples' tokens, before they are padded.
     """
 
     sample_ids: torch.Tensor
     micro_batches: list[MicroBatch]
     counts: torch.Tensor
     drawn: int
+    rows: "Rows | None" = None
 
     def mean(self, values: torch.Tensor) -> float:
         """Mean of values (n,), each weighted by its count; NaN if no sample is computed."""
@@ -60,14 +61,32 @@ Rows: TypeAlias = dict[str, list[list[int]]]  # input_ids and labels of each row
 NO_ROWS: Rows = {"input_ids": [], "labels": []}
 
 
+def joined(batches: list[Batch], groups: list[int], token_budget: int, world: World) -> Batch:
+    """One batch of the rows of several, one batch after another; a sample can occur more than once.
+
+    groups: a number for each batch. In a micro-batch rows of a lower group stand before those of a higher one.
+    """
+    rows = {name: [row for batch in batches for row in batch.rows[name]] for name in NO_ROWS}
+    sample_ids, counts = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("sample_ids", "counts"))
+    group = np.repeat(groups, [len(batch.sample_ids) for batch in batches])
+    micro_batches = make_micro_batches(rows, sample_ids, counts, token_budget, world, group)
+    return Batch(sample_ids, micro_batches, counts, sum(batch.drawn for batch in batches), rows)
+
+
 def make_micro_batches(
-    rows: Rows, sample_ids: torch.Tensor, counts: torch.Tensor, token_budget: int, world: World
+    rows: Rows,
+    sample_ids: torch.Tensor,
+    counts: torch.Tensor,
+    token_budget: int,
+    world: World,
+    group: np.ndarray | None = None,
 ) -> list[MicroBatch]:
     """Sort the rows of a batch by length, deal them to the ranks in turn, and cut this rank's share.
 
     Every rank gets as many micro-batches of as many rows, whatever the batch: the cuts are those of the longest share,
     and rows without targets fill up the others. A micro-batch holds at most token_budget padded tokens, or one row.
-    Without any row there is one micro-batch, whose only row fills up. counts (n,) as in Batch.
+    Without any row there is one micro-batch, whose only row fills up. counts (n,) as in Batch. group (n,): in a
+    micro-batch rows of a lower group stand first, and those that fill up last.
     """
     if not len(sample_ids):
         none = torch.zeros(1, dtype=torch.int64)
@@ -77,10 +96,12 @@ def make_micro_batches(
     order = np.argsort(-lengths, kind="stable")
     filled = np.pad(order, (0, -len(order) % world.size), constant_values=-1)
     shares = filled.reshape(-1, world.size)
-    return [
-        _pad(rows, shares[start:end, world.rank], sample_ids, counts)
-        for start, end in cuts(lengths[shares[:, 0]], token_budget)
-    ]
+    parts = [shares[start:end, world.rank] for start, end in cuts(lengths[shares[:, 0]], token_budget)]
+    if group is not None:
+        parts = [
+            places[np.argsort(np.where(places < 0, group.max(), group[places]), kind="stable")] for places in parts
+        ]
+    return [_pad(rows, places, sample_ids, counts) for places in parts]
 
 
 def cuts(lengths: np.ndarray, token_budget: int) -> list[tuple[int, int]]:

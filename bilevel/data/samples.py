@@ -115,7 +115,7 @@ class Samples:
         counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
         drawn = len(sample_ids) if drawn is None else drawn
         rows = self.tokens[sample_ids.tolist()] if len(sample_ids) else NO_ROWS
-        return Batch(sample_ids, make_micro_batches(rows, sample_ids, counts, token_budget, world), counts, drawn)
+        return Batch(sample_ids, make_micro_batches(rows, sample_ids, counts, token_budget, world), counts, drawn, rows)
 
 
 def load_samples(sources: list[Source], tokeniser: Tokeniser) -> Samples:

@@ -2,12 +2,13 @@
 
     python -m bilevel.evaluate outputs/mine --data test.json
 
-MODEL is a run folder, a model folder or a hub id. Answers are generated greedily from the training prompts. Loss and
-perplexity are means over all supervised tokens. Results are printed as JSON and as a table: for all records, per file,
-and per kind of task if the records have a field `task` or `category`.
+MODEL is a run folder, a model folder, an adapter folder or a hub id. Answers are generated greedily from the training
+prompts. Loss and perplexity are means over all supervised tokens. Results are printed as JSON and as a table: for all
+records, per file, and per kind of task if the records have a field `task` or `category`.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -107,8 +108,11 @@ def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
         config = read_yaml(str(folder / "config.yaml"))
         values |= {name: config[name] for name in ours if name in config}
         values["model_name_or_path"] = str(folder / "model")
-    elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is neither a run folder nor a model: it has no config.yaml and no config.json")
+    elif folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(
+            f"{folder} is neither a run folder nor a model: it has no config.yaml, no config.json "
+            "and no adapter_config.json"
+        )
     elif args.max_length is None:
         values["max_length"] = _length(values)
     given = {"test_data": args.data, "format": args.format, "max_length": args.max_length, "dtype": args.dtype}
@@ -124,8 +128,10 @@ def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
 def _length(values: dict[str, Any]) -> int:
     """Default of max_length for a model without a run: the setting's default, at most the model's positions."""
     from bilevel.model.loading import model_shape
+    from bilevel.model.pretrained import base_of
 
-    shape = model_shape(Settings(**values | {"max_length": 2}))
+    base = base_of(values["model_name_or_path"])
+    shape = model_shape(Settings(**values | {"max_length": 2} | ({"model_name_or_path": base} if base else {})))
     return min(FIELDS["max_length"].default, getattr(shape, "max_position_embeddings", math.inf))
 
 
@@ -136,18 +142,27 @@ def evaluate_model(
     import torch
 
     from bilevel.data.tokenise import make_tokeniser
+    from bilevel.model.adapters import put_on
     from bilevel.model.check import check_model
     from bilevel.model.copies import chosen_dtype
+    from bilevel.model.frozen_base import loading_arguments
     from bilevel.model.loading import load_model, load_tokenizer, model_shape
+    from bilevel.model.pretrained import base_of
     from bilevel.model.torch_copy import TorchCopy
 
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = model_shape(settings)
-    check_model(settings, shape)
+    base, dtype = base_of(settings.model_name_or_path), chosen_dtype(settings, device)
     tokenizer = load_tokenizer(settings, files)
     tokeniser = make_tokeniser(tokenizer, settings)
-    copy = TorchCopy(load_model(settings, shape, tokenizer).to(device), bf16=chosen_dtype(settings, device) == "bf16")
+    plain = dataclasses.replace(settings, model_name_or_path=base or settings.model_name_or_path)
+    shape = model_shape(plain)
+    check_model(plain, shape)
+    stored = loading_arguments(plain, shape, "fp32", device) if base else None
+    model = load_model(plain, shape, tokenizer, stored=stored).to(device)
+    if base:
+        put_on(model, settings.model_name_or_path)
+    copy = TorchCopy(model, bf16=dtype == "bf16")
     tables = [heldout(copy, settings, files, tokeniser)]
     if answer != "none":
         tables.append(right(copy, files, tokeniser, answer, max_new_tokens, batch_size))
@@ -206,7 +221,7 @@ def right(
             found += [{"file": file.name, "task": kinds[place]} for place in rows["index"]]
     _warn_of_ends(copy.model, prompts, tokeniser.tokenizer)
     with (
-        copy.precision(),
+        copy.computing(),
         tqdm(desc="answers", total=len(prompts), unit="record", disable=not sys.stderr.isatty()) as bar,
     ):
         answers = generate(copy.model, prompts, max_new_tokens, batch_size, bar.update)

@@ -83,7 +83,7 @@ def meta_model(settings: Settings, shape: transformers.PretrainedConfig, dtype: 
         model.set_attn_implementation(KERNEL)
     if settings.lora_rank is not None:
         with torch.device("meta"):
-            add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
+            model.adapters = add_adapters(model, settings)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return speed_up(model).train()

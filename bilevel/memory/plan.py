@@ -15,11 +15,15 @@ import torch
 import transformers
 
 from bilevel.memory.activations import draw_worst, measure_pass, meta_model, micro_batch
+from bilevel.memory.adapted import Adapted
 from bilevel.memory.zero_layout import Layout, Parameters
+from bilevel.model.adapters import linear_layers, width
+from bilevel.model.frozen_base import base_dtype
 from bilevel.model.lisa import Layers
 from bilevel.model.loading import model_shape
 from bilevel.settings.deepspeed import zero_config
 from bilevel.settings.fields import Settings
+from bilevel.settings.methods import METHODS
 
 GB = 1e9
 SHAPES = Path(__file__).parents[2] / "configs" / "models"
@@ -27,6 +31,7 @@ SIZE = {"fp32": 4, "bf16": 2}
 CPU = {"device": "cpu"}
 RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5 GB, NCCL and cuBLAS workspaces 0.6 GB, the rest fragmentation
 HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA, tokenised data
+RANK = 16  # of the adapters that are proposed
 SHARD = 10 * GB  # the largest weights file of a pretrained model; the hub's default is 5 GB
 
 
@@ -90,9 +95,7 @@ def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: in
         return found
     remedies = []
     for words, changed, changed_config in _changes(settings, model, config):
-        if changed.gradient_checkpointing != settings.gradient_checkpointing:
-            model = meta_model(changed, shape, dtype)
-        other = _estimate(changed, model, processes, dtype, hosts, changed_config)
+        other = _estimate(changed, meta_model(changed, shape, dtype), processes, dtype, hosts, changed_config)
         saved = (found.total - other.total) / GB
         if saved > 0.05:
             verdict = "fits" if other.fits else "does not fit yet"
@@ -108,9 +111,10 @@ def _estimate(
     layout = _layout(settings, dtype, processes, config)
     one_pass = measure_pass(settings, model)
     size = sum(p.numel() for p in model.parameters())
-    gpu = layout.gpu(model, groups)
+    adapters = Adapted.of(settings, model, dtype) if settings.lora_rank is not None else None
+    gpu = adapters.gpu() if adapters else layout.gpu(model, groups)
     gpu |= {
-        "gathered and reduced in a pass": layout.passing(model, groups),
+        "gathered and reduced in a pass": adapters.passing() if adapters else layout.passing(model, groups),
         "activations": one_pass.kept,
         "CUDA, NCCL, allocator": RUNTIME,
     }
@@ -124,17 +128,17 @@ def _estimate(
     host = {"processes": HOST_PROCESS * processes} | layout.host(model, groups)
     if residual and settings.lisa_residual == "host":
         host["residual bits"] = residual * processes
-    checkpoint = layout.checkpoint(model, groups)
+    checkpoint = adapters.checkpoint() if adapters else layout.checkpoint(model, groups)
     if settings.lisa_residual != "off":
         checkpoint += residual * processes
     host["checkpoint being written"] = checkpoint
     disk = {
         "checkpoints kept": settings.keep_checkpoints * checkpoint,
         "next checkpoint being written": checkpoint,
-        "model": 0 if settings.save_model == "none" else size * layout.parameter_size,
+        "model": _saved(settings, adapters, size * layout.parameter_size),
     }
     host = {line: size / hosts for line, size in host.items()}
-    whole = size * layout.parameter_size * processes
+    whole = (adapters.frozen if adapters else size * layout.parameter_size) * processes
     at_load = {
         "processes": host["processes"],
         "pretrained weights, read once": min(SHARD, whole) if layout.stage == 3 else whole / hosts,
@@ -157,7 +161,9 @@ def _estimate(
 
 def _groups(settings: Settings, model: torch.nn.Module) -> tuple[list[Parameters], list[Parameters]]:
     """The optimizer's parameter groups in the worst draw of blocks, and the frozen blocks; sets requires_grad."""
-    groups, frozen = [[p for p in model.parameters() if settings.lora_rank is None or p.requires_grad]], []
+    if settings.lora_rank is not None:
+        return [[p for p in model.parameters() if p.requires_grad]], []
+    groups, frozen = [list(model.parameters())], []
     if settings.lisa_layers is not None:
         layers = Layers(model)
         drawn = draw_worst(settings, layers)
@@ -180,6 +186,13 @@ def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, An
     return Layout(stage, processes, zero, SIZE[dtype], gradient, copies=len(settings.copies) or 1)
 
 
+def _saved(settings: Settings, adapters: Adapted | None, whole: float) -> float:
+    """Bytes of model/ in the run folder."""
+    if settings.save_model == "none":
+        return 0
+    return adapters.saved(settings) if adapters else whole
+
+
 def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
     """Bytes of the fp32 copy that ZeRO's step makes of one model copy's gradients, one group at a time."""
     if not layout.stage or layout.offloaded("optimizer"):
@@ -191,7 +204,7 @@ def _changes(
     settings: Settings, model: torch.nn.Module, config: dict[str, Any]
 ) -> list[tuple[str, Settings, dict[str, Any]]]:
     """Single changes that need less memory, cheapest first: (words, settings, DeepSpeed's config)."""
-    s, change, found = settings, dataclasses.replace, []
+    s, change, found = settings, dataclasses.replace, _with_adapters(settings, model)
     shorter = max(s.max_length - 1, s.micro_batch_tokens // 2)
     if micro_batch(change(s, micro_batch_tokens=shorter)) != micro_batch(s):
         found.append((f"micro_batch_tokens {shorter}", change(s, micro_batch_tokens=shorter), config))
@@ -218,6 +231,22 @@ def _changes(
     return found
 
 
+def _with_adapters(settings: Settings, model: torch.nn.Module) -> list[tuple[str, Settings, dict[str, Any]]]:
+    """Changes to adapters on one frozen copy, and to 4 bit; none for a model too narrow, or a method without them."""
+    s, change = settings, dataclasses.replace
+    if METHODS[s.method].whole_gradients or min(map(width, linear_layers(model).values()), default=0) < RANK:
+        return []
+    changes, words = {}, "base_dtype nf4"
+    if s.lora_rank is None:
+        changes = {"lora_rank": RANK, "lisa_layers": None, "lisa_train_embeddings": True}
+        changes |= {"backend": "torch", "zero_stage": None, "deepspeed": None}
+        words = f"lora_rank {RANK} base_dtype nf4"
+    found = [(f"lora_rank {RANK}", change(s, **changes), {})] if changes else []
+    if s.base_dtype != "nf4" and s.model_name_or_path is not None:
+        found.append((words, change(s, **changes, base_dtype="nf4"), {}))
+    return found
+
+
 def _with(config: dict[str, Any], **zero: Any) -> dict[str, Any]:
     config = copy.deepcopy(config)
     config["zero_optimization"] |= zero
@@ -232,11 +261,13 @@ def _title(settings: Settings, size: int, processes: int, dtype: str, layout: La
         frozen = "" if settings.lisa_train_embeddings else ", embeddings frozen"
         how.append(f"LISA with {settings.lisa_layers} blocks{frozen}")
     if settings.lora_rank is not None:
-        how.append(f"LoRA of rank {settings.lora_rank}")
+        how.append(f"LoRA of rank {settings.lora_rank} on a model in {base_dtype(settings, dtype)}")
     how.append(f"micro-batches up to {rows} x {length} tokens")
     how.append(f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}")
     name = settings.model_name_or_path or settings.model_config["model_type"]
     copies = "two copies" if layout.copies == 2 else "one copy"
+    if settings.lora_rank is not None:
+        copies = "two adapters on one copy" if layout.copies == 2 else "one adapter on one copy"
     return f"{name}, {size / 1e9:.2f}B parameters, {copies}: {', '.join(how)}"
 
 

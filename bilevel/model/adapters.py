@@ -1,34 +1,210 @@
-"""LoRA with peft: low-rank adapters on every linear layer except the head are trained; all else is frozen.
+"""LoRA with peft: low-rank adapters on linear layers are trained, one set for each copy; the model itself is frozen.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". A layer with weight W (N, K)
-computes with W + alpha/r B A. A (r, K) is random and B (N, r) zero at the start, so the model starts unchanged.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". A layer with weight W (N, K) computes with
+W + s B A, where s is alpha/r, or alpha/sqrt(r) with rank stabilisation (Kalajdzievski 2023, rsLoRA). A (r, K) is random
+and B (N, r) zero at the start, so the model starts unchanged. All copies share the frozen model and start with equal A.
+A pass can hold rows of several copies; each layer adds to a row what the adapter of its copy computes.
 """
+
+import os
+import re
+import warnings
+from typing import Any
 
 import torch
 import transformers
 
-NAME = "trained"  # of our adapters; the model may already have others
+from bilevel.errors import UserError, first
+from bilevel.model.pretrained import read_by_a_library
+from bilevel.settings.fields import Settings
+
+CONV = transformers.pytorch_utils.Conv1D
+Rows = dict[str, slice]  # adapter -> its rows of a micro-batch
 
 
-def add_adapters(model: transformers.PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
-    """Add adapters to the model, in place, and freeze everything else."""
+class Adapters:
+    """The adapters of a model, by name (u, w), and which rows of the next pass belong to which.
+
+    `rows` covers a micro-batch of `size` rows without gaps and in order. It stays as it is until the next pass, because
+    gradient checkpointing computes layers again in the backward pass.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel, names: tuple[str, ...]):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.model, self.names = model, names
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        self.rows: Rows = {names[-1]: slice(None)}
+        self.size: int | None = None  # None: all rows are those of one adapter, whatever a layer makes of them
+        for layer in self.layers.values():
+            layer.forward = _Forward(self, layer)
+
+    def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
+        """The parameters of one adapter, by their names in the model."""
+        return {full: p for full, p in self.model.named_parameters() if f".{name}." in full and ".lora_" in full}
+
+    def select(self, name: str) -> None:
+        """All rows of the next pass belong to this adapter."""
+        self.rows, self.size = {name: slice(None)}, None
+
+    def share(self, counts: dict[str, int]) -> None:
+        """The next pass has rows of several adapters: so many of each, in this order."""
+        self.rows, start = {}, 0
+        for name, count in counts.items():
+            if count:
+                self.rows[name] = slice(start, start + count)
+                start += count
+        self.size = start
+
+    def equal(self) -> bool:
+        """Whether all adapters are equal, bit for bit."""
+        one, *others = (self.parameters(name) for name in self.names)
+        return all(torch.equal(a, b) for other in others for a, b in zip(one.values(), other.values(), strict=True))
+
+
+class _Forward:
+    """The forward function of one adapted layer: the frozen layer, plus each row's own adapter."""
+
+    def __init__(self, adapters: Adapters, layer: Any):
+        self.adapters, self.layer = adapters, layer
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer, rows = self.layer, self.adapters.rows
+        out = layer.base_layer(x, *args, **kwargs)
+        if self.adapters.size is None:
+            (name,) = rows
+            return out + self._adapted(name, x).to(out.dtype)
+        each = self._positions(x)
+        parts = [self._adapted(name, x[at.start * each : at.stop * each]) for name, at in rows.items()]
+        return out + torch.cat(parts).to(out.dtype)
+
+    def _positions(self, x: torch.Tensor) -> int:
+        """Places in the first dimension of x that each row takes: 1, or T if the layer sees rows as one long list."""
+        each, rest = divmod(len(x), self.adapters.size)
+        assert not rest, f"a layer sees {len(x)} positions of {self.adapters.size} rows, so it cannot tell them apart"
+        return each
+
+    def _adapted(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            x = x.to(layer.lora_A[name].weight.dtype)
+        x = layer.lora_dropout[name](x)
+        return layer.lora_B[name](layer.lora_A[name](x)) * layer.scaling[name]
+
+
+def add_adapters(model: transformers.PreTrainedModel, settings: Settings) -> Adapters:
+    """Add an adapter for each copy to the model, in place, and freeze everything else. Raises UserError."""
     import peft  # takes a second to import
 
-    conv = any(isinstance(module, transformers.pytorch_utils.Conv1D) for module in model.modules())
-    torch.manual_seed(seed)
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=conv)
-    peft.inject_adapter_in_model(config, model, NAME)
+    s, names = settings, settings.copies or ("w",)
+    targets = _targets(model, s.lora_targets)
+    _check_rank(targets, s.lora_rank)
+    conv = any(isinstance(module, CONV) for module in model.modules())
+    config = peft.LoraConfig(
+        r=s.lora_rank,
+        lora_alpha=s.lora_alpha,
+        lora_dropout=s.lora_dropout,
+        use_rslora=s.lora_rank_stabilised,
+        target_modules=_short(model, targets),
+        fan_in_fan_out=conv,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=s.model_name_or_path,
+    )
+    torch.manual_seed(s.seed)
+    for name in names:
+        with warnings.catch_warnings(action="ignore"):  # about the adapters that are there already
+            peft.inject_adapter_in_model(config, model, name)
+    adapters = Adapters(model, names)
+    for full, p in model.named_parameters():
+        p.requires_grad_(".lora_" in full)
+        if p.requires_grad and not p.is_meta:  # peft takes the dtype of the frozen layer
+            p.data = p.data.float()
+    first_one = adapters.parameters(names[0])
+    for name in names[1:]:
+        for ours, same in zip(adapters.parameters(name).values(), first_one.values(), strict=True):
+            ours.data.copy_(same.data)
+    return adapters
 
 
-def merge_adapters(model: transformers.PreTrainedModel) -> None:
-    """Merge our adapters, if there are any, into the weights, in place. The result is a plain model."""
-    if NAME not in getattr(model, "peft_config", {}):
-        return
+def merge_adapter(model: transformers.PreTrainedModel, name: str) -> None:
+    """Merge one adapter into the weights, in place, and remove all adapters. The result is a plain model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, layer in list(model.named_modules()):
+    for full, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            parent, _, child = name.rpartition(".")
+            layer.merge(adapter_names=[name])
+            parent, _, child = full.rpartition(".")
             setattr(model.get_submodule(parent), child, layer.get_base_layer())
     del model.peft_config
+
+
+def put_on(model: transformers.PreTrainedModel, folder: str) -> None:
+    """Put the adapter of a folder on the model that it was trained on, and take its generation configuration.
+
+    Raises UserError.
+    """
+    import peft
+
+    with read_by_a_library(folder):
+        peft.PeftModel.from_pretrained(model, folder)  # in place
+        if os.path.isfile(os.path.join(folder, "generation_config.json")):
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+
+
+def linear_layers(model: transformers.PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The linear layers of the model by name, except the head."""
+    head = model.get_output_embeddings()
+    kinds = (torch.nn.Linear, CONV)
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head}
+
+
+def _targets(model: transformers.PreTrainedModel, patterns: list[str] | None) -> dict[str, torch.nn.Module]:
+    """The layers that get adapters, by name. Raises UserError if a pattern matches none."""
+    linear = linear_layers(model)
+    if not linear:
+        raise UserError("lora_rank: the model has no linear layer besides its head; train it without adapters")
+    chosen: dict[str, torch.nn.Module] = {}
+    for pattern in patterns or [".*"]:
+        found = {name: layer for name, layer in linear.items() if _matches(pattern, name)}
+        if not found:
+            kinds = sorted({name.rpartition(".")[2] for name in linear})
+            raise UserError(
+                f"lora_targets: {pattern!r} matches no linear layer of the model, whose layers are "
+                f"{', '.join(first(kinds, 20))}"
+            )
+        chosen |= found
+    return chosen
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether it is the end of a layer's name, or a regular expression for all of it. Raises UserError."""
+    try:
+        return name.endswith(f".{pattern}") or re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UserError(
+            f"lora_targets: {pattern!r} is neither the name of a layer nor a regular expression ({error})"
+        ) from None
+
+
+def _check_rank(targets: dict[str, torch.nn.Module], rank: int) -> None:
+    """Raises UserError if the rank is larger than a layer."""
+    sizes = {name: width(layer) for name, layer in targets.items()}
+    name = min(sizes, key=sizes.get)
+    if rank > sizes[name]:
+        raise UserError(
+            f"lora_rank {rank}: {name} is only {sizes[name]} wide, and an adapter of that rank would be larger than "
+            f"the layer; use {sizes[name]} or less, or lora_targets without this layer"
+        )
+
+
+def width(layer: torch.nn.Module) -> int:
+    """The smaller of a linear layer's two sizes; a quantised weight does not show them."""
+    return min(layer.nx, layer.nf) if isinstance(layer, CONV) else min(layer.in_features, layer.out_features)
+
+
+def _short(model: transformers.PreTrainedModel, targets: dict[str, torch.nn.Module]) -> list[str]:
+    """The names for peft's configuration: the last parts, if they mean the same layers, as they do by default."""
+    last = {name.rpartition(".")[2] for name in targets}
+    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in last}
+    return sorted(last) if meant == set(targets) else list(targets)

@@ -46,11 +46,11 @@ class ModelCopy:
         """
         self.passed.add(batch, backward=torch.is_grad_enabled())
         seed_masks(seed, self.world)
-        with self.precision():
+        with self.computing():
             return sample_losses(self.model, batch.to(self.world.device), factors, self.in_place)
 
-    def precision(self) -> AbstractContextManager:
-        """A context in which forward passes compute in the dtype of this copy."""
+    def computing(self) -> AbstractContextManager:
+        """A context in which a forward pass of `model` is one of this copy, in its dtype."""
         return nullcontext()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:

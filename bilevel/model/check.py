@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import load_state_dict
 
 from bilevel.errors import UserError, first, short
+from bilevel.model.frozen_base import is_four_bit
 from bilevel.model.pretrained import read_pretrained, said
 from bilevel.settings.fields import Settings
 
@@ -35,6 +36,8 @@ def check_model(settings: Settings, config: transformers.PretrainedConfig) -> No
         except Exception as error:  # a model class can raise anything on numbers that it cannot use
             raise UserError(f"{where}: no model has these numbers: {said(error)}") from error
         return
+    if is_four_bit(settings, config) and settings.base_dtype is None:
+        return  # its tensors are packed; transformers checks them when it reads them
     model, report = read_pretrained(
         transformers.AutoModelForCausalLM,
         name,

@@ -6,10 +6,11 @@ import functools
 import torch
 import transformers
 
+from bilevel import processes
 from bilevel.errors import UserError
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
-from bilevel.model.loading import load_model
+from bilevel.model.loading import drops, load_model, trained_shape
 from bilevel.model.response_end import taught_ends
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import World
@@ -18,12 +19,12 @@ from bilevel.settings.fields import Settings
 
 
 def start_world(settings: Settings) -> World:
-    """The processes of the run. Under plain torch there is one, on the GPU if the machine has one."""
+    """The processes of the run, each on a GPU of its own if the machine has some."""
     if settings.backend == "deepspeed":
         from bilevel.model import zero_copy as zero  # DeepSpeed takes seconds to import
 
         return zero.start_world()
-    return World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return processes.start_world()
 
 
 def make_copies(
@@ -38,6 +39,8 @@ def make_copies(
     if not s.copies:
         return {}, None
     dtype = chosen_dtype(s, world.device)
+    if s.lora_rank is not None:
+        return _adapter_copies(s, world, shape, tokenizer, dtype), None
     if s.backend == "deepspeed":
         from bilevel.model.zero_copy import ZeroCopy, load_copies
 
@@ -55,10 +58,41 @@ def make_copies(
     copies = {}
     for name, model in models.items():
         active = lisa.active(name) if lisa else None
-        if s.lora_rank is not None:
-            active = [p for p in model.parameters() if p.requires_grad], []
         copies[name] = make(model, weight_decay=s.weight_decay, active=active)
     return copies, lisa
+
+
+def _adapter_copies(
+    settings: Settings,
+    world: World,
+    shape: transformers.PretrainedConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    dtype: str,
+) -> dict[str, ModelCopy]:
+    """The copies by name as adapters on one frozen model. Raises UserError."""
+    from bilevel.model.adapter_copy import AdapterCopy
+    from bilevel.model.frozen_base import is_four_bit, loading_arguments
+
+    s = settings
+    stored = loading_arguments(s, shape, dtype, world.device)
+    model = load_model(s, shape, tokenizer, stored=stored).to(world.device)
+    model.taught_ends = taught_ends(s, tokenizer)
+    merged = not is_four_bit(s, shape) if s.lora_merge is None else s.lora_merge
+    return {
+        name: AdapterCopy(
+            *(model, name, world, s.weight_decay, s.clip_grad_norm),
+            bf16=dtype == "bf16",
+            one_pass=masks_in_one_pass(s, shape),
+            token_budget=s.micro_batch_tokens,
+            merged=merged,
+        )
+        for name in s.copies
+    }
+
+
+def masks_in_one_pass(settings: Settings, shape: transformers.PretrainedConfig) -> bool:
+    """Whether rows of u and w can share a pass: dropout would give each row masks of its own."""
+    return settings.lora_dropout == 0 and not drops(trained_shape(settings, shape))
 
 
 def chosen_dtype(settings: Settings, device: torch.device) -> str:

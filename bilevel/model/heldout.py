@@ -27,7 +27,7 @@ def heldout_loss(
     copy.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of tokens
     for batch in samples.in_order(token_budget, copy.world):
-        with copy.precision():
+        with copy.computing():
             losses, rows = token_losses(copy.model, batch.to(device))
         pause()
         sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=device)])

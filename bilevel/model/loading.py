@@ -7,14 +7,16 @@ import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 import transformers
 
 from bilevel.data.records import read_rows
 from bilevel.data.sources import Source
-from bilevel.errors import UserError
-from bilevel.files import remove_unfinished
+from bilevel.errors import UserError, first
+from bilevel.files import remove_unfinished, whole_file
 from bilevel.model.build import new_model, new_shape, new_tokenizer
 from bilevel.model.pretrained import read_pretrained, read_tokenizer
 from bilevel.model.response_end import with_end, with_ends
@@ -52,11 +54,14 @@ def load_model(
     tokenizer: transformers.PreTrainedTokenizerBase,
     dtype: torch.dtype = torch.float32,
     read_weights: bool = True,
+    stored: dict[str, Any] | None = None,
 ) -> torch.nn.Module:
     """The model in training mode, with an embedding for every token of the tokenizer.
 
     A pretrained model has `dtype`; with read_weights=False its weights are arbitrary, for the caller to fill. A new
-    model is fp32, and its weights depend on the seed. config: the model's own configuration; it is not changed.
+    model is fp32, and its weights depend on the seed. config: the model's own configuration; it is not changed. stored:
+    arguments of from_pretrained in place of dtype, for a model under adapters (bilevel.model.frozen_base); its dtype
+    holds for a new model, too. Raises UserError.
     """
     from bilevel.model.adapters import add_adapters
     from bilevel.model.cpu_kernels import speed_up  # slow imports, which a wrong configuration should not wait for
@@ -71,24 +76,32 @@ def load_model(
             transformers.AutoModelForCausalLM,
             settings.model_name_or_path,
             config=config,
-            dtype=dtype,
             attn_implementation=settings.attn_implementation,
+            **(stored or {"dtype": dtype}),
         )
         check_finite(model, settings.model_name_or_path)
     else:
         model = new_model(config, tokenizer, settings.attn_implementation, settings.seed)
+        model = model.to(stored["dtype"]) if stored else model
     if settings.lisa_layers is not None and (frozen := [n for n, p in model.named_parameters() if not p.requires_grad]):
         raise UserError(
             f"lisa_layers: {len(frozen)} parameters of this model are frozen ({frozen[0]}, ...), but LISA would train "
             "them; merge adapters into the model first, or train without LISA"
         )
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+    if (known := model.get_input_embeddings().num_embeddings) < len(tokenizer):
+        if settings.lora_rank is not None:
+            new = ", ".join(first(tokenizer.convert_ids_to_tokens(range(known, len(tokenizer))), 5))
+            raise UserError(
+                f"lora_rank: the tokenizer has {len(tokenizer) - known} tokens without an embedding in the model "
+                f"({new}), and adapters would leave them random; take the model's own tokenizer, or train without "
+                "adapters"
+            )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if settings.gradient_checkpointing:
         # No determinism check: under ZeRO-3 it fails on parameters that have been partitioned again since.
         model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
     if settings.lora_rank is not None:
-        add_adapters(model, settings.lora_rank, settings.lora_alpha, settings.seed)
+        model.adapters = add_adapters(model, settings)
     model.own_dropouts, model.taught_ends = own_dropouts, []  # for save_model; make_copies fills the second
     return speed_up(model).train()
 
@@ -130,6 +143,30 @@ def save_model(
     model.save_pretrained(folder, state_dict=weights)
     model.config = trained
     with_end(tokenizer, model.taught_ends).save_pretrained(folder)
+
+
+def save_adapter(
+    model: "transformers.PreTrainedModel",
+    name: str,
+    parameters: dict[str, torch.Tensor],
+    folder: Path,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    """Write one adapter as a folder that peft's PeftModel.from_pretrained reads, and the tokenizer.
+
+    It names its base model. generation_config.json says where generation stops, as in save_model.
+    """
+    if folder.is_dir():
+        remove_unfinished(folder)
+    folder.mkdir(exist_ok=True)
+    config = copy.copy(model.peft_config[name])
+    config.inference_mode = True
+    state = {f"base_model.model.{full.replace(f'.{name}.', '.')}": p.detach() for full, p in parameters.items()}
+    with whole_file(folder / "adapter_model.safetensors") as file:
+        safetensors.torch.save_file({key: p.contiguous().cpu() for key, p in state.items()}, file, {"format": "pt"})
+    with_ends(model.generation_config, model.taught_ends).save_pretrained(folder)
+    with_end(tokenizer, model.taught_ends).save_pretrained(folder)
+    config.save_pretrained(folder)
 
 
 def trained_shape(settings: Settings, config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:

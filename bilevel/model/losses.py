@@ -29,7 +29,7 @@ def token_losses(
     targets, rows = batch.targets[supervised], supervised.nonzero()[:, 0]
     head = model.get_output_embeddings()
     in_chunks = factors is not None or not torch.is_grad_enabled()
-    if in_chunks and is_linear(head) and returns_logits_as_they_are(model, head, input_ids=batch.input_ids[:1, :1]):
+    if in_chunks and knows_head(model, batch):
         scales = None
         if factors is not None:
             scales = (factors / supervised.sum(1).clamp_min(1))[rows]
@@ -51,6 +51,12 @@ def sample_losses(
     losses, rows = token_losses(model, batch, factors, in_place)
     sums = losses.new_zeros(len(batch.input_ids)).index_add_(0, rows, losses)
     return sums / rows.bincount(minlength=len(batch.input_ids)).clamp_min(1)
+
+
+def knows_head(model: torch.nn.Module, batch: MicroBatch) -> bool:
+    """Whether the losses can be computed from the head's weights: it is linear, and its output is the model's."""
+    head = model.get_output_embeddings()
+    return is_linear(head) and returns_logits_as_they_are(model, head, input_ids=batch.input_ids[:1, :1])
 
 
 @torch.no_grad()

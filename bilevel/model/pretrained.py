@@ -1,7 +1,7 @@
 """Read parts of a pretrained model, from a folder or the hub, with one message for whatever is wrong with them."""
 
 import contextlib
-import os
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,34 @@ _OWN_WORDS = (OSError, ValueError)  # errors whose text says what is wrong witho
 
 def read_pretrained(kind: Any, name: str, **arguments: Any) -> Any:
     """kind.from_pretrained(name), for an Auto class of transformers. Raises UserError for any fault of the folder."""
-    if os.path.isfile(Path(name) / "adapter_config.json"):
+    if kind is not transformers.AutoTokenizer and base_of(name) is not None:
         raise UserError(
             f"model_name_or_path {name!r}: it holds an adapter (adapter_config.json), not a whole model; merge the "
             "adapter into its base model (peft: merge_and_unload), and give the folder of the merged model"
         )
-    with _read_by_a_library(name):
+    with read_by_a_library(name):
         return kind.from_pretrained(name, trust_remote_code=False, **arguments)
 
 
+def base_of(name: str) -> str | None:
+    """The base model of a folder with an adapter, as its adapter_config.json names it; None for other models.
+
+    Raises UserError if it names none.
+    """
+    file = Path(name) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} is not what peft writes: {short(str(error))}") from None
+    if not base:
+        raise UserError(f"{file} names no base model (base_model_name_or_path): write its hub id or folder into it")
+    return base
+
+
 @contextlib.contextmanager
-def _read_by_a_library(name: str) -> Iterator[None]:
+def read_by_a_library(name: str) -> Iterator[None]:
     """Whatever a library raises in this context at the files of a model becomes a UserError."""
     try:
         yield
@@ -54,8 +71,9 @@ def said(error: Exception) -> str:
 
 
 def read_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises UserError if it has no vocabulary, or tokens without an embedding in the model.
+    """The tokenizer of a model, or of an adapter's folder.
 
+    Raises UserError if it has no vocabulary, or tokens without an embedding in the model.
     Added tokens may lie beyond the model's embeddings; bilevel.model.loading gives them new ones.
     """
     tokenizer = read_pretrained(transformers.AutoTokenizer, name)
@@ -66,14 +84,16 @@ def read_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
             f"model_name_or_path {name!r}: there is no tokenizer, or one without a vocabulary; put the files of the "
             "model's own tokenizer there (tokenizer.json and tokenizer_config.json)"
         )
-    rows = getattr(read_pretrained(transformers.AutoConfig, name).get_text_config(), "vocab_size", None)
+    rows = getattr(
+        read_pretrained(transformers.AutoConfig, base_of(name) or name).get_text_config(), "vocab_size", None
+    )
     if rows is not None and max(own) >= rows:
         raise UserError(
             f"model_name_or_path {name!r}: the tokenizer has tokens up to number {max(own)}, but the model has "
             f"embeddings for only {rows} (vocab_size in config.json), so the tokenizer is that of another model; put "
             "the model's own there"
         )
-    with _read_by_a_library(name):
+    with read_by_a_library(name):
         tokens = tokenizer("a", add_special_tokens=False)["input_ids"]  # some damages show at the first text
     if not tokens:
         raise UserError(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 
-from bilevel.model.adapters import merge_adapters
 from bilevel.model.base_copy import Active, ModelCopy, Parameters
 from bilevel.model.flops import Passes
 from bilevel.model.loading import save_model
@@ -25,28 +24,33 @@ class TorchCopy(ModelCopy):
         clip_grad_norm: float | None = None,
         active: Active | None = None,
         bf16: bool = False,
+        world: World | None = None,
     ):
         # in_place sums gradients in another order than autograd, a difference that bf16 would amplify.
         self.bf16, self.in_place = bf16, not bf16
         self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
-        self.world, self.passed = World(device=next(model.parameters()).device), Passes()
-        self.optimizer = self._adamw(list(model.parameters()))
+        self.world, self.passed = world or World(device=next(model.parameters()).device), Passes()
+        self.optimizer = self._adamw(list(self.trained().values()))
         if active is not None:
             self.activate(*active)
 
-    def precision(self) -> AbstractContextManager:
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of this copy by name, also those that are frozen now: all of the model's."""
+        return dict(self.model.named_parameters())
+
+    def computing(self) -> AbstractContextManager:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         loss.backward()
 
     def gradient_norm(self) -> float:
-        return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.trained().values() if p.grad is not None]))
 
     def step(self, lr: float, norm: float) -> None:
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.clip_grad_norm, torch.tensor(norm, device=self.world.device)
+                self.trained().values(), self.clip_grad_norm, torch.tensor(norm, device=self.world.device)
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -67,20 +71,17 @@ class TorchCopy(ModelCopy):
         self.optimizer.state.update(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        moments = {
-            name: self.optimizer.state[p] for name, p in self.model.named_parameters() if p in self.optimizer.state
-        }
-        return {"parameters": dict(self.model.named_parameters()), "moments": moments}
+        trained, state = self.trained(), self.optimizer.state
+        return {"parameters": trained, "moments": {name: state[p] for name, p in trained.items() if p in state}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for name, p in self.model.named_parameters():
+            for name, p in self.trained().items():
                 p.copy_(state["parameters"][name])
                 if name in state["moments"]:
                     self.optimizer.state[p] = {k: v.to(p.device) for k, v in state["moments"][name].items()}
 
     def save(self, folder: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        merge_adapters(self.model)
         save_model(self.model, folder, tokenizer)
 
     def _adamw(self, parameters: Parameters) -> torch.optim.AdamW:

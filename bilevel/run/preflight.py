@@ -182,8 +182,6 @@ def check_shape(settings: Settings, shape: "transformers.PretrainedConfig") -> N
     layers, blocks = settings.lisa_layers, getattr(shape.get_text_config(), "num_hidden_layers", None)
     if layers is not None and blocks is not None and layers > blocks:
         raise UserError(f"lisa_layers {layers}: the model has {blocks} decoder blocks; use at most that many")
-    if getattr(shape, "quantization_config", None) is not None:
-        raise UserError(
-            f"model_name_or_path {settings.model_name_or_path!r} is quantized and cannot be trained; take the model "
-            "that it was made from"
-        )
+    from bilevel.model.frozen_base import check_quantised
+
+    check_quantised(settings, shape)

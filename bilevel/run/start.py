@@ -33,7 +33,7 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
         files = check_files(settings)
         if dry_run:
             print(dump(settings), end="")
-            if settings.backend == "deepspeed" or settings.gpu_memory_gib:
+            if settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.lora_rank is not None:
                 print(textwrap.indent(_memory_report(settings), "# ", lambda _: True))
             return 0
         quiet_libraries()

@@ -169,7 +169,7 @@ def _words(value: Any) -> list[Any]:
 
 def _listed(values: dict[str, Any]) -> dict[str, Any]:
     """The values, with a single word turned into a list of one where the setting is a list."""
-    return {key: _entries(value) if key in LISTS else value for key, value in values.items()}
+    return {k: _entries(v) if k in LISTS and v is not None else v for k, v in values.items()}
 
 
 def _entries(value: Any) -> Any:

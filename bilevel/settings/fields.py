@@ -218,16 +218,41 @@ class Settings:
 
     lora_rank: int | None = _setting(
         "LoRA",
-        "rank of the LoRA adapters on all linear layers except the head; only they are trained; null is off",
+        "rank of LoRA adapters; only they are trained, and u and w are two adapters on one frozen model; null is off",
         None,
         ge=1,
     )
     lora_alpha: float = _setting(
         "LoRA", "scale of the adapters: their output is multiplied by lora_alpha / lora_rank", 16.0, gt=0
     )
+    lora_rank_stabilised: bool = _setting("LoRA", "rsLoRA: multiply by lora_alpha / sqrt(lora_rank) instead", False)
+    lora_dropout: float = _setting(
+        "LoRA", "dropout probability at the adapters' inputs; u and w get the same masks", 0.0, ge=0, lt=1
+    )
+    lora_targets: list[str] | None = _setting(
+        "LoRA",
+        "layers that get adapters: names such as q_proj, or regular expressions; null: all linear layers but the head",
+        None,
+        min_length=1,
+    )
+    base_dtype: Literal["fp32", "bf16", "nf4"] | None = _setting(
+        "LoRA",
+        "how the frozen model under the adapters is stored; nf4 is 4 bit, by bitsandbytes; null: in the dtype of the "
+        "passes",
+        None,
+    )
+    lora_merge: bool | None = _setting(
+        "LoRA",
+        "model/ is a whole model with the adapter merged in; false: an adapter folder for peft; null: false in 4 bit, "
+        "else true",
+        None,
+    )
 
-    backend: Literal["torch", "deepspeed"] = _setting(
-        "machine", "plain torch in one process, or DeepSpeed in all launched processes", "torch"
+    backend: Literal["torch", "deepspeed"] | None = _setting(
+        "machine",
+        "plain torch, or DeepSpeed in all launched processes; null: torch in one process and with adapters, else "
+        "deepspeed",
+        None,
     )
     zero_stage: int | None = _setting(
         "machine", "ZeRO stage k, short for deepspeed=configs/zero<k>.json; null: 2 under DeepSpeed", None, ge=0, le=3
@@ -268,6 +293,9 @@ class Settings:
     def __post_init__(self):
         if self.x_optimizer is None:
             self.x_optimizer = "auto" if self.weights == "source" else "adam"
+        if self.backend is None:
+            several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+            self.backend = "deepspeed" if several and self.lora_rank is None else "torch"
 
     @property
     def nu(self) -> float:
@@ -330,4 +358,5 @@ def meaning(name: str) -> str:
     return field.description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
 
 
-LISTS = {"train_data", "val_data", "test_data"}
+DATA = {"train_data", "val_data", "test_data"}
+LISTS = DATA | {"lora_targets"}

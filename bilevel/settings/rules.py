@@ -11,6 +11,9 @@ from bilevel.settings.fields import FIELDS, TAGS, Settings
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
 
+# Settings that only adapters have.
+ADAPTERS = ("lora_targets", "lora_dropout", "lora_rank_stabilised", "lora_merge", "base_dtype")
+
 Rule = tuple[set[str], bool, str]  # (settings involved, whether they break the rule, message if they do)
 
 
@@ -117,15 +120,16 @@ def _of_machine(s: Settings) -> list[Rule]:
             "zero_stage and deepspeed need backend=deepspeed",
         ),
         (
-            {"backend"},
-            s.backend == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1,
-            "several processes were launched; training in several processes needs backend=deepspeed",
+            {"backend", "lora_rank"},
+            s.backend == "torch" and s.lora_rank is None and int(os.environ.get("WORLD_SIZE", "1")) > 1,
+            "several processes were launched; training in several processes needs backend=deepspeed or lora_rank",
         ),
     ]
 
 
 def _of_what_trains(s: Settings) -> list[Rule]:
     """Rules about LISA and LoRA, which train a part of the model."""
+    alone = [name for name in ADAPTERS if getattr(s, name) != FIELDS[name].default]
     return [
         (
             {"lisa_layers", "lisa_train_embeddings"},
@@ -133,10 +137,39 @@ def _of_what_trains(s: Settings) -> list[Rule]:
             "lisa_train_embeddings=false needs lisa_layers; without LISA all parameters are trained",
         ),
         (
-            {"lora_rank", "method", "lisa_layers", "backend"},
-            s.lora_rank is not None
-            and (not METHODS[s.method].weights_stay or s.lisa_layers is not None or s.backend != "torch"),
-            "lora_rank needs method=fixed, backend=torch and no lisa_layers",
+            {"lora_rank", "lisa_layers"},
+            s.lora_rank is not None and s.lisa_layers is not None,
+            "lora_rank and lisa_layers: adapters freeze the blocks that LISA would train; give one of the two",
+        ),
+        (
+            {"lora_rank", "backend"},
+            s.lora_rank is not None and s.backend != "torch",
+            "lora_rank needs backend=torch, also in several processes: each holds the frozen model and both adapters",
+        ),
+        (
+            {"lora_rank", "method"},
+            s.lora_rank is not None and METHODS[s.method].whole_gradients,
+            f"method={s.method} reads gradients of the last block, which adapters freeze: remove lora_rank",
+        ),
+        (
+            {"lora_rank", *ADAPTERS},
+            s.lora_rank is None and bool(alone),
+            f"{' and '.join(alone)} without adapters: give lora_rank, such as 16, too",
+        ),
+        (
+            {"lora_merge", "model_name_or_path"},
+            s.lora_merge is False and s.model_name_or_path is None,
+            "lora_merge=false needs model_name_or_path: an adapter folder names the model that it belongs to",
+        ),
+        (
+            {"base_dtype", "model_name_or_path"},
+            s.base_dtype == "nf4" and s.model_name_or_path is None,
+            "base_dtype=nf4 needs model_name_or_path: a new model with random weights is not frozen and quantised",
+        ),
+        (
+            {"base_dtype", "dtype"},
+            s.base_dtype == "bf16" and s.dtype == "fp32",
+            "base_dtype=bf16 with dtype=fp32: products of a bf16 model are bf16; leave one of the two out",
         ),
     ]
 

@@ -21,7 +21,7 @@ from bilevel.model.losses import sample_losses
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.seeding import seed_masks
 from bilevel.settings.fields import Settings
-from bilevel.step.gradient import add_gradient, add_mean_gradient, tokens_read
+from bilevel.step.gradient import add_gradient, constant, tokens_read
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.learned import SampleWeights, SourceWeights
 
@@ -40,7 +40,7 @@ def align_step(
 
     The weights do not move here. Raises NonFiniteLoss before any parameter moves.
     """
-    val_losses = add_mean_gradient(w, validation, 1.0, seed + len(train.micro_batches))
+    val_losses = add_gradient(w, validation, constant(1.0), seed + len(train.micro_batches), last=True)
     toward = alignments(w, train, seed)
     w.discard()
     losses = add_gradient(w, train, weights.coefficients, seed, last=True)

@@ -19,7 +19,7 @@ import torch
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.settings.fields import Settings
-from bilevel.step.gradient import add_gradient, add_mean_gradient, tokens_read
+from bilevel.step.gradient import Part, add_gradients, constant
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.learned import SampleWeights, SourceWeights
 
@@ -44,12 +44,17 @@ def penalty_step(
     val_seed = seed + len(train.micro_batches)
 
     # Gradients of g(x, .) at u and at w, on the same samples and under the same dropout masks.
-    losses_u = add_gradient(u, train, weights.coefficients, seed, last=not central)
-    losses_w = add_gradient(w, train, weights.coefficients, seed, last=validation is None)
+    parts = [Part(u, train, weights.coefficients, seed), Part(w, train, weights.coefficients, seed)]
 
     # + nu f for w; with order 2, - nu f for u.
-    val_losses = add_mean_gradient(w, validation, nu, val_seed) if validation else torch.full((1,), torch.nan)
-    val_losses_u = add_mean_gradient(u, validation, -nu, val_seed) if central else torch.zeros(1)
+    if validation:
+        parts.append(Part(w, validation, constant(nu), val_seed))
+    if central:
+        parts.append(Part(u, validation, constant(-nu), val_seed))
+
+    (losses_u, losses_w, *others), tokens = add_gradients(parts)
+    val_losses = others[0] if validation else torch.full((1,), torch.nan)
+    val_losses_u = others[1] if central else torch.zeros(1)
 
     result = StepResult(
         loss_u=train.mean(losses_u),
@@ -57,7 +62,7 @@ def penalty_step(
         val_loss=float(val_losses.mean()),
         grad_norm_u=u.gradient_norm(),
         grad_norm_w=w.gradient_norm(),
-        tokens=u.world.size * tokens_read(train, train, *[validation] * (order if validation else 0)),
+        tokens=u.world.size * tokens,
         gaps=losses_w - losses_u,
         val_loss_u=float(val_losses_u.mean()) if central else None,
     )

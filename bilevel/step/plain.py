@@ -1,11 +1,9 @@
 """The step of method=fixed: one model on the mean loss of batches that are drawn in proportion to fixed weights."""
 
-import torch
-
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.settings.fields import Settings
-from bilevel.step.gradient import add_gradient, tokens_read
+from bilevel.step.gradient import add_gradient, constant, tokens_read
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
@@ -15,7 +13,7 @@ def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int) -> StepResult
 
     Raises NonFiniteLoss on every rank before any parameter moves.
     """
-    losses = add_gradient(w, train, lambda ids: torch.ones(len(ids), dtype=torch.float64), seed, last=True)
+    losses = add_gradient(w, train, constant(1.0), seed, last=True)
     result = StepResult(
         loss_w=train.mean(losses),
         grad_norm_w=w.gradient_norm(),

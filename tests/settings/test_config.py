@@ -119,7 +119,7 @@ def test_run_name_says_what_the_command_line_changed(tmp_path: Path):
 
 def test_plain_torch_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    [problem] = problems(["--config", write(tmp_path / "c.yaml")])
+    [problem] = problems(["--config", write(tmp_path / "c.yaml"), "--backend", "torch"])
     assert "several processes were launched; training in several processes needs backend=deepspeed" in problem
 
 

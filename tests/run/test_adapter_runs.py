@@ -1,0 +1,148 @@
+"""Runs with adapters: in several processes, killed, on a model in 4 bit, and what they leave behind."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+from launch_helpers import end, kill, start
+from run_helpers import dump, settings, train
+from safetensors.torch import load_file
+from tokenizer_kinds import gpt2_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import train_bilevel
+from bilevel.evaluate import command as evaluate
+
+pytestmark = pytest.mark.usefixtures("no_old_log")
+
+LORA = {"lora_rank": 4, "lr_y": 1e-2, "max_steps": 4, "eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with its tokenizer; 4 bit packs 64 weights at a time."""
+    folder, tokenizer = tmp_path_factory.mktemp("pretrained") / "model", gpt2_tokenizer()
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def on(pretrained: Path, **changes) -> dict:
+    return LORA | {"model_config": None, "model_name_or_path": str(pretrained)} | changes
+
+
+@pytest.mark.parametrize("weights", ["source", "sample"])
+@pytest.mark.parametrize("base", ["fp32", "nf4"])
+def test_the_adapter_folder_is_the_trained_model(
+    base: str, weights: str, pretrained: Path, data: Path, tmp_path: Path
+) -> None:
+    """peft reads it; on the same base it has the loss that the run had measured, and so says bilevel.evaluate."""
+    chosen = on(pretrained, base_dtype=base, lora_merge=None if base == "nf4" else False, weights=weights, dtype="fp32")
+    if weights == "sample":
+        chosen["train_data"] = [str(data / "mixed" / "train_mixed.json")]
+    metrics, folder = train(data, tmp_path / "run", **chosen), tmp_path / "run" / "model"
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "generation_config.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not any(path.name.startswith("model") for path in folder.iterdir())
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(pretrained)
+    stored = load_file(folder / "adapter_model.safetensors")
+    found = peft.get_peft_model_state_dict(model)
+    assert found.keys() == stored.keys() and all(torch.equal(found[name], stored[name]) for name in stored)
+    assert any(bool(p.any()) for name, p in stored.items() if "lora_B" in name)
+    if base == "fp32":
+        out = tmp_path / "scores.json"
+        assert evaluate.main([str(tmp_path / "run"), "--answer", "none", "--out", str(out)]) == 0
+        loss = json.loads(out.read_text())["overall"]["loss"]
+        assert loss == pytest.approx(metrics["test_loss_w"].iloc[-1], rel=1e-5)
+
+
+def test_four_bits_train(pretrained: Path, data: Path, tmp_path: Path) -> None:
+    """The error of 4 bit is common to u and w, so the first gap is exactly 0."""
+    runs = {base: train(data, tmp_path / base, **on(pretrained, base_dtype=base)) for base in ("fp32", "nf4")}
+    assert all(run["gap"].iloc[1] == 0 for run in runs.values())  # while w = u
+    fp32, nf4 = runs.values()
+    assert fp32["loss_w"].iloc[1] != nf4["loss_w"].iloc[1] == pytest.approx(fp32["loss_w"].iloc[1], rel=0.02)
+    assert (nf4["gap"].iloc[2:].abs() > 1e-5).all() and nf4["test_loss_w"].iloc[-1] < nf4["test_loss_w"].iloc[0] - 0.05
+
+
+def test_four_bits_without_the_library_are_told(
+    pretrained: Path, data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("bilevel.model.frozen_base.importlib.util.find_spec", lambda _: None)
+    line = settings(data, tmp_path / "run", **on(pretrained, base_dtype="nf4"))
+    assert train_bilevel.main(line) == 2 and not (tmp_path / "run").exists()
+    assert "pip install bitsandbytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("quantised", "said"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "quantised (gptq)"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "quantised (8 bit of bitsandbytes)"),
+    ],
+)
+def test_a_quantised_folder_that_cannot_be_trained(
+    quantised: dict, said: str, pretrained: Path, data: Path, tmp_path: Path, capsys
+) -> None:
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    for path in pretrained.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    dump(folder / "config.json", config | {"quantization_config": quantised})
+    assert train_bilevel.main(settings(data, tmp_path / "run", **on(folder))) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_checkpoint_holds_adapters_alone(pretrained: Path, data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", **on(pretrained, save_every=2, lora_merge=False))
+    (file,) = (tmp_path / "run" / "checkpoints" / "step_000004").glob("*.safetensors")
+    names = [name for name in load_file(file) if "copies" in name]
+    assert names and all(".lora_" in name for name in names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# several processes
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("weights", ["source", "sample"])
+def test_processes_change_nothing(weights: str, data: Path, tmp_path: Path) -> None:
+    adapters = {"lora_rank": "4", "lr_y": "1e-2", "max_steps": "8", "weights": weights}
+    found = {}
+    for processes in (1, 2, 4):
+        code, said = end(start(tmp_path, data, f"p{processes}", None, NPROC=str(processes), **adapters))
+        assert code == 0, said
+        found[processes] = pd.read_csv(tmp_path / "outputs" / f"p{processes}" / "metrics.csv")
+    columns = [name for name in found[1] if name.startswith(("loss", "val_loss", "weight/", "test_loss", "grad"))]
+    for processes in (2, 4):
+        np.testing.assert_allclose(found[processes][columns], found[1][columns], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_processes_killed_go_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    adapters = {"lora_rank": "4", "lr_y": "1e-2", "max_steps": "12", "NPROC": "2"}
+    assert end(start(tmp_path, data, "whole", None, **adapters))[0] == 0
+    running, folder = start(tmp_path, data, "killed", None, **adapters), tmp_path / "outputs" / "killed"
+    while not (folder / "checkpoints" / "step_000006").is_dir():
+        assert running.poll() is None
+        time.sleep(0.05)
+    kill(running)
+    code, said = end(start(tmp_path, data, "killed", None, **adapters))
+    assert code == 0 and "going on after step" in said, said
+    for name in ("metrics.csv", "weights.csv", os.path.join("model", "model.safetensors")):
+        whole, killed = ((tmp_path / "outputs" / run / name).read_bytes() for run in ("whole", "killed"))
+        assert whole == killed, name
