@@ -2,11 +2,29 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import distributed
+
+HOST = torch.device("cpu")
+
+
+def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """The tensors, all of one dtype, on a device. They share one copy, and hence memory.
+
+    A copy to a GPU does not make the host wait; a copy from it waits once, however many tensors there are.
+    """
+    if all(tensor.device == device for tensor in tensors):
+        return list(tensors)
+    whole = torch.cat([tensor.flatten() for tensor in tensors])
+    on_host = whole.device.type == "cpu"
+    if on_host and device.type == "cuda":
+        whole = whole.pin_memory()  # from other memory the copy would wait
+    whole = whole.to(device, non_blocking=on_host)
+    parts = whole.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +33,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = HOST
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, equal on all, on the device of `tensor`."""

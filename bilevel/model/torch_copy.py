@@ -12,7 +12,7 @@ from bilevel.model.adapters import merge_adapters
 from bilevel.model.base_copy import Active, ModelCopy, Parameters
 from bilevel.model.flops import Passes
 from bilevel.model.loading import save_model
-from bilevel.processes import World
+from bilevel.processes import World, moved
 
 
 class TorchCopy(ModelCopy):
@@ -45,9 +45,8 @@ class TorchCopy(ModelCopy):
 
     def step(self, lr: float, norm: float) -> None:
         if self.clip_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.clip_grad_norm, torch.tensor(norm, device=self.world.device)
-            )
+            (total,) = moved([torch.tensor(norm)], self.world.device)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm, total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

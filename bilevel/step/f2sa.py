@@ -18,6 +18,7 @@ import torch
 
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
+from bilevel.processes import HOST, moved
 from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, add_mean_gradient, tokens_read
 from bilevel.step.result import StepResult, require_finite
@@ -48,8 +49,12 @@ def penalty_step(
     losses_w = add_gradient(w, train, weights.coefficients, seed, last=validation is None)
 
     # + nu f for w; with order 2, - nu f for u.
-    val_losses = add_mean_gradient(w, validation, nu, val_seed) if validation else torch.full((1,), torch.nan)
-    val_losses_u = add_mean_gradient(u, validation, -nu, val_seed) if central else torch.zeros(1)
+    none = losses_u.new_full((1,), torch.nan)
+    val_losses = add_mean_gradient(w, validation, nu, val_seed) if validation else none
+    val_losses_u = add_mean_gradient(u, validation, -nu, val_seed) if central else torch.zeros_like(none)
+
+    # The host waits for the device three times: for the losses, and for each copy's gradient norm.
+    losses_u, losses_w, val_losses, val_losses_u = moved([losses_u, losses_w, val_losses, val_losses_u], HOST)
 
     result = StepResult(
         loss_u=train.mean(losses_u),
