@@ -2,6 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 from torch import distributed
 
 HOST = torch.device("cpu")
+ASK, TELL = 0.2, 60.0  # seconds between two questions of a waiting process, and between two lines of the main one
 
 
 def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
@@ -57,13 +62,22 @@ class World:
         return self.rank == 0
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The main process goes through the block before the others enter it."""
-        if not self.main:
-            self.wait()
-        yield
+    def main_first(self, work: str) -> Iterator[None]:
+        """The main process goes through the block before the others enter it, however long it takes.
+
+        They ask the launcher's store for its word, because a barrier gives up after some minutes. Each minute the main
+        process says on stderr what they wait for; work names it. If it ends, the launcher ends the others.
+        """
+        if self.size == 1:
+            yield
+            return
+        store, word = _store(), f"bilevel/main_first/{next(_words)}"
+        while not self.main and not store.check([word]):
+            time.sleep(ASK)
+        with _told(work) if self.main else contextlib.nullcontext():
+            yield
         if self.main:
-            self.wait()
+            store.set(word, "done")
 
     def wait(self) -> None:
         """Wait until all processes have called this."""
@@ -82,3 +96,29 @@ class World:
 
 
 ALONE = World()
+_words = itertools.count()  # every process enters the same blocks in the same order
+
+
+def _store() -> distributed.Store:
+    """The store of the process group, which its processes share."""
+    return distributed.distributed_c10d._get_default_store()
+
+
+@contextlib.contextmanager
+def _told(work: str) -> Iterator[None]:
+    """A context that says on stderr, once a minute, that it is not over."""
+    over = threading.Event()
+
+    def tell() -> None:
+        minutes = 0
+        while not over.wait(TELL):
+            minutes += 1
+            print(f"{work}: minute {minutes}; the other processes wait for it", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
