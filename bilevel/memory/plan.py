@@ -16,6 +16,7 @@ import transformers
 
 from bilevel.memory.activations import draw_worst, measure_pass, meta_model, micro_batch
 from bilevel.memory.zero_layout import Layout, Parameters
+from bilevel.model.gathering import with_prefetch
 from bilevel.model.lisa import Layers
 from bilevel.model.loading import model_shape
 from bilevel.settings.deepspeed import zero_config
@@ -105,7 +106,7 @@ def _estimate(
 ) -> Plan:
     """The plan of these settings; config is DeepSpeed's, empty under plain torch. Freezes parameters of the model."""
     groups, frozen = _groups(settings, model)
-    layout = _layout(settings, dtype, processes, config)
+    layout = _layout(settings, dtype, processes, with_prefetch(config, model))
     one_pass = measure_pass(settings, model)
     size = sum(p.numel() for p in model.parameters())
     gpu = layout.gpu(model, groups)
@@ -228,6 +229,9 @@ def _title(settings: Settings, size: int, processes: int, dtype: str, layout: La
     rows, length = micro_batch(settings)
     how = [f"{processes} GPU" + "s" * (processes > 1), dtype]
     how.append("plain torch" if settings.backend == "torch" else f"ZeRO stage {layout.stage}")
+    if layout.stage == 3:
+        live, ahead = (layout.setting(name, 0) / 1e9 for name in ("max_live_parameters", "prefetch_bucket_size"))
+        how[-1] += f" ({ahead:.2g}B parameters gathered ahead, while fewer than {live:.2g}B are)"
     if settings.lisa_layers is not None:
         frozen = "" if settings.lisa_train_embeddings else ", embeddings frozen"
         how.append(f"LISA with {settings.lisa_layers} blocks{frozen}")

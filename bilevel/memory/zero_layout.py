@@ -101,13 +101,15 @@ class Layout:
             reduced = min(self.setting("reduce_bucket_size", 5e8), sum(active)) if self.processes > 1 else 0
             return cast + reduced * self.gradient_size
         if self.stage < 3:  # the bucket in which gradients are reduced, or a single larger gradient
-            return max(self.setting("reduce_bucket_size", 5e8), max(active)) * self.gradient_size
+            buckets = 2 if self.zero.get("overlap_comm") else 1  # one is filled while the other is reduced
+            return max(buckets * self.setting("reduce_bucket_size", 5e8), max(active)) * self.gradient_size
         small = sum(n for n in everything if n <= self.setting("param_persistence_threshold", 1e5))
         reuse, ahead = self.setting("max_reuse_distance", 1e9), self.setting("prefetch_bucket_size", 5e7)
         # Parameters that are needed again soon stay gathered and the next ones are prefetched. Embedding and head
         # overlap, and after a draw of blocks the other copy's embedding stays gathered.
         large = 2 * max(everything) + sorted(everything)[-2]
-        whole = min(sum(everything) - small, reuse // 2 + ahead + large) + self.copies * small
+        gathered = max(reuse // 2 + ahead + large, self.setting("max_live_parameters", 1e9) + max(everything))
+        whole = min(sum(everything) - small, gathered) + self.copies * small
         scattered = max(min(self.setting("reduce_bucket_size", 5e8), sum(active)), max(active))
         return (whole + scattered) * self.parameter_size
 
