@@ -175,7 +175,9 @@ def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, An
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage == 0:
-        return Layout(0, processes, zero, 4, 4, autocast=dtype == "bf16", copies=len(settings.copies) or 1)
+        both = settings.backend == "torch" and settings.order == 2  # u's step is open until w's training pass is over
+        casts = 0 if dtype == "fp32" else 1 + both
+        return Layout(0, processes, zero, 4, 4, casts=casts, copies=len(settings.copies) or 1)
     kept = (config.get("data_types") or {}).get("grad_accum_dtype") or dtype
     gradient = SIZE["bf16" if "b" in kept else "fp32"]
     return Layout(stage, processes, zero, SIZE[dtype], gradient, copies=len(settings.copies) or 1)

@@ -17,7 +17,7 @@ class Layout:
     zero: dict[str, Any]  # DeepSpeed's zero_optimization section
     parameter_size: int  # bytes per element
     gradient_size: int
-    autocast: bool = False  # bf16 at stage 0: weights are fp32 and cast in each pass
+    casts: int = 0  # bf16 at stage 0: weights are fp32, and bf16 casts of so many copies exist at a time
     copies: int = 2  # number of model copies
 
     def offloaded(self, what: str) -> bool:
@@ -96,8 +96,10 @@ class Layout:
         """Peak bytes of one copy's parameters and gradients that exist only during a pass."""
         everything = [p.numel() for p in model.parameters()]
         active = [p.numel() for group in groups for p in group]
-        if self.stage == 0:  # autocast keeps a bf16 copy of each weight until the backward pass is over
-            cast = 2 * sum(everything) if self.autocast else 0
+        if (
+            self.stage == 0
+        ):  # casts of trained weights are kept for a copy's whole step, those of frozen ones for a pass
+            cast = 2 * (sum(everything) + (self.casts - 1) * sum(active)) if self.casts else 0
             reduced = min(self.setting("reduce_bucket_size", 5e8), sum(active)) if self.processes > 1 else 0
             return cast + reduced * self.gradient_size
         if self.stage < 3:  # the bucket in which gradients are reduced, or a single larger gradient
