@@ -86,7 +86,7 @@ def run_to_end(settings: Settings, files: Files, interrupt: Interrupt) -> int:
 def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
     """Load data, model and the checkpoint to resume from. Raises UserError before anything has been written."""
     world = start_world(settings)
-    with world.main_first():  # it fills the cache that the others read
+    with world.main_first("preparing the data"):  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
         tokeniser = make_tokeniser(tokenizer, settings)
         parts = {part: load_samples(files[part], tokeniser) for part in files if files[part]}

@@ -2,12 +2,35 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import distributed
+
+HOST = torch.device("cpu")
+ASK, TELL = 0.2, 60.0  # seconds between two questions of a waiting process, and between two lines of the main one
+
+
+def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """The tensors, all of one dtype, on a device. They share one copy, and hence memory.
+
+    A copy to a GPU does not make the host wait; a copy from it waits once, however many tensors there are.
+    """
+    if all(tensor.device == device for tensor in tensors):
+        return list(tensors)
+    whole = torch.cat([tensor.flatten() for tensor in tensors])
+    on_host = whole.device.type == "cpu"
+    if on_host and device.type == "cuda":
+        whole = whole.pin_memory()  # from other memory the copy would wait
+    whole = whole.to(device, non_blocking=on_host)
+    parts = whole.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +39,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = HOST
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, equal on all, on the device of `tensor`."""
@@ -40,13 +63,22 @@ class World:
         return self.rank == 0
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The main process goes through the block before the others enter it."""
-        if not self.main:
-            self.wait()
-        yield
+    def main_first(self, work: str) -> Iterator[None]:
+        """The main process goes through the block before the others enter it, however long it takes.
+
+        They ask the launcher's store for its word, because a barrier gives up after some minutes. Each minute the main
+        process says on stderr what they wait for; work names it. If it ends, the launcher ends the others.
+        """
+        if self.size == 1:
+            yield
+            return
+        store, word = _store(), f"bilevel/main_first/{next(_words)}"
+        while not self.main and not store.check([word]):
+            time.sleep(ASK)
+        with _told(work) if self.main else contextlib.nullcontext():
+            yield
         if self.main:
-            self.wait()
+            store.set(word, "done")
 
     def wait(self) -> None:
         """Wait until all processes have called this."""
@@ -65,6 +97,7 @@ class World:
 
 
 ALONE = World()
+_words = itertools.count()  # every process enters the same blocks in the same order
 
 
 def start_world() -> World:
@@ -78,3 +111,28 @@ def start_world() -> World:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(int(os.environ["RANK"]), size, device)
+
+
+def _store() -> distributed.Store:
+    """The store of the process group, which its processes share."""
+    return distributed.distributed_c10d._get_default_store()
+
+
+@contextlib.contextmanager
+def _told(work: str) -> Iterator[None]:
+    """A context that says on stderr, once a minute, that it is not over."""
+    over = threading.Event()
+
+    def tell() -> None:
+        minutes = 0
+        while not over.wait(TELL):
+            minutes += 1
+            print(f"{work}: minute {minutes}; the other processes wait for it", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,13 +1,28 @@
 """A global batch of samples, cut into micro-batches of similar length for the processes of a run."""
 
 import dataclasses
+import functools
 from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from bilevel.data.tokenise import IGNORE
-from bilevel.processes import World
+from bilevel.processes import World, moved
+
+
+@dataclasses.dataclass
+class Supervised:
+    """The tokens (M,) of a micro-batch that have a loss, row by row.
+
+    positions: their places in the flattened (B * T,) inputs; targets: the token that each predicts; rows: the row of
+    each; sizes (B,): the number of each row. All are int64.
+    """
+
+    positions: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+    sizes: torch.Tensor
 
 
 @dataclasses.dataclass
@@ -25,9 +40,20 @@ class MicroBatch:
     places: torch.Tensor
     counts: torch.Tensor
 
+    @functools.cached_property
+    def supervised(self) -> Supervised:
+        """The tokens that have a loss, found on the CPU: a GPU would make the host wait for their number."""
+        mask = self.targets != IGNORE
+        positions = mask.flatten().nonzero()[:, 0]
+        return Supervised(positions, self.targets.flatten()[positions], mask.nonzero()[:, 0], mask.sum(1))
+
     def to(self, device: torch.device) -> "MicroBatch":
-        """Move what the model reads; the rest stays on the CPU, where x is."""
-        return dataclasses.replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
+        """Move what a pass reads, input_ids and supervised, in one copy; the rest stays on the CPU, where x is."""
+        parts = [getattr(self.supervised, field.name) for field in dataclasses.fields(Supervised)]
+        input_ids, *parts = moved([self.input_ids, *parts], device)
+        there = dataclasses.replace(self, input_ids=input_ids)
+        there.supervised = Supervised(*parts)
+        return there
 
 
 @dataclasses.dataclass
@@ -49,12 +75,15 @@ class Batch:
         return float((self.counts * values).sum() / self.counts.sum())
 
     def collect(self, losses: list[torch.Tensor], world: World) -> torch.Tensor:
-        """The losses (B,) of every rank's micro-batches in the batch's order: (n,) on the CPU, equal on all ranks."""
-        whole = torch.zeros(len(self.sample_ids), dtype=losses[0].dtype)
-        for batch, loss in zip(self.micro_batches, losses, strict=True):
-            real = batch.places >= 0
-            whole[batch.places[real]] = loss.detach().cpu()[real]
-        return world.sum(whole)
+        """The losses (B,) of every rank's micro-batches in the batch's order: (n,) on their device, equal on all ranks.
+
+        A sample that another rank computes is a zero here until the sum over the ranks.
+        """
+        places = torch.cat([micro.places for micro in self.micro_batches])
+        taken = torch.full((len(self.sample_ids),), len(places))
+        taken[places[places >= 0]] = (places >= 0).nonzero()[:, 0]
+        known = torch.cat([*(loss.detach() for loss in losses), losses[0].new_zeros(1)])
+        return world.sum(known.index_select(0, *moved([taken], known.device)))
 
 
 Rows: TypeAlias = dict[str, list[list[int]]]  # input_ids and labels of each row

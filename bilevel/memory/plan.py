@@ -19,6 +19,7 @@ from bilevel.memory.adapted import Adapted
 from bilevel.memory.zero_layout import Layout, Parameters
 from bilevel.model.adapters import linear_layers, width
 from bilevel.model.frozen_base import base_dtype
+from bilevel.model.gathering import with_prefetch
 from bilevel.model.lisa import Layers
 from bilevel.model.loading import model_shape
 from bilevel.settings.deepspeed import zero_config
@@ -108,7 +109,7 @@ def _estimate(
 ) -> Plan:
     """The plan of these settings; config is DeepSpeed's, empty under plain torch. Freezes parameters of the model."""
     groups, frozen = _groups(settings, model)
-    layout = _layout(settings, dtype, processes, config)
+    layout = _layout(settings, dtype, processes, with_prefetch(config, model))
     one_pass = measure_pass(settings, model)
     size = sum(p.numel() for p in model.parameters())
     adapters = Adapted.of(settings, model, dtype) if settings.lora_rank is not None else None
@@ -180,7 +181,9 @@ def _layout(settings: Settings, dtype: str, processes: int, config: dict[str, An
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage == 0:
-        return Layout(0, processes, zero, 4, 4, autocast=dtype == "bf16", copies=len(settings.copies) or 1)
+        both = settings.backend == "torch" and settings.order == 2  # u's step is open until w's training pass is over
+        casts = 0 if dtype == "fp32" else 1 + both
+        return Layout(0, processes, zero, 4, 4, casts=casts, copies=len(settings.copies) or 1)
     kept = (config.get("data_types") or {}).get("grad_accum_dtype") or dtype
     gradient = SIZE["bf16" if "b" in kept else "fp32"]
     return Layout(stage, processes, zero, SIZE[dtype], gradient, copies=len(settings.copies) or 1)
@@ -257,6 +260,9 @@ def _title(settings: Settings, size: int, processes: int, dtype: str, layout: La
     rows, length = micro_batch(settings)
     how = [f"{processes} GPU" + "s" * (processes > 1), dtype]
     how.append("plain torch" if settings.backend == "torch" else f"ZeRO stage {layout.stage}")
+    if layout.stage == 3:
+        live, ahead = (layout.setting(name, 0) / 1e9 for name in ("max_live_parameters", "prefetch_bucket_size"))
+        how[-1] += f" ({ahead:.2g}B parameters gathered ahead, while fewer than {live:.2g}B are)"
     if settings.lisa_layers is not None:
         frozen = "" if settings.lisa_train_embeddings else ", embeddings frozen"
         how.append(f"LISA with {settings.lisa_layers} blocks{frozen}")

@@ -17,7 +17,7 @@ class Layout:
     zero: dict[str, Any]  # DeepSpeed's zero_optimization section
     parameter_size: int  # bytes per element
     gradient_size: int
-    autocast: bool = False  # bf16 at stage 0: weights are fp32 and cast in each pass
+    casts: int = 0  # bf16 at stage 0: weights are fp32, and bf16 casts of so many copies exist at a time
     copies: int = 2  # number of model copies
 
     def offloaded(self, what: str) -> bool:
@@ -96,18 +96,22 @@ class Layout:
         """Peak bytes of one copy's parameters and gradients that exist only during a pass."""
         everything = [p.numel() for p in model.parameters()]
         active = [p.numel() for group in groups for p in group]
-        if self.stage == 0:  # autocast keeps a bf16 copy of each weight until the backward pass is over
-            cast = 2 * sum(everything) if self.autocast else 0
+        if (
+            self.stage == 0
+        ):  # casts of trained weights are kept for a copy's whole step, those of frozen ones for a pass
+            cast = 2 * (sum(everything) + (self.casts - 1) * sum(active)) if self.casts else 0
             reduced = min(self.setting("reduce_bucket_size", 5e8), sum(active)) if self.processes > 1 else 0
             return cast + reduced * self.gradient_size
         if self.stage < 3:  # the bucket in which gradients are reduced, or a single larger gradient
-            return max(self.setting("reduce_bucket_size", 5e8), max(active)) * self.gradient_size
+            buckets = 2 if self.zero.get("overlap_comm") else 1  # one is filled while the other is reduced
+            return max(buckets * self.setting("reduce_bucket_size", 5e8), max(active)) * self.gradient_size
         small = sum(n for n in everything if n <= self.setting("param_persistence_threshold", 1e5))
         reuse, ahead = self.setting("max_reuse_distance", 1e9), self.setting("prefetch_bucket_size", 5e7)
         # Parameters that are needed again soon stay gathered and the next ones are prefetched. Embedding and head
         # overlap, and after a draw of blocks the other copy's embedding stays gathered.
         large = 2 * max(everything) + sorted(everything)[-2]
-        whole = min(sum(everything) - small, reuse // 2 + ahead + large) + self.copies * small
+        gathered = max(reuse // 2 + ahead + large, self.setting("max_live_parameters", 1e9) + max(everything))
+        whole = min(sum(everything) - small, gathered) + self.copies * small
         scattered = max(min(self.setting("reduce_bucket_size", 5e8), sum(active)), max(active))
         return (whole + scattered) * self.parameter_size
 

@@ -99,7 +99,7 @@ class _HeadLosses(torch.autograd.Function):
         along, length = gradient.double() @ scales.double(), scales.double().square().sum()
         told = length > NOTHING**2
         factor = torch.where(told, along / length, 1.0)
-        if scales.device.type == "cpu" and told:  # not on a GPU, where this check would make the host wait
+        if scales.device == torch.device("cpu") and told:  # elsewhere this check would make the host wait
             aside = (gradient - factor * scales).abs().max() / (factor * scales).abs().max()
             assert not aside > 1e-3, "the gradients of the losses are not proportional to the scales that were given"
             assert not ctx.in_place or not abs(factor - 1) > 1e-3, (

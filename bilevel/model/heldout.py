@@ -28,12 +28,13 @@ def heldout_loss(
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of tokens
     for batch in samples.in_order(token_budget, copy.world):
         with copy.computing():
-            losses, rows = token_losses(copy.model, batch.to(device))
+            losses, _ = token_losses(copy.model, batch.to(device))
         pause()
-        sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=device)])
+        sums[0] += losses.double().sum()
+        sums[1] += len(losses)
         if by_sample is not None:
             pairs = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], 1)
-            by_sample.index_add_(0, batch.sample_ids[rows.cpu()], pairs.cpu())
+            by_sample.index_add_(0, batch.sample_ids[batch.supervised.rows], pairs.cpu())
     copy.model.train(was_training)
     total, count = copy.world.sum(sums).tolist()
     return total / count

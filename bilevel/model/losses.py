@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from bilevel.data.batches import MicroBatch
-from bilevel.data.tokenise import IGNORE
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
+from bilevel.model.masks import unpacked_rows
 
 _returned_as_they_are: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
@@ -25,20 +25,19 @@ def token_losses(
     what the rows' mean losses will be multiplied by. in_place: see bilevel.model.chunked_head. Rows are padded on the
     right, so causal attention needs no mask.
     """
-    supervised = batch.targets != IGNORE
-    targets, rows = batch.targets[supervised], supervised.nonzero()[:, 0]
+    at = batch.supervised
     head = model.get_output_embeddings()
     in_chunks = factors is not None or not torch.is_grad_enabled()
     if in_chunks and knows_head(model, batch):
         scales = None
         if factors is not None:
-            scales = (factors / supervised.sum(1).clamp_min(1))[rows]
-        with _head_on(head, supervised, lambda hidden: head_losses(head, hidden, targets, scales, in_place)):
-            return model(input_ids=batch.input_ids, use_cache=False).logits[0, :, 0], rows
-    with _head_on(head, supervised, (lambda hidden: wide_linear(head, hidden)) if is_linear(head) else None):
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
+            scales = (factors / at.sizes.clamp_min(1)).index_select(0, at.rows)
+        with _head_on(head, at.positions, lambda hidden: head_losses(head, hidden, at.targets, scales, in_place)):
+            return _forward(model, batch.input_ids)[0, :, 0], at.rows
+    with _head_on(head, at.positions, (lambda hidden: wide_linear(head, hidden)) if is_linear(head) else None):
+        logits = _forward(model, batch.input_ids)[0]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(wide, targets, reduction="none"), rows
+    return functional.cross_entropy(wide, at.targets, reduction="none"), at.rows
 
 
 def sample_losses(
@@ -48,9 +47,16 @@ def sample_losses(
 
     factors, in_place: see token_losses.
     """
-    losses, rows = token_losses(model, batch, factors, in_place)
-    sums = losses.new_zeros(len(batch.input_ids)).index_add_(0, rows, losses)
-    return sums / rows.bincount(minlength=len(batch.input_ids)).clamp_min(1)
+    losses, _ = token_losses(model, batch, factors, in_place)
+    sizes = batch.supervised.sizes
+    # Not index_add_, whose order of summation changes from run to run on a GPU. Unsafe: no check makes the host wait.
+    return torch.segment_reduce(losses, "sum", lengths=sizes, unsafe=True) / sizes.clamp_min(1)
+
+
+def _forward(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """The model's output, (1, M, V) logits or (1, M, 1) losses, within _head_on."""
+    with unpacked_rows():
+        return model(input_ids=input_ids, use_cache=False).logits
 
 
 def knows_head(model: torch.nn.Module, batch: MicroBatch) -> bool:
@@ -70,7 +76,7 @@ def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **
         values = values.view(1, 1, -1) / 3
         was_training = model.training
         model.eval()  # evaluation mode draws no random numbers
-        with _head_on(head, torch.ones(1, 1, dtype=torch.bool), lambda _: values):
+        with _head_on(head, torch.zeros_like(token["input_ids"][0]), lambda _: values):
             found = model(**token, use_cache=False).logits
         model.train(was_training)
         # The same tensor, or an equal one, because ZeRO-3 wraps the outputs of modules.
@@ -82,13 +88,13 @@ def returns_logits_as_they_are(model: torch.nn.Module, head: torch.nn.Linear, **
 def _head_on(
     head: torch.nn.Module, positions: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None
 ) -> Iterator[None]:
-    """A context in which the head runs on these positions (B, T) only, with this forward function if one is given.
+    """A context in which the head runs at positions (M,) of the flattened (B * T,) inputs only, with this forward.
 
-    Other hooks of the head still run; under ZeRO-3 they gather its weights.
+    Without a forward the head keeps its own. Other hooks of the head still run; under ZeRO-3 they gather its weights.
     """
 
     def cut(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (inputs[0][positions].unsqueeze(0), *inputs[1:])
+        return (inputs[0].flatten(0, 1).index_select(0, positions).unsqueeze(0), *inputs[1:])
 
     hook = head.register_forward_pre_hook(cut)
     if forward is not None:

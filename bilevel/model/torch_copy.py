@@ -8,14 +8,15 @@ from typing import Any
 import torch
 import transformers
 
+from bilevel.data.batches import MicroBatch
 from bilevel.model.base_copy import Active, ModelCopy, Parameters
 from bilevel.model.flops import Passes
 from bilevel.model.loading import save_model
-from bilevel.processes import World
+from bilevel.processes import World, moved
 
 
 class TorchCopy(ModelCopy):
-    """A model copy in one process. Its weights are fp32; with bf16 they are cast in each forward pass."""
+    """A model copy in one process. Its weights are fp32; with bf16 the trained ones are cast once per step."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class TorchCopy(ModelCopy):
         # in_place sums gradients in another order than autograd, a difference that bf16 would amplify.
         self.bf16, self.in_place = bf16, not bf16
         self.model, self.weight_decay, self.clip_grad_norm = model, weight_decay, clip_grad_norm
+        self.keeps_casts = False
         self.world, self.passed = world or World(device=next(model.parameters()).device), Passes()
         self.optimizer = self._adamw(list(self.trained().values()))
         if active is not None:
@@ -41,26 +43,43 @@ class TorchCopy(ModelCopy):
     def computing(self) -> AbstractContextManager:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def losses(self, batch: MicroBatch, seed: int, factors: torch.Tensor | None = None) -> torch.Tensor:
+        if self.bf16 and torch.is_grad_enabled() and not self.keeps_casts:
+            torch.autocast_increment_nesting()  # autocast keeps its casts of weights while one more level is open
+            self.keeps_casts = True
+        return super().losses(batch, seed, factors)
+
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         loss.backward()
+        if last:
+            self._drop_casts()
+
+    def _drop_casts(self) -> None:
+        """Forget the bf16 casts of the weights, which are about to change."""
+        if self.keeps_casts:
+            torch.autocast_decrement_nesting()
+            torch.clear_autocast_cache()
+            self.keeps_casts = False
 
     def gradient_norm(self) -> float:
         return float(torch.nn.utils.get_total_norm([p.grad for p in self.trained().values() if p.grad is not None]))
 
     def step(self, lr: float, norm: float) -> None:
+        self._drop_casts()
         if self.clip_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.trained().values(), self.clip_grad_norm, torch.tensor(norm, device=self.world.device)
-            )
+            (total,) = moved([torch.tensor(norm)], self.world.device)
+            torch.nn.utils.clip_grads_with_norm_(self.trained().values(), self.clip_grad_norm, total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def discard(self) -> None:
+        self._drop_casts()
         self.optimizer.zero_grad()
 
     def activate(self, always_on: Parameters, drawn: list[Parameters]) -> None:
+        self._drop_casts()
         trained = [*always_on, *chain.from_iterable(drawn)]
         active = {id(p) for p in trained}
         for p in self.model.parameters():

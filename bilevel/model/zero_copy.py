@@ -29,6 +29,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from bilevel.model.base_copy import Active, ModelCopy, Parameters
 from bilevel.model.flops import Passes
+from bilevel.model.gathering import with_prefetch
 from bilevel.model.loading import check_finite, load_model, save_model
 from bilevel.processes import World
 from bilevel.settings.fields import Settings
@@ -78,7 +79,8 @@ class ZeroCopy(ModelCopy):
         residual: str = "device",
     ):
         self.residual, self.residuals, self.passed = residual, {}, Passes()
-        self.module, self.world, self.config, self.weight_decay = model, world, config, weight_decay
+        self.module, self.world, self.weight_decay = model, world, weight_decay
+        self.config = with_prefetch(config, model)
         self.stage, self.bf16_weights = config["zero_optimization"]["stage"], config["bf16"]["enabled"]
         self.bf16 = self.bf16_weights or "torch_autocast" in config
         self.engine = None

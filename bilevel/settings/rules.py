@@ -95,8 +95,8 @@ def _of_method(s: Settings) -> list[Rule]:
         ),
         (
             {"method", "backend"},
-            METHODS[s.method].one_process and s.backend != "torch",
-            f"method={s.method} needs backend=torch, because it uses gradients that DeepSpeed partitions",
+            METHODS[s.method].one_process and (s.backend != "torch" or _launched() > 1),
+            f"method={s.method} needs backend=torch in one process, because it uses gradients of whole batches",
         ),
         (
             {"method", "lisa_layers", "gradient_checkpointing"},
@@ -121,10 +121,15 @@ def _of_machine(s: Settings) -> list[Rule]:
         ),
         (
             {"backend", "lora_rank"},
-            s.backend == "torch" and s.lora_rank is None and int(os.environ.get("WORLD_SIZE", "1")) > 1,
+            s.backend == "torch" and s.lora_rank is None and _launched() > 1,
             "several processes were launched; training in several processes needs backend=deepspeed or lora_rank",
         ),
     ]
+
+
+def _launched() -> int:
+    """The number of processes that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _of_what_trains(s: Settings) -> list[Rule]:

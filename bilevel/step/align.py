@@ -19,6 +19,7 @@ import torch
 from bilevel.data.batches import Batch
 from bilevel.model.losses import sample_losses
 from bilevel.model.torch_copy import TorchCopy
+from bilevel.processes import HOST, moved
 from bilevel.seeding import seed_masks
 from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, constant, tokens_read
@@ -44,6 +45,7 @@ def align_step(
     toward = alignments(w, train, seed)
     w.discard()
     losses = add_gradient(w, train, weights.coefficients, seed, last=True)
+    val_losses, losses = moved([val_losses, losses], HOST)
     result = StepResult(
         loss_w=train.mean(losses),
         grad_norm_w=w.gradient_norm(),
@@ -80,7 +82,7 @@ def alignments(copy: TorchCopy, batch: Batch, seed: int) -> torch.Tensor:
             seed_masks(seed + number, copy.world)
             copy.passed.add(micro, backward=False)
             losses.append(sample_losses(copy.model, micro.to(copy.world.device)).double())
-        ends.append(batch.collect(losses, copy.world))
+        ends += moved([batch.collect(losses, copy.world)], HOST)
     for p, start in zip(held, before, strict=True):
         p.copy_(start)
     return (ends[0] - ends[1]) * (length / (2 * size))

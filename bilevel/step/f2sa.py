@@ -18,6 +18,7 @@ import torch
 
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
+from bilevel.processes import HOST, moved
 from bilevel.settings.fields import Settings
 from bilevel.step.gradient import Part, add_gradients, constant
 from bilevel.step.result import StepResult, require_finite
@@ -53,8 +54,12 @@ def penalty_step(
         parts.append(Part(u, validation, constant(-nu), val_seed))
 
     (losses_u, losses_w, *others), tokens = add_gradients(parts)
-    val_losses = others[0] if validation else torch.full((1,), torch.nan)
-    val_losses_u = others[1] if central else torch.zeros(1)
+    none = losses_u.new_full((1,), torch.nan)
+    val_losses = others[0] if validation else none
+    val_losses_u = others[1] if central else torch.zeros_like(none)
+
+    # The host waits for the device three times: for the losses, and for each copy's gradient norm.
+    losses_u, losses_w, val_losses, val_losses_u = moved([losses_u, losses_w, val_losses, val_losses_u], HOST)
 
     result = StepResult(
         loss_u=train.mean(losses_u),

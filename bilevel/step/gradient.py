@@ -8,6 +8,7 @@ import torch
 from bilevel.data.batches import Batch, joined
 from bilevel.model.adapter_copy import AdapterCopy
 from bilevel.model.base_copy import ModelCopy
+from bilevel.processes import moved
 
 Factors = Callable[[torch.Tensor], torch.Tensor]  # sample numbers (B,) -> factors (B,) float64
 
@@ -25,9 +26,9 @@ class Part:
 def add_gradients(parts: list[Part]) -> tuple[list[torch.Tensor], int]:
     """Add the gradient of each part's 1/|B| sum_B factor_i l_i to that of its copy, as all of this step's gradients.
 
-    Returns each part's losses l_i in its batch's order, (n,) on the CPU, and the number of padded tokens that this
-    process has read. Adapters on one frozen model take all rows through it together, unless dropout must have the same
-    masks for every copy; other copies compute one part after another.
+    Returns each part's losses l_i in its batch's order, (n,) on the copies' device, and the number of padded tokens
+    that this process has read. Adapters on one frozen model take all rows through it together, unless dropout must have
+    the same masks for every copy; other copies compute one part after another.
     """
     if all(isinstance(part.copy, AdapterCopy) and part.copy.one_pass for part in parts):
         return _together(parts)
@@ -52,7 +53,7 @@ def _together(parts: list[Part]) -> tuple[list[torch.Tensor], int]:
         real, at = micro.places >= 0, micro.places.clamp_min(0)
         owners = torch.where(real, group[at], len(names) - 1)
         counts = dict(zip(names, owners.bincount(minlength=len(names)).tolist(), strict=True))
-        factor = (factors[at] * real).to(first.world.device)
+        (factor,) = moved([factors[at] * real], first.world.device)
         loss = first.shared_losses(micro, counts, parts[0].seed, factor)
         (factor.to(loss.dtype) * loss).sum().backward()
         losses.append(loss.detach())
@@ -75,14 +76,15 @@ def _equal_where_copies_are(parts: list[Part], losses: list[torch.Tensor]) -> li
 
 
 def add_gradient(copy: ModelCopy, batch: Batch, factors: Factors, seed: int, last: bool) -> torch.Tensor:
-    """Add the gradient of 1/|B| sum_B factor_i l_i to the copy's; return all l_i in the batch's order, (n,) on the CPU.
+    """Add the gradient of 1/|B| sum_B factor_i l_i to the copy's; return all l_i in the batch's order, (n,).
 
+    The losses stay on the copy's device, so that the host need not wait for them here.
     If only n of the |B| drawn samples are computed, each l_i counts for as many samples as it stands for. seed: the
     dropout masks of micro-batch k start from seed + k. last: this is the step's last gradient.
     """
     losses = []
     for number, micro in enumerate(batch.micro_batches):
-        factor = (factors(micro.sample_ids) * micro.counts / batch.drawn).to(copy.world.device)
+        (factor,) = moved([factors(micro.sample_ids) * micro.counts / batch.drawn], copy.world.device)
         loss = copy.losses(micro, seed + number, factor)
         copy.backward((factor.to(loss.dtype) * loss).sum(), last and number + 1 == len(batch.micro_batches))
         losses.append(loss.detach())

@@ -2,6 +2,7 @@
 
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
+from bilevel.processes import HOST, moved
 from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, constant, tokens_read
 from bilevel.step.result import StepResult, require_finite
@@ -14,6 +15,7 @@ def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int) -> StepResult
     Raises NonFiniteLoss on every rank before any parameter moves.
     """
     losses = add_gradient(w, train, constant(1.0), seed, last=True)
+    (losses,) = moved([losses], HOST)
     result = StepResult(
         loss_w=train.mean(losses),
         grad_norm_w=w.gradient_norm(),

@@ -28,6 +28,7 @@ def check(device: str, rows: Rows) -> None:
             rows.at_most(f"{name}: {what} against float64, relative", float(error), limit)
         again = ours(hidden.to(device, dtype), weight.to(device, dtype), targets.to(device), scales.to(device))
         rows.holds(f"{name}: the same bits twice", all(map(torch.equal, found, again)))
+    sums_of_rows(device, rows)
     exact_products(device, hidden, weight, rows)
     exact_halves(device, rows)
 
@@ -48,6 +49,19 @@ def reference(
     losses = functional.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     (losses * scales).sum().backward()
     return [losses.detach(), hidden.grad, weight.grad]
+
+
+def sums_of_rows(device: str, rows: Rows) -> None:
+    """A sample's loss is a sum over its tokens; one row has none (bilevel.model.losses.sample_losses)."""
+    sizes = torch.tensor([300, 0, 7, M - 307])
+    losses = torch.rand(M, generator=torch.Generator().manual_seed(2))
+    wanted = torch.stack([part.double().sum() for part in losses.split(sizes.tolist())])
+    found, again = (
+        torch.segment_reduce(losses.to(device), "sum", lengths=sizes.to(device), unsafe=True) for _ in range(2)
+    )
+    error = float((found.cpu().double() - wanted).norm() / wanted.norm())
+    rows.at_most("sums over the tokens of samples against float64, relative", error, 1e-6)
+    rows.holds("sums over the tokens of samples: the same bits twice", torch.equal(found, again))
 
 
 def exact_products(device: str, hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> None:

@@ -1,5 +1,8 @@
 """The end of a group of processes."""
 
+import itertools
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -9,6 +12,7 @@ from run_helpers import settings, train_until
 from torch import distributed
 
 import train_bilevel
+from bilevel import processes
 from bilevel.processes import World
 
 
@@ -25,6 +29,42 @@ def test_no_thread_of_a_group_outlives_it():
     World().leave()
     assert not gloo_threads()
     World().leave()  # plain torch has no group
+
+
+class CountOfEachThread(threading.local):
+    def __init__(self):
+        self.count = itertools.count()
+
+    def __next__(self) -> int:
+        return next(self.count)
+
+
+def test_the_others_wait_for_the_main_process_and_are_told_why(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    """Two blocks, in three threads that stand for processes; the clock runs 600 times as fast."""
+    store, order = distributed.HashStore(), []
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    monkeypatch.setattr(processes, "ASK", 0.001)
+    monkeypatch.setattr(processes, "TELL", 0.1)
+    monkeypatch.setattr(processes, "_words", CountOfEachThread())
+
+    def process(rank: int) -> None:
+        for block in range(2):
+            with World(rank, 3).main_first("reading"):
+                if rank == 0:
+                    time.sleep(0.35)
+                order.append((block, rank))
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in (2, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [rank for block, rank in order if block == 0][0] == 0 == [rank for block, rank in order if block == 1][0]
+    assert len(order) == 6
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "reading: minute 1; the other processes wait for it" and said.count(said[0]) == 2
 
 
 @pytest.mark.parametrize("code", [0, 143, 2])
