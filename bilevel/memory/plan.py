@@ -129,7 +129,7 @@ def _estimate(
         checkpoint += residual * processes
     host["checkpoint being written"] = checkpoint
     disk = {
-        "checkpoints kept": settings.keep_checkpoints * checkpoint,
+        "checkpoints kept": settings.checkpoints_kept * checkpoint,
         "next checkpoint being written": checkpoint,
         "model": 0 if settings.save_model == "none" else size * layout.parameter_size,
     }
