@@ -279,7 +279,12 @@ class Settings:
     skip_nonfinite: int = _setting(
         "run", "number of steps with a non-finite loss or gradient that are skipped before the run stops", 0, ge=0
     )
-    keep_checkpoints: int = _setting("run", "number of newest checkpoints to keep", 2, ge=1)
+    keep_checkpoints: int | None = _setting(
+        "run",
+        "number of newest checkpoints to keep, also when the run has finished; null: 2 until then, and none afterwards",
+        None,
+        ge=1,
+    )
     resume: str = _setting(
         "run",
         "auto: continue an unfinished run in the run folder; never: do not; or the path of a checkpoint folder",
@@ -336,6 +341,11 @@ class Settings:
         return METHODS[self.method].validation or self.val_in_training
 
     @property
+    def checkpoints_kept(self) -> int:
+        """Number of newest checkpoints that are kept while the run is unfinished."""
+        return self.keep_checkpoints or 2
+
+    @property
     def x_init_file(self) -> Path | None:
         """The weights.csv to start from, or None if x_init is `uniform` or `size`."""
         if self.x_init in ("uniform", "size"):
@@ -352,10 +362,14 @@ FIELDS = Settings.__pydantic_fields__
 
 def meaning(name: str) -> str:
     """Description of a setting; if it accepts only certain words, they follow in parentheses."""
-    field = FIELDS[name]
-    members = [field.annotation, *get_args(field.annotation)]
-    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
-    return field.description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
+    words = choices(name)
+    return FIELDS[name].description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
+
+
+def choices(name: str) -> list[str]:
+    """The words that a setting accepts; none if it accepts other values."""
+    members = [FIELDS[name].annotation, *get_args(FIELDS[name].annotation)]
+    return [word for member in members if get_origin(member) is Literal for word in get_args(member)]
 
 
 DATA = {"train_data", "val_data", "test_data"}
