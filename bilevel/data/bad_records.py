@@ -12,3 +12,6 @@ class BadRecords(DataError):
         more = [f"and {count - SHOWN} more"] if count > SHOWN else []
         self.lines, self.count = lines[:SHOWN], count
         super().__init__("\n".join(self.lines + more))
+
+    def __reduce__(self) -> tuple:
+        return BadRecords, (self.lines, self.count)  # how it comes from another process

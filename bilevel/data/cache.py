@@ -8,10 +8,12 @@ or changed is therefore never read as data.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,25 +22,28 @@ from bilevel.files import cache_folder, file_hash, fresh_file, sync
 
 if TYPE_CHECKING:  # imported where they are used: they take a second, and mistakes are told at once
     import datasets
+    import numpy as np
     import pyarrow
 
 log = logging.getLogger("bilevel")
 
+PATIENCE = 20.0  # seconds before a process says that it waits for another
 _NAME = re.compile(r"[0-9a-f]{64}\.arrow")
 
 
 def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | None:
-    """A whole file of the cache, made by `write` if missing; None, with a message, if the cache cannot be used."""
+    """A whole file of the cache, made by `write` if missing; None, with a message, if the cache cannot be used.
+
+    Of all processes that need it at the same time, one makes it and the others wait.
+    """
     folder = cache_folder() / kind / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if _NAME.fullmatch(path.name):
-                if problem := _damage(path):
-                    _say(f"{path} in the cache {problem}: it is made anew")
-                else:
-                    return path
-        with fresh_file(folder) as new:
+        if whole := _whole(folder, _say):
+            return whole
+        with _alone(folder), fresh_file(folder) as new:
+            if whole := _whole(folder, lambda _: None):
+                return whole
             write(new)
             sync(new)
             path = folder / f"{file_hash(new)}.arrow"
@@ -52,6 +57,44 @@ def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | 
     except OSError as error:
         say_unusable(error)
         return None
+
+
+def _whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The file in a folder of the cache that is whole."""
+    for path in folder.iterdir():
+        if _NAME.fullmatch(path.name):
+            if problem := _damage(path):
+                say(f"{path} in the cache {problem}: it is made anew")
+            else:
+                return path
+    return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with its process; without effect on file systems that lock no folders."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        begin, said = time.monotonic(), False
+        while not _locked(descriptor):
+            if time.monotonic() - begin > PATIENCE and not said:
+                _say(f"waiting for another process on this machine that is making {folder}")
+                said = True
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether nobody else holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def say_unusable(error: OSError) -> None:
@@ -102,8 +145,19 @@ def cached_table(kind: str, key: str, write: Write) -> "pyarrow.Table":
     return pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
 
 
-def mapped_dataset(file: Path, fingerprint: str) -> "datasets.Dataset":
-    """An Arrow file as a dataset, mapped from the disk."""
+def cached_dataset(kind: str, key: str, write: Write) -> "datasets.Dataset":
+    """The same as a dataset, whose fingerprint is the key."""
     import datasets
 
-    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file)), fingerprint=fingerprint)
+    file, kinds = _on_disk(kind, key, write), datasets.table
+    mapped = kinds.InMemoryTable(_in_memory(write)) if file is None else kinds.MemoryMappedTable.from_file(str(file))
+    return datasets.Dataset(mapped, fingerprint=key)
+
+
+def write_selected(table: "pyarrow.Table", places: "np.ndarray", sink: "pyarrow.NativeFile") -> None:
+    """Write the rows at these places, which rise, a thousand at a time."""
+    import pyarrow
+
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        for start in range(0, len(places), 1000):
+            writer.write_table(table.take(places[start : start + 1000]))

@@ -11,11 +11,11 @@ import functools
 import hashlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bilevel.data.bad_records import SHOWN, BadRecords
-from bilevel.data.cache import cached_table
+from bilevel.data.cache import cached_table, write_selected
 from bilevel.data.containers import kinds
 from bilevel.data.notes import counted, line
 from bilevel.data.rows import place_table
@@ -85,7 +85,7 @@ def parts(source: Source) -> list[Part]:
     good = [table["problem"].is_null() for _, _, table in tables]
     counts = [pyarrow.compute.sum(mask).as_py() or 0 for mask in good]
     if not sum(counts) or sum(table.num_rows for *_, table in tables) - sum(counts) > source.reading.skip_bad_records:
-        raise BadRecords(problems := _problems(source), len(problems))
+        raise BadRecords(found := problems(source), len(found))
     drawn = None if source.take is None else _draw(source, counts)
     found, before, start = [], 0, 0
     for (place, key, table), mask, count in zip(tables, good, counts, strict=True):
@@ -95,7 +95,7 @@ def parts(source: Source) -> list[Part]:
             if drawn is not None:
                 places = places[[i - start for i in drawn if start <= i < start + count]]
             key = hashlib.sha256(f"{key} {places.tolist()}".encode()).hexdigest()[:32]
-            table = cached_table("rows", key, functools.partial(_write_selected, table, places))
+            table = cached_table("rows", key, functools.partial(write_selected, table, places))
         if table.num_rows:
             found.append(Part(place, table, before, records, key))
         before, start = before + records, start + count
@@ -149,12 +149,15 @@ def most_samples(source: Source) -> float:
     return math.inf if several else table.num_rows
 
 
-def row_notes(source: Source) -> list[str]:
-    """Messages about the source's records for the user: what is left out, not used, empty or repeated."""
+def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:
+    """Messages about the source's records for the user: what is left out, not used, empty or repeated.
+
+    refused: a line for each record that the chat template refuses, which is left out, too.
+    """
     import numpy as np
 
     table, hashes = rows_table(source), row_hashes(source)
-    left_out = _problems(source)
+    left_out = [*problems(source), *refused]
     lines = [f"{len(left_out)} left out (skip_bad_records): {'; '.join(first(left_out, SHOWN))}"] if left_out else []
     lines += counted(table["index"], table["notes"])
     places = np.unique(hashes, return_index=True)[1]
@@ -171,7 +174,7 @@ def row_hashes(source: Source) -> "np.ndarray":
     return rows_table(source)["hash"].to_numpy()
 
 
-def _problems(source: Source) -> list[str]:
+def problems(source: Source) -> list[str]:
     """A line for each record that cannot be read."""
     found = []
     for place in source.places:
@@ -188,12 +191,3 @@ def _draw(source: Source, counts: list[int]) -> list[int]:
         raise DataError(f"{source}: #{source.take} asks for more records than it has, {among}; take fewer")
     draw = random.Random(f"records of {source.stem}, seed {source.reading.seed}")
     return sorted(draw.sample(range(among), source.take))
-
-
-def _write_selected(table: "pyarrow.Table", places: "np.ndarray", sink: "pyarrow.NativeFile") -> None:
-    """Write the rows at these places, which rise, a thousand at a time."""
-    import pyarrow
-
-    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        for start in range(0, len(places), 1000):
-            writer.write_table(table.take(places[start : start + 1000]))

@@ -5,6 +5,7 @@ bilevel.data.chat runs in the process and bilevel.data.template renders there.
 """
 
 import json
+import os
 import re
 import select
 import signal
@@ -15,7 +16,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from bilevel.data.bad_records import BadRecords
 from bilevel.data.sequence import Sequence, Turn
 from bilevel.errors import DataError, plain
 
@@ -36,31 +36,23 @@ class Renderer:
         self.name = name
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, records: list[dict[str, Any]]) -> list[tuple[list[Sequence], list[str]]]:
+    def __call__(self, records: list[dict[str, Any]]) -> list[tuple[list[Sequence], list[str]] | str]:
         """What bilevel.data.chat.sequences makes of each record {index, roles, contents, more, turns, size}.
 
-        turns: None for the whole conversation; size: characters of the record. Raises BadRecords with all records that
-        the template refuses, and DataError.
+        It is a text for a record that the template refuses, which says why. turns: None for the whole conversation;
+        size: characters of the record. Raises DataError.
         """
-        found, refused = [], []
+        found = []
         try:
             for start in range(0, len(records), _MANY):
                 part = records[start : start + _MANY]
                 self._send(part)
                 ends = [str(record["index"]) for record in (part[0], part[-1])]
                 among = f"records {' to '.join(ends)}" if len(part) > 1 else f"record {ends[0]}"
-                for record in part:
-                    where = f"record {record['index']}"
-                    answer = self._answer(where, among)
-                    if isinstance(answer, str):
-                        refused.append(f"{where}: the tokenizer's chat template refuses it: {answer}")
-                    else:
-                        found.append(answer)
+                found += [self._answer(f"record {record['index']}", among) for record in part]
         except BaseException:
             self._close()  # nobody reads its remaining answers
             raise
-        if refused:
-            raise BadRecords(refused, len(refused))
         return found
 
     def _answer(self, where: str, among: str) -> tuple[list[Sequence], list[str]] | str:
@@ -70,7 +62,7 @@ class Renderer:
         """
         answer = self._receive(among)
         if "refused" in answer:
-            return answer["refused"]
+            return f"{where}: the tokenizer's chat template refuses it: {answer['refused']}"
         if "limit" in answer:
             raise self._without_end(where, answer["limit"])
         return [_sequence(*each) for each in answer["sequences"]], answer["notes"]
@@ -81,12 +73,15 @@ class Renderer:
             self._process = None
 
     def _send(self, value: Any) -> None:
+        if self._process is not None and self._owner != os.getpid():  # this is a fork of the process that uses it
+            self._end.detach()
+            self._process = None
         if self._process is None:
             root = str(Path(__file__).parents[2])
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _SERVE.format(root=root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
-            self._left = b""
+            self._left, self._owner = b"", os.getpid()
             self._end = weakref.finalize(self, _stop, self._process)
             self._send(self.setup)
         try:

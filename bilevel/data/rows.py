@@ -5,7 +5,6 @@ A record that cannot be read is a row with a problem.
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -18,12 +17,15 @@ from bilevel.data.layouts.detect import LAYOUTS, Layout, detect
 from bilevel.data.layouts.values import add_suffix, renamed
 from bilevel.data.notes import packed
 from bilevel.data.sources import Reading
+from bilevel.data.workers import in_order
 from bilevel.errors import DataError, short
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import pyarrow
 
 LEARNED_ROLES = ("response", "assistant", "text")
+ROWS = 1000  # in a chunk
+LARGE = 1 << 20  # bytes or characters after which a chunk ends
 ROWS_VERSION = 3  # part of the cache key; raise it when rows change for the same file
 
 
@@ -40,37 +42,81 @@ def place_table(place: str, reading: Reading) -> tuple[str, "pyarrow.Table"]:
 def write_rows(place: str, reading: Reading, content: str, sink: "pyarrow.NativeFile") -> None:
     import pyarrow
 
-    texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
-    texts |= {"more": pyarrow.large_string(), "notes": pyarrow.string()}
-    texts |= {"read_as": pyarrow.string(), "problem": pyarrow.string()}
-    schema = pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_(), "hash": pyarrow.uint64()})
-    rows, lines, count = read_place(place, reading, content), [], 0
-    with pyarrow.ipc.new_stream(sink, schema) as writer:
-        while batch := list(itertools.islice(rows, 1000)):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            bad = [f"{place}, {row['problem']}" for row in batch if "problem" in row]
+    lines, count = [], 0
+    with pyarrow.ipc.new_stream(sink, _schema()) as writer:
+        for batch in read_place(place, reading, content):
+            writer.write_batch(batch)
+            bad = [f"{place}, {problem}" for problem in batch["problem"].drop_null().to_pylist()]
             lines, count = (lines + bad)[:SHOWN], count + len(bad)
     if count > reading.skip_bad_records:
         raise BadRecords(lines, count)
 
 
-def read_place(place: str, reading: Reading, content: str) -> Iterator[dict[str, Any]]:
+def _schema() -> "pyarrow.Schema":
+    import pyarrow
+
+    texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
+    texts |= {"more": pyarrow.large_string(), "notes": pyarrow.string()}
+    texts |= {"read_as": pyarrow.string(), "problem": pyarrow.string()}
+    return pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_(), "hash": pyarrow.uint64()})
+
+
+def read_place(place: str, reading: Reading, content: str) -> Iterator["pyarrow.RecordBatch"]:
     """The rows of a place whose hash is `content`; it is read anew here, and may have changed."""
-    layout, index, fields = None if reading.format == "auto" else LAYOUTS[reading.format], -1, dict(reading.fields)
-    said = False
-    for index, (record, _) in enumerate(kinds.items(place, content)):
+    chunks, reader = _chunks(kinds.unparsed(place, content)), _Reader(reading)
+    for chunk in chunks:  # the first record that can be read tells how the others are read
+        yield reader(chunk)
+        if reader.said:
+            break
+    yield from in_order(reader, chunks)
+    if not reader.started:
+        raise DataError(f"{place}: holds no record")
+
+
+Chunk = tuple[int, list[bytes | kinds.Item]]  # the place of the first record, and records of kinds.unparsed
+
+
+def _chunks(records: Iterator[bytes | kinds.Item]) -> Iterator[Chunk]:
+    """The records, ROWS at a time, or fewer if they are long."""
+    start, found, size = 0, [], 0
+    for record in records:
+        found.append(record)
+        size += len(record if isinstance(record, bytes) else record[1])
+        if len(found) == ROWS or size > LARGE:
+            yield start, found
+            start, found, size = start + len(found), [], 0
+    if found:
+        yield start, found
+
+
+class _Reader:
+    """A function from chunks of records to their rows.
+
+    layout: of all records, once it is known. said: whether a row has named it. started: whether there is any record.
+    """
+
+    def __init__(self, reading: Reading):
+        self.layout = None if reading.format == "auto" else LAYOUTS[reading.format]
+        self.fields, self.prompt_suffix = dict(reading.fields), reading.prompt_suffix
+        self.started = self.said = False
+
+    def __call__(self, chunk: Chunk) -> "pyarrow.RecordBatch":
+        import pyarrow
+
+        self.started, (start, records) = True, chunk
+        rows = [self._row(record, start + number) for number, record in enumerate(records)]
+        return pyarrow.RecordBatch.from_pylist(rows, schema=_schema())
+
+    def _row(self, record: bytes | kinds.Item, index: int) -> dict[str, Any]:
         where = f"record {index}"
         try:
-            record = _checked(record, fields, where)
-            layout = layout or detect(record, where, fields)
-            row = _row(layout, record, reading.prompt_suffix, where)
+            record = _checked(kinds.parsed(record, index)[0], self.fields, where)
+            self.layout = self.layout or detect(record, where, self.fields)
+            row = _row(self.layout, record, self.prompt_suffix, where)
         except DataError as error:
-            yield {"index": index, "problem": str(error)}
-            continue
-        yield {"index": index, **row, "read_as": None if said else layout.words}
-        said = True
-    if index < 0:
-        raise DataError(f"{place}: holds no record")
+            return {"index": index, "problem": str(error)}
+        words, self.said = None if self.said else self.layout.words, True
+        return {"index": index, **row, "read_as": words}
 
 
 def _checked(record: Any, fields: dict[str, str], where: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tokenised samples: files of records become one table on the disk, from which batches are taken.
 
-1. rows of a file     -> input_ids, labels; tokenised in batches and cached on the disk (`datasets`)
+1. rows of a file     -> input_ids, labels; tokenised in batches and cached on the disk
 2. tokenised files    -> Samples: one table, sample i of source s(i)
 3. sample numbers     -> a global batch (bilevel.data.stream draws them, bilevel.data.batches cuts it)
 """
@@ -13,21 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 import datasets
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import torch
 
-from bilevel.data.bad_records import BadRecords
+from bilevel.data.bad_records import SHOWN, BadRecords
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
-from bilevel.data.cache import cached_file, mapped_dataset
+from bilevel.data.cache import cached_dataset, write_selected
 from bilevel.data.noise import known_noise
 from bilevel.data.notes import counted
-from bilevel.data.records import Part, parts, read_as, records_of, row_notes, shifted
+from bilevel.data.records import Part, parts, problems, read_as, records_of, row_notes, shifted
+from bilevel.data.rows import LARGE, ROWS
 from bilevel.data.sources import Source
 from bilevel.data.tokenise import Tokeniser
+from bilevel.data.workers import in_order
 from bilevel.errors import DataError
 from bilevel.processes import ALONE, World
 
-ROWS = 1000  # tokenised at a time, as `datasets` does
-TOKENS_VERSION = 2  # part of the cache key; raise it when tokens change for the same rows
+TOKENS_VERSION = 3  # part of the cache key; raise it when tokens change for the same rows
 
 
 class Samples:
@@ -119,25 +121,40 @@ class Samples:
 
 
 def load_samples(sources: list[Source], tokeniser: Tokeniser) -> Samples:
-    """Read, check and tokenise sources, from the cache where they have been seen. Raises DataError."""
-    tables, dropped, unread, read, notes = [], [], [], [], []
+    """Read, check and tokenise sources, from the cache where they have been seen.
+
+    Raises BadRecords with the records of all sources that the chat template refuses, and DataError.
+    """
+    loaded, lines, count = [], [], 0
     for source in sources:
-        found = parts(source)
-        table = _joined([_tokenised(part, tokeniser) for part in found], found)
-        if not len(table):
-            raise DataError(
-                f"{source}: no record has a supervised token within max_length {tokeniser.max_length}; "
-                "raise max_length or check the responses"
-            )
-        lines = counted(table.data.column("index"), table.data.column("notes"))
-        tables.append(table.remove_columns("notes"))
-        read.append((source.content, records_of(source)))
-        notes.append([*row_notes(source), *lines])
-        index = table.data.column("index").to_numpy()  # in rising order
-        rows = sum(part.table.num_rows for part in found)
-        unread.append(records_of(source) - rows)
-        dropped.append(rows - 1 - np.count_nonzero(np.diff(index)))
-    return Samples(sources, tables, dropped, read, notes, [read_as(source) for source in sources], unread)
+        try:
+            loaded.append(_loaded(source, tokeniser))
+        except BadRecords as error:
+            lines, count = lines + error.lines, count + error.count
+    if count:
+        raise BadRecords(lines, count)
+    tables, dropped, read, notes, words, unread = zip(*loaded, strict=True)
+    return Samples(sources, *map(list, (tables, dropped, read, notes, words, unread)))
+
+
+def _loaded(source: Source, tokeniser: Tokeniser) -> tuple[datasets.Dataset, int, tuple[str, int], list[str], str, int]:
+    """The samples of a source, and what Samples says of it: dropped, read, notes, read_as, unread. Raises DataError."""
+    found = parts(source)
+    tokenised = [_tokenised(part, tokeniser, source.reading.skip_bad_records) for part in found]
+    refused = [f"{part.place}, {line}" for part, (_, lines) in zip(found, tokenised, strict=True) for line in lines]
+    if refused and len(left_out := problems(source) + refused) > source.reading.skip_bad_records:
+        raise BadRecords(left_out, len(left_out))
+    table = _joined([table for table, _ in tokenised], found)
+    if not len(table):
+        raise DataError(
+            f"{source}: no record has a supervised token within max_length {tokeniser.max_length}; "
+            "raise max_length or check the responses"
+        )
+    lines = [*row_notes(source, refused), *counted(table.data.column("index"), table.data.column("notes"))]
+    index = table.data.column("index").to_numpy()  # in rising order
+    rows = sum(part.table.num_rows for part in found) - len(refused)
+    unread, dropped = records_of(source) - rows, rows - 1 - np.count_nonzero(np.diff(index))
+    return table.remove_columns("notes"), dropped, (source.content, records_of(source)), lines, read_as(source), unread
 
 
 def _joined(tables: list[datasets.Dataset], found: list[Part]) -> datasets.Dataset:
@@ -151,39 +168,51 @@ def _joined(tables: list[datasets.Dataset], found: list[Part]) -> datasets.Datas
     return datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint=key)
 
 
-def _tokenised(part: Part, tokeniser: Tokeniser) -> datasets.Dataset:
-    """The samples of a part's rows, from the cache. Raises DataError."""
+def _tokenised(part: Part, tokeniser: Tokeniser, most: int) -> tuple[datasets.Dataset, list[str]]:
+    """The samples of a part's rows, from the cache, and a line for each record that the chat template refuses.
+
+    Raises BadRecords if the template refuses more than `most`, and DataError.
+    """
     key = hashlib.sha256(f"{part.key} {tokeniser.fingerprint} {TOKENS_VERSION}".encode()).hexdigest()[:32]
-    rows = datasets.Dataset(datasets.table.InMemoryTable(part.table), fingerprint=part.key)
-    tokenise = functools.partial(
-        rows.map,
-        tokeniser,
-        batched=True,
-        remove_columns=rows.column_names,
-        features=datasets.Features({**TOKEN_FEATURES, "notes": datasets.Value("string")}),
-        load_from_cache_file=False,
-        new_fingerprint=key,
-    )
     try:
-        file = cached_file("tokens", key, lambda new: tokenise(cache_file_name=str(new)))
-        return tokenise(keep_in_memory=True) if file is None else mapped_dataset(file, key)
+        table = cached_dataset("tokens", key, functools.partial(_write, part, tokeniser, most))
     except BadRecords:
-        raise BadRecords(*_refused(part, rows, tokeniser)) from None
+        raise
     except DataError as error:
         raise DataError(f"{part.place}, {error}") from None
+    problem = table.data.column("problem")
+    if refused := problem.drop_null().to_pylist():
+        good = pyarrow.compute.indices_nonzero(problem.is_null()).to_numpy()
+        key = hashlib.sha256(f"{key} without those refused".encode()).hexdigest()[:32]
+        table = cached_dataset("tokens", key, functools.partial(write_selected, table.data.table, good))
+    return table.remove_columns("problem"), refused
 
 
-def _refused(part: Part, rows: datasets.Dataset, tokeniser: Tokeniser) -> tuple[list[str], int]:
-    """The first records of a part that the chat template refuses, in words, and the number of all of them."""
-    lines: list[str] = []
-    count = 0
-    for start in range(0, len(rows), ROWS):
-        try:
-            tokeniser(rows[start : start + ROWS])
-        except BadRecords as error:
-            lines += [f"{part.place}, {line}" for line in error.lines]
-            count += error.count
-    return lines, count
+def _write(part: Part, tokeniser: Tokeniser, most: int, sink: pyarrow.NativeFile) -> None:
+    """Tokenise the rows of a part. Raises BadRecords if the chat template refuses more than `most`, and DataError."""
+
+    def tokenised(rows: slice) -> pyarrow.RecordBatch:
+        found = tokeniser(part.table.slice(rows.start, rows.stop - rows.start).to_pydict())
+        return pyarrow.RecordBatch.from_pydict(found, schema=schema)
+
+    schema = datasets.Features({**TOKEN_FEATURES, **_MESSAGES}).arrow_schema
+    lines, count = [], 0
+    with pyarrow.ipc.new_stream(sink, schema) as writer:
+        for batch in in_order(tokenised, _slices(part.table)):
+            writer.write_batch(batch)
+            refused = [f"{part.place}, {problem}" for problem in batch["problem"].drop_null().to_pylist()]
+            lines, count = (lines + refused)[:SHOWN], count + len(refused)
+    if count > most:
+        raise BadRecords(lines, count)
+
+
+def _slices(table: pyarrow.Table) -> Iterator[slice]:
+    """The rows of a table, ROWS at a time, or fewer if they are long."""
+    end = 0
+    for batch in table.to_batches():
+        start, end = end, end + batch.num_rows
+        step = max(1, min(ROWS, batch.num_rows * LARGE // max(1, batch.nbytes)))
+        yield from (slice(first, min(end, first + step)) for first in range(start, end, step))
 
 
 TOKEN_FEATURES = datasets.Features(
@@ -194,3 +223,4 @@ TOKEN_FEATURES = datasets.Features(
         "labels": datasets.List(datasets.Value("int32")),
     }
 )
+_MESSAGES = {"notes": datasets.Value("string"), "problem": datasets.Value("string")}

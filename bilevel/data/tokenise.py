@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from bilevel.data.bad_records import BadRecords
 from bilevel.data.notes import packed
 from bilevel.data.renderer import Renderer
 from bilevel.data.sequence import Sequence, Turn, plain, whole_text
@@ -41,12 +42,12 @@ def make_tokeniser(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> "T
 
 
 class Tokeniser:
-    """Batched function for `datasets.map`: rows of bilevel.data.records -> index, is_noisy, input_ids, labels, notes.
+    """Function from rows of bilevel.data.records to columns: index, is_noisy, input_ids, labels, notes, problem.
 
     labels equal input_ids where a loss is taken and IGNORE elsewhere. A record with no learned token within max_length
     is left out; one whose turns need contexts of their own becomes several samples. Text is cut into chunks of
     max_length; everything else is cut on the right, and then has no EOS. notes: messages for the user about a record,
-    on its first sample (bilevel.data.notes).
+    on its first sample (bilevel.data.notes). A record that the chat template refuses is one row with a problem.
     """
 
     def __init__(
@@ -81,9 +82,18 @@ class Tokeniser:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         out: dict[str, list[Any]] = {"index": [], "is_noisy": [], "input_ids": [], "labels": [], "notes": []}
+        out["problem"] = []
+
+        def add(*row: Any) -> None:
+            for column, value in zip(out.values(), row, strict=True):
+                column.append(value)
+
         records = self._records(rows)
         turns = self.turns if self.loss_on == "response" else None
         for record, samples, is_noisy in zip(records, self._samples(records, turns), rows["is_noisy"], strict=True):
+            if "refused" in record:
+                add(record["index"], is_noisy, [], [], None, record["refused"])
+                continue
             if len(samples) > 1:
                 record["notes"].append(
                     "turns=all: turns whose context the chat template or the tokenizer changes later are samples of "
@@ -99,32 +109,31 @@ class Tokeniser:
                     predicted = part[1:]
                     if predicted.count(IGNORE) == len(predicted):
                         continue
-                    out["index"].append(record["index"])
-                    out["is_noisy"].append(is_noisy)
-                    out["input_ids"].append(ids[chunk])
-                    out["labels"].append(part)
-                    out["notes"].append(notes)
+                    add(record["index"], is_noisy, ids[chunk], part, notes, None)
                     notes = None
         return out
 
     def prompts(self, rows: dict[str, list[Any]]) -> list[Prompt]:
-        """The prompts of rows (not of the text format), without truncation."""
+        """The prompts of rows (not of the text format), without truncation. Raises BadRecords."""
         records = self._records(rows)
         for record in records:
             record["more"].pop("context", None)  # the last turn is judged, learned or not
-        last = [sequences[-1] for sequences in self._sequences(records, "last")]
+        found = self._sequences(records, "last")
+        if refused := [record["refused"] for record in records if "refused" in record]:
+            raise BadRecords(refused, len(refused))
+        last = [sequences[-1] for sequences in found]
         segments = self._encoded([[sequence] for sequence in last], records)
-        found = []
+        prompts = []
         for record, sequence in zip(records, last, strict=True):
             turn = sequence.turns[-1]
             bos = [] if self._by_template(record) else self.bos
             stop = self.eos if (own := _stop(segments, sequence, turn)) is None else own
             response = sequence.text[turn.prompt : turn.answer].replace(sequence.mark or "\0\0", "")
-            found.append(Prompt(bos + segments.ids(sequence, 0, turn.prompt), stop, response))
-        return found
+            prompts.append(Prompt(bos + segments.ids(sequence, 0, turn.prompt), stop, response))
+        return prompts
 
     def ends(self, rows: dict[str, list[Any]]) -> list[int]:
-        """The tokens that end the learned turns of rows, each once."""
+        """The tokens that end the learned turns of rows, each once; records that the template refuses have none."""
         records = self._records(rows)
         sequences = self._sequences(records, self.turns if self.loss_on == "response" else None)
         segments = self._encoded(sequences, records)
@@ -158,7 +167,10 @@ class Tokeniser:
         return self._templated and record["roles"][0] not in ("text", "prompt")
 
     def _sequences(self, records: list[dict[str, Any]], turns: str | None) -> list[list[Sequence]]:
-        """The sequences of every record; turns: Settings.turns, or None for the whole record as one."""
+        """The sequences of every record; one that the chat template refuses has none, and gets the field `refused`.
+
+        turns: Settings.turns, or None for the whole record as one.
+        """
         found: list[list[Sequence]] = [[] for _ in records]
         asked, places = [], []
         for place, record in enumerate(records):
@@ -172,9 +184,12 @@ class Tokeniser:
             else:
                 found[place] = self._plain(record, marked["contents"], mark, turns)
         if asked:
-            for (place, mark), (made, notes) in zip(places, self._renderer(asked), strict=True):
-                found[place] = [dataclasses.replace(sequence, mark=mark) for sequence in made]
-                records[place]["notes"] += notes
+            for (place, mark), answer in zip(places, self._renderer(asked), strict=True):
+                if isinstance(answer, str):
+                    records[place]["refused"] = answer
+                    continue
+                found[place] = [dataclasses.replace(sequence, mark=mark) for sequence in answer[0]]
+                records[place]["notes"] += answer[1]
         return found
 
     def _text(self, record: dict[str, Any]) -> Sequence:

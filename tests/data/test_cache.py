@@ -1,11 +1,17 @@
 """bilevel/data/cache.py: whatever has become of the cache, the rows and tokens are those of the files."""
 
+import contextlib
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from run_helpers import ROOT
 from tokenizer_kinds import tokenizer_of
 
 from bilevel.data import cache
@@ -119,3 +125,50 @@ def test_a_mistake_in_the_data_is_still_a_mistake(write: Write, own: Path):
     with pytest.raises(DataError, match="record 1"):
         read_rows(file_source(write("a.json", [RECORDS[0], {"output": 1}])))
     assert not [path for path in own.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_makes_a_file(own: Path):
+    """As the processes of torchrun do, which all read their files before they know of each other."""
+    code = f"""
+import os, time
+from bilevel.data.cache import cached_file
+def write(new):
+    with open({str(own)!r} + ".log", "a") as log:
+        log.write("made\\n")
+    time.sleep(0.3)
+    new.write_bytes(b"rows")
+print(cached_file("rows", "key", write))
+"""
+    programs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(4)]
+    said = {program.communicate(timeout=60)[0] for program in programs}
+    assert len(said) == 1 and Path(f"{own}.log").read_text() == "made\n"
+
+
+def test_who_waits_for_another_process_says_so(own: Path, monkeypatch, caplog):
+    monkeypatch.setattr(cache, "PATIENCE", 0.2)
+    (own / "rows" / "key").mkdir(parents=True)
+    with open_folder(own / "rows" / "key") as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        thread = threading.Timer(0.6, lambda: fcntl.flock(descriptor, fcntl.LOCK_UN))
+        thread.start()
+        assert cache.cached_file("rows", "key", lambda new: new.write_bytes(b"rows")).read_bytes() == b"rows"
+        thread.join()
+    assert caplog.text.count("waiting for another process on this machine") == 1
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF])
+def test_a_file_system_without_locks(own: Path, monkeypatch, caplog, error: int):
+    def refuse(*_: object) -> None:
+        raise OSError(error, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert cache.cached_file("rows", "key", lambda new: new.write_bytes(b"rows")).read_bytes() == b"rows"
+    assert not caplog.text

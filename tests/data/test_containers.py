@@ -320,13 +320,13 @@ def test_one_changed_file_of_a_folder_is_read_alone(tmp_path: Path, monkeypatch:
 
     for name in "abc":
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{tmp_path} {name}"}}\n')
-    read, original = [], kinds.items
+    read, original = [], kinds.unparsed
 
-    def items(place: str, content: str) -> object:
+    def unparsed(place: str, content: str) -> object:
         read.append(Path(place).name)
         return original(place, content)
 
-    monkeypatch.setattr(kinds, "items", items)
+    monkeypatch.setattr(kinds, "unparsed", unparsed)
     assert len(texts(find_sources([str(tmp_path)])[0])) == 3 and read == ["a.jsonl", "b.jsonl", "c.jsonl"]
     (tmp_path / "b.jsonl").write_text('{"text": "other"}\n')
     assert texts(find_sources([str(tmp_path)])[0])[1] == ["other"] and read[3:] == ["b.jsonl"]

@@ -237,13 +237,13 @@ def test_no_match_names_all_patterns_and_process_py(write: Write, tmp_path: Path
 def parsed(monkeypatch) -> list[str]:
     """The files that were parsed, one entry for each time."""
     seen: list[str] = []
-    original = kinds.items
+    original = kinds.unparsed
 
-    def items(place: str, content: str) -> Iterator[kinds.Item]:
+    def unparsed(place: str, content: str) -> Iterator[bytes | kinds.Item]:
         seen.append(Path(place).name)
         return original(place, content)
 
-    monkeypatch.setattr(kinds, "items", items)
+    monkeypatch.setattr(kinds, "unparsed", unparsed)
     return seen
 
 

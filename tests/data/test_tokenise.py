@@ -9,6 +9,7 @@ import pytest
 from tokenizer_kinds import KINDS, SENTENCES, gpt2_tokenizer, llama_tokenizer, tokenizer_of
 from transformers import PreTrainedTokenizerBase
 
+from bilevel.data.bad_records import BadRecords
 from bilevel.data.special import ANCHOR
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
@@ -249,8 +250,13 @@ def test_template_without_an_end_token_gets_eos() -> None:
 def test_template_that_refuses_names_the_record() -> None:
     tokenizer = gpt2_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('turns have to alternate') }}"
-    with pytest.raises(DataError, match="^record 4: the tokenizer's chat template refuses it: turns have to alternate"):
-        talk(tokenizer, TALK)
+    rows = {"roles": [["user", "assistant"]], "contents": [["a", "b"]], "index": [4], "is_noisy": [None]}
+    refused = "record 4: the tokenizer's chat template refuses it: turns have to alternate"
+    out = Tokeniser(tokenizer, 100, "response")(rows)
+    assert out["index"] == [4] and out["problem"] == [refused] and out["input_ids"] == [[]]
+    with pytest.raises(BadRecords, match=refused):
+        Tokeniser(tokenizer, 100, "response").prompts(rows)
+    assert Tokeniser(tokenizer, 100, "response").ends(rows) == []
 
 
 # the tokeniser itself

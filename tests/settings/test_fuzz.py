@@ -168,9 +168,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generated(path: Path, format: str) -> list[dict[str, Any]]:
     """The rows of a file without a record that cannot be read. Raises DataError."""
-    rows = list(read_place(str(path), Reading(format), hashlib.sha256(path.read_bytes()).hexdigest()))
+    batches = read_place(str(path), Reading(format), hashlib.sha256(path.read_bytes()).hexdigest())
+    rows = [row for batch in batches for row in batch.to_pylist()]
     for row in rows:
-        if "problem" in row:
+        if row["problem"]:
             raise DataError(row["problem"])
     return rows
 

@@ -31,8 +31,8 @@ _MAGIC = {  # first bytes of other kinds of file that are often named .json
 }
 
 
-def items(file: io.BufferedReader, path: Path) -> Iterator[Item]:
-    """Every record with its own text: its line without the line break, or its part of a longer text.
+def unparsed(file: io.BufferedReader, path: Path) -> Iterator[bytes | Item]:
+    """Every record: a line of JSON Lines as it is, for `parsed`; else the record with its part of a longer text.
 
     If a key appears twice in a record, the last value wins, as in every JSON reader. Raises DataError for the file.
     """
@@ -50,9 +50,9 @@ def items(file: io.BufferedReader, path: Path) -> Iterator[Item]:
         elif _begins_with_value(text):
             yield from _objects(text, path)
         else:  # JSON Lines, the first of which is damaged
-            yield from _json_lines(io.BytesIO(text.encode()))
+            yield from _lines(io.BytesIO(text.encode()))
     else:
-        yield from _json_lines(itertools.chain([head], file))
+        yield from _lines(itertools.chain([head], file))
 
 
 def _beginning(file: io.BufferedReader) -> bytes:
@@ -81,17 +81,16 @@ def _lines(read: Iterable[bytes]) -> Iterator[bytes]:
             yield line
 
 
-def _json_lines(read: Iterable[bytes]) -> Iterator[Item]:
-    for index, line in enumerate(_lines(read)):
-        try:
-            with _errors(f"record {index}"):
-                text = line.rstrip(b"\r\n").decode()
-                if len(text) > MOST_VALUES and _dense(text):
-                    _check_values(text, 0)
-                record = json.loads(text)
-        except DataError as error:
-            record, text = error, line.decode(errors="replace")
-        yield record, text
+def parsed(line: bytes, index: int) -> Item:
+    """The record of a line, or the DataError that says why it cannot be read; and the line without its line break."""
+    try:
+        with _errors(f"record {index}"):
+            text = line.rstrip(b"\r\n").decode()
+            if len(text) > MOST_VALUES and _dense(text):
+                _check_values(text, 0)
+            return json.loads(text), text
+    except DataError as error:
+        return error, line.decode(errors="replace")
 
 
 def _is_begun(line: bytes) -> bool:

@@ -49,6 +49,17 @@ def items(place: str, content: str) -> Iterator[Item]:
 
     content: content_of the place; if it has changed since, that is an error.
     """
+    for index, record in enumerate(unparsed(place, content)):
+        yield parsed(record, index)
+
+
+def parsed(record: bytes | Item, index: int) -> Item:
+    """A record of `unparsed`, and its own text; index: its place."""
+    return json_text.parsed(record, index) if isinstance(record, bytes) else record
+
+
+def unparsed(place: str, content: str) -> Iterator[bytes | Item]:
+    """The same records, but each line of JSON Lines is still to be parsed."""
     if place.startswith(hub.PREFIX):
         yield from arrow.dataset_items(hub.load(place))
     elif holds_saved(place):
@@ -60,7 +71,7 @@ def items(place: str, content: str) -> Iterator[Item]:
         with open_hashed(path, content) as file:
             name = path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path.name
             table = name.endswith((".csv", ".tsv"))
-            yield from (csv_text.items if table else json_text.items)(file, path)
+            yield from (csv_text.items if table else json_text.unparsed)(file, path)
         return
     if content_of(place) != content:
         raise DataError(f"{place}: changed while it was read; start again when it is complete")
