@@ -139,7 +139,7 @@ def _estimate(
         "model": _saved(settings, adapters, size * layout.parameter_size),
     }
     host = {line: size / hosts for line, size in host.items()}
-    whole = (adapters.frozen if adapters else size * layout.parameter_size) * processes
+    whole = (min(SHARD, SIZE[dtype] * adapters.whole) if adapters else size * layout.parameter_size) * processes
     at_load = {
         "processes": host["processes"],
         "pretrained weights, read once": min(SHARD, whole) if layout.stage == 3 else whole / hosts,

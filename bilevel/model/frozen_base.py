@@ -33,18 +33,19 @@ def loading_arguments(
     """Arguments of from_pretrained for a model under adapters. passes: fp32 or bf16. Raises UserError."""
     kind = _quantised_by(config)
     stored = TYPES[passes if settings.base_dtype in (None, "nf4") else settings.base_dtype]
+    arguments = {"dtype": stored, "device_map": {"": device}}  # the host holds one file of weights at a time
     if kind is None and settings.base_dtype != "nf4":
-        return {"dtype": stored}
+        return arguments
     _require_bitsandbytes()
     if kind is not None:
-        return {"dtype": stored, "device_map": {"": device}}
+        return arguments
     quantised = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=stored,
     )
-    return {"dtype": stored, "quantization_config": quantised, "device_map": {"": device}}
+    return arguments | {"quantization_config": quantised}
 
 
 def check_quantised(settings: Settings, config: transformers.PretrainedConfig) -> None:

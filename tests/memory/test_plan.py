@@ -42,10 +42,15 @@ SIZES = {
     "Qwen/Qwen2.5-32B": 32_763_876_352,
     "EleutherAI/gpt-neox-20b": 20_554_567_680,
     "01-ai/Yi-34B": 34_388_917_248,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B": 70_553_706_496,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
 }
 WORKER = ROOT / "tests" / "workers" / "plan_worker.py"
-RUN_FILES = sorted((ROOT / "configs").glob("*-[18]x*.yaml"))
-QUICK = ("qwen2.5-1.5b-1x24gb",)  # the others are slow
+RUN_FILES = sorted([*(ROOT / "configs").glob("*-[18]x*.yaml"), *(ROOT / "configs").glob("lora-*.yaml")])
+QUICK = ("qwen2.5-1.5b-1x24gb", "lora-1.7b-8gb")  # the others are slow
 LIMITS = {"yi-34b-8xa40": 46, "qwen2.5-32b-8xh100": 76, "llama3-8b-1x80gb": 80}  # GB per GPU
 
 
@@ -132,8 +137,8 @@ def test_shipped_shapes_have_the_public_number_of_parameters(name: str):
 
 
 def test_there_is_a_run_file_for_each_machine():
-    machines = [re.search(r"-(\dx\w+)$", file.stem)[1] for file in RUN_FILES]
-    assert sorted(set(machines)) == ["1x24gb", "1x80gb", "8xa40", "8xh100"] and len(RUN_FILES) == 9
+    machines = {file.stem.rpartition("-")[2] for file in RUN_FILES}
+    assert machines == {"1x24gb", "1x80gb", "8xa40", "8xh100", "8gb", "24gb", "48gb", "8x80gb"} and len(RUN_FILES) == 13
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_there_is_a_run_file_for_each_machine():
 )
 def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
     run, _ = load_settings(["--config", str(file)])
-    found = plan(run, run_shape(run), int(re.search(r"-(\d)x", file.stem)[1]), run.dtype)
+    found = plan(run, run_shape(run), 8 if "-8x" in file.stem else 1, run.dtype)
     assert found.fits and found.total <= LIMITS.get(file.stem, math.inf) * GB
     assert sum(found.at_load.values()) < 128 * GB
     assert found.host.keys() <= {"processes", "residual bits", "checkpoint being written"}  # no offload
@@ -164,7 +169,11 @@ def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
 def test_bf16_run_files_keep_the_signal():
     for file in RUN_FILES:
         run, _ = load_settings(["--config", str(file)])
-        assert run.dtype == "bf16" and run.lr_y >= 1e-5 and run.alpha <= 10 and run.x_warmup_steps >= 100
+        assert run.dtype == "bf16" and run.alpha <= 10
+        if run.lora_rank is None:
+            assert run.lr_y >= 1e-5 and run.x_warmup_steps >= 100
+        else:  # gaps of adapters are about twelve times smaller at one learning rate
+            assert run.lr_y >= 1.2e-4 and run.x_warmup_steps >= 20
 
 
 @pytest.mark.slow
@@ -174,6 +183,27 @@ def test_yi_fits_an_a40_with_its_residual_bits_when_the_embedding_is_frozen():
     run = dataclasses.replace(run, micro_batch_tokens=1024)
     total = plan(run, run_shape(run), 8, "bf16").total / GB
     assert total < 46 and f"({total:.1f} GB)" in file.read_text()
+
+
+ADAPTERS = {"lora_rank": 16, "dtype": "bf16", "gradient_checkpointing": True, "max_length": 512}
+
+
+@pytest.mark.parametrize(("base", "limit"), [("bf16", 1.1), ("nf4", 1.12)])
+@pytest.mark.parametrize("name", ["meta-llama/Meta-Llama-3-8B", pytest.param("01-ai/Yi-34B", marks=pytest.mark.slow)])
+def test_two_adapters_take_little_more_than_one(name: str, base: str, limit: float):
+    """Learning weights beside plain LoRA fine-tuning, in all bytes of the plan."""
+    common = ADAPTERS | {"model_name_or_path": name, "base_dtype": base, "micro_batch_tokens": 2048}
+    two, one = (settings(**common | changes) for changes in ({}, {"method": "fixed", "x_init": "size"}))
+    totals = [plan(run, run_shape(run), 1, "bf16").total for run in (two, one)]
+    assert 1 < totals[0] / totals[1] <= limit
+
+
+def test_a_machine_that_cannot_hold_two_copies_is_told_of_adapters_first():
+    run = settings(model_name_or_path="Qwen/Qwen2.5-1.5B", dtype="bf16", gpu_memory_gib=8, max_length=512)
+    found = plan(run, run_shape(run), 1, "bf16")
+    assert not found.fits and found.remedies[0].startswith("lora_rank 16: saves")
+    assert found.remedies[1].startswith("lora_rank 16 base_dtype nf4: saves") and "fits" in found.remedies[1]
+    assert "does not fit" not in found.remedies[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
