@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from bilevel.run.interrupt import Interrupt, Interrupted
 from bilevel.run.start import Files, quiet_libraries, refuse, start
@@ -25,7 +26,6 @@ if __name__ == "__main__":
 quiet_libraries()
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bilevel.baselines.scores import check_scorable, score
@@ -42,8 +42,10 @@ from bilevel.report.command import report_on
 from bilevel.run.checkpoint import Checkpoints, restore
 from bilevel.run.ending import complete, is_written, keep_state, write_results
 from bilevel.run.folder import open_folder
-from bilevel.run.messages import describe, report_evidence, show, what_next
+from bilevel.run.messages import describe, what_next
 from bilevel.run.preflight import check_steps, too_large
+from bilevel.run.progress import Progress
+from bilevel.run.stages import stage
 from bilevel.run.state import Row, Run, make_weights
 from bilevel.seeding import dropout_seed
 from bilevel.settings.fields import Settings
@@ -86,6 +88,7 @@ def run_to_end(settings: Settings, files: Files, interrupt: Interrupt) -> int:
 def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
     """Load data, model and the checkpoint to resume from. Raises UserError before anything has been written."""
     world = start_world(settings)
+    stage(f"reading and tokenising the data ({sum(map(len, files.values()))} sources)")
     with world.main_first("preparing the data"):  # it fills the cache that the others read
         tokenizer = load_tokenizer(settings, files["train"])
         tokeniser = make_tokeniser(tokenizer, settings)
@@ -105,10 +108,11 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
         for name, fingerprint in samples.fingerprints.items()
     }
     folder = settings.run_folder / "checkpoints"
-    checkpoints = Checkpoints(folder, world, dataclasses.asdict(settings), data, settings.keep_checkpoints)
+    checkpoints = Checkpoints(folder, world, dataclasses.asdict(settings), data, settings.checkpoints_kept)
     state = checkpoints.read(settings.resume)
     check_scorable(settings, parts["train"])
     steps_done = state["step"] if state else 0
+    stage("loading the model" + (" twice, as w and u" if len(settings.copies) == 2 else ""))
     copies, lisa = make_copies(settings, world, model_shape(settings), tokenizer, steps_done)
     val, test = parts.get("val"), parts.get("test")
     run = Run(settings, world, tokenizer, parts["train"], val, test, pool, copies, lisa, weights, steps)
@@ -124,15 +128,13 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
 def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Interrupt) -> int:
     """Train, log, evaluate, save. The exit code: 0 done, 1 training had to stop, 128 + n after signal n."""
     log.info(describe(run))
-    screen = run.world.main and sys.stderr.isatty()
-    bar = tqdm(total=run.steps if run.copies else None, initial=run.step, unit="step", disable=not screen)
     try:
-        with logging_redirect_tqdm([log]), bar:
+        with logging_redirect_tqdm([log]), Progress(run) as progress:
             if run.copies:
-                row = train(run, checkpoints, metrics, bar, interrupt)
+                row = train(run, checkpoints, metrics, progress, interrupt)
             else:
-                score(run, lambda: (bar.update(), interrupt.check()))
-                row = log_row(run, metrics, True, interrupt)
+                score(run, lambda: (progress.advance(), interrupt.check()))
+                row = log_row(run, metrics, True, interrupt.check)
         keep_state(run, checkpoints)
         interrupt.check()
         metrics.close()
@@ -151,7 +153,7 @@ def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Inte
         return 128 + stopped.signal
 
 
-def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, bar: tqdm, interrupt: Interrupt) -> Row:
+def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, progress: Progress, interrupt: Interrupt) -> Row:
     """The loop; returns the row of the last step. Raises TrainingStopped, and Interrupted between two steps."""
     s = run.settings
     eval_every, save_every = (
@@ -160,22 +162,23 @@ def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, bar: tqdm, in
     while True:
         evaluating = run.step % eval_every == 0 or run.step == run.steps
         if evaluating or run.step % s.log_every == 0:
-            row = log_row(run, metrics, evaluating, interrupt)
-            show(bar, row, run.steps, evaluating)
+            row = log_row(run, metrics, evaluating, progress.patient(interrupt.check))
+            if evaluating:
+                progress.evaluated(row)
         if run.step == run.steps:
             return row
         metrics.count(one_step(run))
         run.step += 1
-        bar.update()
+        progress.advance()
         checkpoints.poll()
         if save_every and run.step % save_every == 0:
             checkpoints.begin(run.step, run.state_dict())
         interrupt.check()
 
 
-def log_row(run: Run, metrics: MetricsLog, evaluating: bool, interrupt: Interrupt) -> Row:
+def log_row(run: Run, metrics: MetricsLog, evaluating: bool, pause: Callable[[], None]) -> Row:
     """Write the row of the last step: the values of the step, the weights and, at evaluations, their results."""
-    s, weights, pause = run.settings, run.weights, interrupt.check
+    s, weights = run.settings, run.weights
     row = {"step": run.step, "epoch": run.step * s.global_batch_size / len(run.pool)} | run.row
     if not run.per_sample:
         row |= {f"weight/{name}": p for name, p in zip(run.train.sources, weights.p.tolist(), strict=True)}
@@ -184,7 +187,6 @@ def log_row(run: Run, metrics: MetricsLog, evaluating: bool, interrupt: Interrup
         row |= evaluate(run.copies, weights, run.train, run.test, s.micro_batch_tokens, pause)
         if s.learned:
             run.watch.weights(run.step)
-            report_evidence(run)
     metrics.write(row, weights if evaluating and run.per_sample else None, run.all_operations)
     return row
 

@@ -61,6 +61,7 @@ def settings(data: Path, out: Path, **changes) -> list[str]:
         "max_steps": 6,
         "eval_every": 3,
         "tracker": "none",
+        "keep_checkpoints": 2,
         "output_dir": str(out),
     } | changes
     config = out.with_suffix(".yaml")

@@ -10,9 +10,8 @@ import numpy as np
 from bilevel.errors import UserError, first
 from bilevel.export.selection import DROP, KEEP, at_least
 from bilevel.run.finished import FinishedRun
+from bilevel.weights.evidence import LITTLE, can_go
 from bilevel.weights.two_groups import split
-
-LITTLE = 0.1  # weight of a record, whose mean is 1: a source of such records is left out if its verdict is "worse"
 
 
 def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
@@ -30,7 +29,7 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     kept, left_out, others = [], [], []
     for number, row in enumerate(run.evidence.to_dict("records")):
         weight = float(np.nanmean(run.weights[number]))
-        out = row["verdict"] == "worse" and weight <= LITTLE
+        out = can_go(row["verdict"], weight)
         kept.append(run.was_read(number) & (not out))
         when = f"verdict at step {row['called_at']}, " if row["called_at"] else ""
         words = f"{run.train[number].stem}: {row['verdict']} ({when}weight of a record {weight:.3g})"

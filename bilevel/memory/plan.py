@@ -134,7 +134,7 @@ def _estimate(
         checkpoint += residual * processes
     host["checkpoint being written"] = checkpoint
     disk = {
-        "checkpoints kept": settings.keep_checkpoints * checkpoint,
+        "checkpoints kept": settings.checkpoints_kept * checkpoint,
         "next checkpoint being written": checkpoint,
         "model": _saved(settings, adapters, size * layout.parameter_size),
     }

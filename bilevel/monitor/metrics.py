@@ -118,7 +118,7 @@ class MetricsLog:
             "step": row["step"],
             "seconds": round(now - self.started, 3),
             "tokens_per_second": round(self.tokens / (now - self.last)),
-            "memory_mib": _peak_memory() >> 20,
+            "memory_mib": peak_memory() >> 20,
         }
         if not math.isnan(operations):
             timing["gflop"] = round(operations / 1e9, 3)
@@ -196,7 +196,7 @@ class _CsvFile:
         return text.getvalue().encode()
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Peak memory of this process in bytes: of the GPU if there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

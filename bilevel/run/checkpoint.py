@@ -27,6 +27,7 @@ from bilevel.run.checkpoint_file import (
     STATE_VERSION,
     DamagedCheckpoint,
     State,
+    clear,
     name_of,
     read_manifest,
     read_state,
@@ -123,6 +124,10 @@ class Checkpoints:
             remove(self.folder / name_of(step))
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
+
+    def clear(self) -> int:
+        """Remove all checkpoints; return their bytes. To be called when the results are written."""
+        return clear(self.folder) if self.world.main else 0
 
     def all(self, ending: str = "") -> list[Path]:
         """The complete checkpoints in order of steps; with ending ASIDE, those that were set aside."""

@@ -130,6 +130,25 @@ def remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def clear(folder: Path) -> int:
+    """Remove all checkpoints in a run's folder of checkpoints, whole or not, and the folder; return their bytes.
+
+    Files that no run has written stay.
+    """
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_[0-9]+(\.partial|\.aside)?", path.name)]
+    size = sum(_size(path) for path in found)
+    for path in found:
+        remove(path)
+    size -= sum(_size(path) for path in found)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return size
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.glob("*")) if folder.is_dir() else 0
+
+
 def read_state(path: Path, rank: int) -> State:
     """One process's state; call `verify` first. Raises DamagedCheckpoint if the files do not hold a state."""
     tensors, facts = files_of(rank)

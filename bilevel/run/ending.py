@@ -1,7 +1,8 @@
 """The end of a run: save its state, write its results, write the report.
 
-weights.csv is the last result: a run with this file is finished. The lock is removed at the very end. If a signal or a
-full disk ends the run earlier, the same command writes what is missing.
+weights.csv is the last result: a run with this file is finished. Then its checkpoints are removed, unless
+keep_checkpoints says otherwise, and the lock at the very end. If a signal or a full disk ends the run earlier, the same
+command does what is missing.
 """
 
 import logging
@@ -12,10 +13,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from bilevel.errors import UserError
+from bilevel.monitor.words import memory
 from bilevel.run import lock, results
 from bilevel.run.checkpoint import Checkpoints
+from bilevel.run.checkpoint_file import clear
 from bilevel.run.interrupt import Interrupt
 from bilevel.run.messages import what_next
+from bilevel.run.next_commands import next_commands
 from bilevel.run.state import Row, Run
 from bilevel.settings.fields import Settings
 from bilevel.weights import csv_file
@@ -45,6 +49,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
     row: the last row of metrics.csv.
     """
     s, folder = run.settings, run.settings.run_folder
+    log.info("writing the results")
 
     def save_model() -> None:
         if s.save_model in run.copies:
@@ -60,9 +65,12 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
         if problem := _problem(run, write):
             log.error(f"the results cannot be written: {problem}. Make room; {what_next(s, checkpoints.last)}")
             return 1
-    if s.save_every == 0 or not run.copies:  # no checkpoint was asked for; this one only protected the results
+    removed = 0
+    if s.keep_checkpoints is None:
+        removed = checkpoints.clear()
+    elif s.save_every == 0 or not run.copies:  # no checkpoint was asked for; this one only protected the results
         checkpoints.discard(run.step)
-    return _close(run, row, report) if run.world.main else 0
+    return _close(run, row, removed, report) if run.world.main else 0
 
 
 def _problem(run: Run, write: Callable[[], None]) -> str | None:
@@ -75,11 +83,17 @@ def _problem(run: Run, write: Callable[[], None]) -> str | None:
     return next((found for found in run.world.gather(problem) if found), None)
 
 
-def _close(run: Run, row: Row, report: Report) -> int:
-    """Write the report and the closing lines, and remove the lock, after all results are written; the exit code."""
+def _close(run: Run, row: Row, removed: int, report: Report) -> int:
+    """Write the report and the closing lines, and remove the lock, after all results are written; the exit code.
+
+    removed: bytes of the checkpoints that were removed.
+    """
     folder = run.settings.run_folder
     report(folder)
-    log.info(results.summary(folder, run.weights, run.train, row))
+    log.info(results.summary(run, row))
+    if removed:
+        log.info(f"checkpoints removed, {memory(removed)}; with keep_checkpoints=2 the newest two stay")
+    log.info("\n".join(["", *next_commands(run)]))
     try:
         (folder / lock.NAME).unlink()
     except OSError as error:
@@ -101,6 +115,8 @@ def complete(settings: Settings, report: Report) -> int:
         if held is None:
             raise UserError(lock.at_work(folder) or f"a process is still at work in {folder}: start again")
         with held:
+            if settings.keep_checkpoints is None:
+                clear(folder / "checkpoints")
             report(folder)
             try:
                 (folder / lock.NAME).unlink()

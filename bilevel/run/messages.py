@@ -4,11 +4,10 @@ import contextlib
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from bilevel.data.overlap import read_overlaps
 from bilevel.model.loading import drops
-from bilevel.monitor import findings
+from bilevel.run.stages import stage
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
 
@@ -26,7 +25,10 @@ def open_log(run: Run) -> None:
     log.setLevel(logging.INFO if run.world.main else logging.CRITICAL)
     log.handlers = [_Screen(sys.stdout)]
     if run.world.main:
-        log.addHandler(_LogFile(run.settings.run_folder / "run.log", encoding="utf-8"))
+        file = _LogFile(run.settings.run_folder / "run.log", encoding="utf-8")
+        for line in stage.lines:  # said before there was a file
+            file.emit(logging.makeLogRecord({"msg": line}))
+        log.addHandler(file)
 
 
 class _Patient(logging.Handler):
@@ -73,6 +75,8 @@ def describe(run: Run) -> str:
             f"{run.steps} steps of {s.global_batch_size} training{trusted} samples",
             how,
         ]
+    if len(run.copies) == 2:
+        lines.append("the two copies: w is trained with validation data, u without; their losses differ by the gap")
     if run.copies and drops(run.copies["w"].shape):
         lines.append(MASKS)
     if run.lisa:
@@ -103,26 +107,6 @@ def describe(run: Run) -> str:
     if run.step:
         lines.append(f"going on after step {run.step}, from its checkpoint")
     return "\n".join(lines)
-
-
-def show(bar: Any, row: dict[str, Any], steps: int, evaluating: bool) -> None:
-    """Show loss and weight of the noisy (or lowest) source on the progress bar, or in lines without a terminal."""
-    facts = {"loss": row.get("loss_w"), "test": row.get("test_loss_w"), "ROC": row.get("roc_auc")}
-    shares = {name.removeprefix("weight/"): value for name, value in row.items() if name.startswith("weight/")}
-    if len(shares) > 1:
-        noisy = [name for name in shares if "noisy" in name]
-        name = noisy[0] if len(noisy) == 1 else min(shares, key=shares.get)
-        facts["w_noisy" if noisy == [name] else f"w({name})"] = shares[name]
-    words = ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)
-    bar.set_postfix_str(words)
-    if bar.disable and evaluating:
-        log.info(f"step {row['step']}/{steps}: {words}")
-
-
-def report_evidence(run: Run) -> None:
-    """Log the evidence on each source during the run; at its end the closing lines have it."""
-    if 0 < run.step < run.steps and (lines := findings.lines(run.weights, run.train.sources)):
-        log.info("\n  ".join([f"step {run.step}/{run.steps}: what the gaps show of each source", *lines]))
 
 
 def what_next(settings: Settings, last: Path | None) -> str:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bilevel.data.samples import Samples
-from bilevel.monitor import findings
+from bilevel.monitor import findings, record_words
+from bilevel.run.state import Row, Run
 from bilevel.weights.chunks import chunks
 from bilevel.weights.fixed import Weights
 from bilevel.weights.statistics import QUANTILES, histogram, source_shares
@@ -56,13 +57,20 @@ def _draw_evidence(axis: "Axes", metrics: pd.DataFrame, called_at: list[int], so
     axis.plot([], [], color="0.85", linewidth=9, label="no difference shown")
 
 
-def summary(folder: Path, weights: Weights, samples: Samples, last_row: dict[str, float]) -> str:
-    """The closing lines of a run: weights, test losses, and which files it wrote."""
+def summary(run: Run, last_row: Row) -> str:
+    """The closing lines of a run: weights and what is known about them, test losses, and which files it wrote.
+
+    last_row: the last row of metrics.csv.
+    """
+    folder, weights, samples = run.settings.run_folder, run.weights, run.train
     shares = source_shares(weights, samples.sizes)
     table = pd.DataFrame({"source": samples.sources, "samples": samples.sizes, "weight": shares})
     lines = ["", table.to_string(index=False, float_format="{:.4f}".format)]
     if found := findings.lines(weights, samples.sources):
         lines += ["", *found, findings.closing(weights, samples.sources), ""]
+    if run.settings.learned and weights.per_sample:
+        lines += ["", *record_words.lines(weights, samples)]
+        lines += [record_words.closing(weights, logarithm=run.settings.x_map == "softmax"), ""]
     for source, share in zip(samples.sources, shares.tolist(), strict=True):
         if "noisy" in source:
             name = "w_noisy" if sum("noisy" in s for s in samples.sources) == 1 else f"w_noisy ({source})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from bilevel.errors import UserError
 from bilevel.run.interrupt import watch_launcher
 from bilevel.run.preflight import check_files, check_shape
+from bilevel.run.stages import stage
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings
 from bilevel.settings.written import dump
@@ -27,15 +28,19 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
     It also checks the model's shape and the names and shapes of its weights, which takes seconds; the imports after it
     take several more.
     """
+    stage.begin()
     try:
         settings, dry_run = load_settings(argv)
         watch_launcher()
+        if not dry_run:
+            stage("checking the data files")
         files = check_files(settings)
         if dry_run:
             print(dump(settings), end="")
             if settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.lora_rank is not None:
                 print(textwrap.indent(_memory_report(settings), "# ", lambda _: True))
             return 0
+        stage("checking the model")
         quiet_libraries()
         from bilevel.model.loading import model_shape
 

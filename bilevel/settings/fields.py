@@ -279,7 +279,12 @@ class Settings:
     skip_nonfinite: int = _setting(
         "run", "number of steps with a non-finite loss or gradient that are skipped before the run stops", 0, ge=0
     )
-    keep_checkpoints: int = _setting("run", "number of newest checkpoints to keep", 2, ge=1)
+    keep_checkpoints: int | None = _setting(
+        "run",
+        "number of newest checkpoints to keep, also when the run has finished; null: 2 until then, and none afterwards",
+        None,
+        ge=1,
+    )
     resume: str = _setting(
         "run",
         "auto: continue an unfinished run in the run folder; never: do not; or the path of a checkpoint folder",
@@ -334,6 +339,11 @@ class Settings:
     @property
     def reads_validation(self) -> bool:
         return METHODS[self.method].validation or self.val_in_training
+
+    @property
+    def checkpoints_kept(self) -> int:
+        """Number of newest checkpoints that are kept while the run is unfinished."""
+        return self.keep_checkpoints or 2
 
     @property
     def x_init_file(self) -> Path | None:

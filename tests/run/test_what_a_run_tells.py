@@ -31,7 +31,7 @@ HOLD = {
     },
     TEXT: {"report.html"},
     CONFIG: set(),
-    str(ROOT): set(),
+    str(ROOT): {"run.log"},  # the commands that come next are typed there
     sys.executable: set(),
 } | {secret: set() for secret in SECRETS.values()}
 

@@ -1,0 +1,118 @@
+"""What a run says while it trains: a bar in a terminal, lines without one, and what is known about the weights."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from bilevel.errors import first
+from bilevel.monitor import findings, record_words
+from bilevel.monitor.metrics import peak_memory
+from bilevel.monitor.words import duration, many, memory
+from bilevel.run.state import Row, Run
+
+log = logging.getLogger("bilevel")
+
+MOST = 12  # sources that have a line each; of more, those with the lowest weights
+
+
+class Progress:
+    """The bar and the lines of a run. It only reads; nothing that is computed depends on it.
+
+    Lines come at evaluations and, without a terminal, also after the first step and then at least once a minute.
+    Create it just before the first step.
+    """
+
+    EVERY = 60.0  # seconds
+    LONG = 20.0  # seconds; an evaluation that takes longer says that it is one
+
+    def __init__(self, run: Run):
+        self.run = run
+        screen = run.world.main and sys.stderr.isatty()
+        self.bar = tqdm(total=run.steps if run.copies else None, initial=run.step, unit="step", disable=not screen)
+        self.lines = run.world.main and not screen
+        self.done = 0  # steps of this process; a baseline that scores counts its steps and passes
+        self.timed = 0  # steps that self.began does not include
+        self.began = self.said = time.perf_counter()
+        self.tested: Row = {}  # the last results on test data and records known as noisy
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def advance(self) -> None:
+        """Call after each step."""
+        if not self.bar.disable:
+            self.bar.set_postfix_str(self._short(), refresh=False)
+        self.bar.update()
+        self.done, now = self.done + 1, time.perf_counter()
+        if self.lines and (self.done == 1 or now - self.said >= self.EVERY):
+            self._say(now)
+        if self.done == 1:
+            self.began, self.timed = now, 1  # the first step also sets up what the others use
+
+    def evaluated(self, row: Row) -> None:
+        """Call with the row of an evaluation, once it is written."""
+        names = {"test": "test_loss_w", "ROC": "roc_auc"}
+        self.tested = {name: row[column] for name, column in names.items() if column in row}
+        if self.run.world.main:
+            self._say(time.perf_counter())
+
+    def patient(self, pause: Callable[[], None]) -> Callable[[], None]:
+        """`pause`, which an evaluation calls again and again; the result also says so if it takes long."""
+        began, told = time.perf_counter(), []
+
+        def check() -> None:
+            pause()
+            if self.run.world.main and not told and time.perf_counter() - began > self.LONG:
+                told.append(True)
+                log.info(f"step {self.run.step}: evaluating on {many(len(self.run.test), 'test record')} ...")
+
+        return check
+
+    def _say(self, now: float) -> None:
+        self.said = now
+        run = self.run
+        if not run.copies:
+            log.info(f"scoring: {self.done:,} steps and passes in {duration(now - self.began)}")
+            return
+        left = run.steps - run.step
+        lines = [f"step {run.step}/{run.steps}: {self._facts()}"]
+        if self.done:
+            each = (now - self.began) / max(1, self.done - self.timed)
+            rest = f", about {duration(left * each)} left" if left else ""
+            lines.append(f"{duration(each)} per step{rest}, memory {memory(peak_memory())}")
+        if left and run.step:
+            lines += self._known()
+        log.info("\n  ".join(lines))
+
+    def _facts(self) -> str:
+        """The losses of the last step and evaluation, in words; w is the copy that is trained with validation data."""
+        row = self.run.row
+        facts = {"loss": row.get("loss_w"), "validation": row.get("val_loss_w")} | self.tested
+        return ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)
+
+    def _short(self) -> str:
+        """The loss and the lowest weight of a source, beside the bar."""
+        run, words = self.run, self._facts().partition(",")[0]
+        if not run.copies or not run.settings.learned or run.per_sample:
+            return words
+        p = run.weights.p.tolist()
+        return f"{words}, {run.train.sources[p.index(min(p))]} {findings.share(min(p))}"
+
+    def _known(self) -> list[str]:
+        """What is known about each source, or about the records."""
+        run = self.run
+        if not run.settings.learned:
+            return []
+        if run.per_sample:
+            return record_words.lines(run.weights, run.train)
+        order = sorted(range(len(run.train.sources)), key=run.weights.p.tolist().__getitem__)
+        found = findings.lines(run.weights, run.train.sources)
+        if len(found) <= MOST:
+            return found
+        return first([found[k] for k in order], MOST)

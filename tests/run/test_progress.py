@@ -1,0 +1,114 @@
+"""What a run says from its start to its end: stages, lines without a terminal, and the commands that come next."""
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from run_helpers import settings, train
+
+import train_bilevel
+from bilevel.evaluate.command import main as evaluate
+from bilevel.export.command import main as export
+from bilevel.run import progress, stages
+
+pytestmark = pytest.mark.usefixtures("no_old_log")
+
+SHORT = {"max_steps": 4, "eval_every": 4, "global_batch_size": 8, "val_batch_size": 8, "save_every": 2}
+STAGES = ["checking the data files", "checking the model", "reading and tokenising the data (4 sources)"]
+
+
+@pytest.fixture(scope="module")
+def said(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """run.log of a run whose checkpoints go when it has finished."""
+    out = tmp_path_factory.mktemp("runs") / "my run"
+    with contextlib.chdir(out.parent):
+        train(data, out, **SHORT, keep_checkpoints=None)
+    return (out / "run.log").read_text()
+
+
+def test_what_comes_before_the_first_step_is_told_with_its_time(said: str):
+    lines = said.splitlines()
+    expected = [*STAGES, "loading the model twice, as w and u"]
+    assert [re.fullmatch(r" *[\d.]+ m?s  (.*)", line)[1] for line in lines[:4]] == expected
+    assert lines[4].endswith("4 steps of 8 training and 8 validation samples")
+
+
+def test_stages_count_from_the_start_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    clock = iter([0.0, 50.0, 51.5, 110.0])
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: next(clock))
+    stage = stages.Stages()
+    stage.begin()
+    stage("one")
+    monkeypatch.setenv("RANK", "1")
+    stage("of another process")
+    monkeypatch.setenv("RANK", "0")
+    stage("two")
+    assert capsys.readouterr().out.splitlines() == [" 1.5 s  one", "  60 s  two"] == stage.lines
+
+
+def test_a_log_has_a_line_after_the_first_step(said: str):
+    steps = [int(step) for step in re.findall(r"^step (\d)/4: loss .*\n  .* per step", said, flags=re.M)]
+    assert steps == [1, 4] and "about" in said
+    assert re.search(r"^step 1/4: .*\n  .*\n  train_clean: no difference shown", said, flags=re.M)
+
+
+def test_a_log_has_a_line_a_minute(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress.Progress, "EVERY", 0.0)
+    mixed = {"train_data": [str(data / "mixed" / "train_mixed.json")], "weights": "sample", "x_optimizer": "adam"}
+    train(data, tmp_path / "r", **SHORT, **mixed, log_every=100)
+    said = (tmp_path / "r" / "run.log").read_text()
+    assert set(re.findall(r"^step (\d)/4: loss", said, flags=re.M)) == {"1", "2", "3", "4"}
+    assert said.count("\n  weights of the records (mean 1): 5 % are below ") >= 2
+    assert "the weights form no two separate groups" in said
+
+
+def test_a_long_evaluation_says_that_it_is_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress.Progress, "LONG", -1.0)
+    train(data, tmp_path / "r", **SHORT, save_model="none")
+    assert "step 4: evaluating on 16 test records ..." in (tmp_path / "r" / "run.log").read_text()
+
+
+def test_the_commands_at_the_end_run_as_they_stand(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a fresh shell: they begin with a change of folder, because this run was not started in the repository's."""
+    commands = [shlex.split(line) for line in said.splitlines() if re.match("(cd|python|CONFIG=.*) ", line)]
+    folder, page, *others = commands
+    assert folder == ["cd", str(progress.__file__).split("/bilevel/")[0]]
+    assert page[:3] == ["python", "-m", "webbrowser"] and page[3].endswith("/my%20run/report.html")
+    mains = {"bilevel.export": export, "--config": train_bilevel.main, "bilevel.evaluate": evaluate}
+    monkeypatch.chdir(tmp_path)
+    for command in others:
+        words = command[3:] if command[1] == "-m" else command[2:]
+        assert mains[command[2]](words) == 0, command
+    assert len(others) == 3
+
+
+def test_the_checkpoints_of_a_finished_run_are_removed(said: str):
+    folder = Path(re.search(r"^in (.*): metrics.csv", said, flags=re.M)[1])
+    assert re.search(r"^checkpoints removed, [1-9]\d* (k|M|G)B; with keep_checkpoints=2", said, flags=re.M)
+    assert (folder / "weights.csv").exists() and not (folder / "checkpoints").exists()
+
+
+def test_checkpoints_stay_if_that_is_wanted(data: Path, tmp_path: Path):
+    train(data, tmp_path / "r", **SHORT, save_model="none", keep_checkpoints=1)
+    assert [path.name for path in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_000004"]
+    assert "removed" not in (tmp_path / "r" / "run.log").read_text()
+
+
+def test_the_checkpoints_of_a_run_that_was_killed_at_its_end_are_removed(data: Path, tmp_path: Path, monkeypatch):
+    class Gone(BaseException):
+        pass
+
+    def gone(*_):
+        raise Gone
+
+    arguments = settings(data, tmp_path / "r", **SHORT, save_model="none", keep_checkpoints=None)
+    with monkeypatch.context() as patch, pytest.raises(Gone):
+        patch.setattr("bilevel.run.checkpoint.Checkpoints.clear", gone)
+        train_bilevel.main(arguments)
+    foreign = tmp_path / "r" / "checkpoints" / "notes.txt"
+    foreign.write_text("mine")
+    assert len(list(foreign.parent.iterdir())) == 3
+    assert train_bilevel.main(arguments) == 0
+    assert list(foreign.parent.iterdir()) == [foreign] and (tmp_path / "r" / "report.html").exists()
