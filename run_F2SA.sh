@@ -54,7 +54,8 @@ echo "run_F2SA.sh: $CONFIG ($chosen); CONFIG=FILE chooses another"
 flags=(--config "$CONFIG")
 
 # Settings from the environment.
-for name in $("$python" -m bilevel.settings); do
+names=$("$python" -m bilevel.settings)
+for name in $names; do
   if [ -n "${!name:-}" ]; then flags+=("--$name=${!name}"); fi
 done
 

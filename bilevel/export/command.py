@@ -27,6 +27,12 @@ from bilevel.export.suggestion import suggested
 from bilevel.export.writers import PACKERS, WRITERS, Records, ending, write
 from bilevel.run.finished import FinishedRun, read_finished
 
+EXAMPLES = """examples:
+  python -m bilevel.export outputs/mine                       as the run suggests: without what it has shown to be worse
+  python -m bilevel.export outputs/mine --keep 0.5 --out clean.jsonl         the half with the largest weights
+  python -m bilevel.export outputs/mine --all                 every record, with its weight in a field
+  python -m bilevel.export outputs/mine --sample 10000        10,000 records drawn in proportion to their weights"""
+
 # ----------------------------------------------------------------------------------------------------------------------
 # the command line
 
@@ -44,7 +50,11 @@ def main(argv: list[str]) -> int:
 
 def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m bilevel.export", description=__doc__.split("\n")[0], allow_abbrev=False
+        prog="python -m bilevel.export",
+        description=__doc__.split("\n")[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     choice = parser.add_mutually_exclusive_group()

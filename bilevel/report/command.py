@@ -23,13 +23,21 @@ from bilevel.run.finished import read_finished
 log = logging.getLogger("bilevel")
 
 HERE = Path(__file__).parent
+EXAMPLES = """examples:
+  python -m bilevel.report outputs/mine                                      write outputs/mine/report.html again
+  python -m bilevel.report outputs/mine --records 100000 --out all.html      with more records, into another file"""
 RECORDS = 10_000  # number of records shown
 _ESCAPED = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
 
 
 def main(argv: list[str]) -> int:
     """Run the command. Exit code: 0 done, 2 a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="python -m bilevel.report", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bilevel.report",
+        description=__doc__.split("\n")[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write [RUN/report.html]")
     parser.add_argument(

@@ -94,15 +94,17 @@ def _wrong_start(settings: Settings, train: list["Source"]) -> list[str]:
     name = f"x_init: {short(settings.x_init, 300)}"
     if settings.x_init_file is None:
         return []
-    if not os.path.isdir(settings.x_init):
-        return (
-            [] if os.path.isfile(settings.x_init) else [f"{name} is neither uniform, size, a file nor a run's folder"]
-        )
+    if not os.path.isdir(settings.x_init) and not os.path.isfile(settings.x_init):
+        return [f"{name} is neither uniform, size, a file nor a run's folder"]
     if not os.path.isfile(settings.x_init_file):
         return [f"{name} is a folder without weights.csv, which a run leaves when it is finished"]
     from bilevel.run.finished import read_data
+    from bilevel.weights.csv_file import check_kind
 
     try:
+        check_kind(settings.x_init_file, settings.weights == "sample", str(settings.x_init_file))
+        if not os.path.isdir(settings.x_init):
+            return []
         then = {file.file: file.sha256 for file in read_data(Path(settings.x_init)).train}
     except UserError as error:
         return [f"x_init: {error}"]

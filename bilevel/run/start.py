@@ -14,7 +14,7 @@ from bilevel.run.preflight import check_files, check_shape
 from bilevel.run.stages import stage
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings
-from bilevel.settings.written import dump
+from bilevel.settings.written import dump_changed_first
 
 if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
     from bilevel.data.sources import Source
@@ -30,13 +30,13 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
     """
     stage.begin()
     try:
-        settings, dry_run = load_settings(argv)
+        settings, dry_run = load_settings(argv, note)
         watch_launcher()
         if not dry_run:
             stage("checking the data files")
         files = check_files(settings)
         if dry_run:
-            print(dump(settings), end="")
+            print(dump_changed_first(settings), end="")
             if settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.lora_rank is not None:
                 print(textwrap.indent(_memory_report(settings), "# ", lambda _: True))
             return 0
@@ -52,6 +52,12 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
     except UserError as error:
         return refuse(error)
     return settings, files
+
+
+def note(words: str) -> None:
+    """Print a note, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {words}", file=sys.stderr)
 
 
 def refuse(error: UserError) -> int:

@@ -6,24 +6,41 @@ parsing takes 0.05 s.
 """
 
 import argparse
+import difflib
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from bilevel.errors import ConfigError, UserError, first, plain, short
 from bilevel.files import open_regular
-from bilevel.settings.fields import FIELDS, LISTS, Settings, meaning
-from bilevel.settings.rules import unknown_setting, validate
+from bilevel.settings.fields import FIELDS, LISTS, Settings, choices
+from bilevel.settings.other_names import unknown_setting
+from bilevel.settings.rules import validate
 from bilevel.settings.written import FREE
 
+SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+EXAMPLES = """examples:
+  python train_bilevel.py --config configs/tiny.yaml --dry_run
+      check settings and data files, and print the settings
+  python train_bilevel.py --config configs/tiny.yaml --run_name first
+      a small model on the shipped data, on a CPU
+  python train_bilevel.py --config configs/gpt2.yaml --train_data web.jsonl forum.jsonl --val_data trusted.jsonl
+                          --test_data heldout.jsonl --x_optimizer auto --run_name mine
+      a weight for each of your files
+  python train_bilevel.py --config outputs/mine/config.yaml --method fixed --x_init outputs/mine --run_name mine_again
+      train a model on the weights of a finished run"""
 LONGEST = 200_000  # characters in a settings file; YAML parses slowly, and a data file passed by mistake is larger
 
 
-def load_settings(argv: list[str]) -> tuple[Settings, bool]:
-    """The settings in a command line, and whether it has --dry_run. Raises ConfigError with all problems."""
+def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: None) -> tuple[Settings, bool]:
+    """The settings in a command line, and whether it has --dry_run. Raises ConfigError with all problems.
+
+    note: called with what a person should know about how the settings were read.
+    """
     options, unknown = _parser().parse_known_args(argv)
     flags = [word.split("=")[0] for word in unknown if word.startswith("--")]
     problems = first(flags, 10, lambda flag: unknown_setting(flag, "--"))
@@ -31,18 +48,29 @@ def load_settings(argv: list[str]) -> tuple[Settings, bool]:
         problems = first(unknown, 10, lambda word: f"{plain(word)}: not a setting; write settings as --name value")
     given = {key: _from_text(value) for key, value in vars(options).items() if key in FIELDS and value is not None}
 
+    dry_run = _is_on(options.dry_run, problems)
     in_file: dict[str, Any] = {}
     if options.config:
         try:
             in_file = read_yaml(options.config)
-        except UserError as error:
-            problems.append(str(error))
+        except UserError as error:  # what else is missing stands in that file
+            raise ConfigError([*problems, str(error)]) from None
+    if given.get("model_name_or_path") and "model_config" not in given and in_file.get("model_config"):
+        note(f"model_name_or_path={given['model_name_or_path']} replaces the model_config of {options.config}")
+        del in_file["model_config"]
     values = _listed({**in_file, **given})
     values.setdefault("run_name", _default_run_name(options.config, given))
     settings, more = validate(values)
     if problems or more:
         raise ConfigError(problems + more)
-    return settings, options.dry_run
+    return settings, dry_run
+
+
+def _is_on(word: str, problems: list[str]) -> bool:
+    """Whether --dry_run was given, with or without a word; another word becomes a problem."""
+    if word.lower() not in SWITCH:
+        problems.append(f"--dry_run {plain(word)}: expected true or false")
+    return SWITCH.get(word.lower(), True)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -55,12 +83,22 @@ def read_yaml(path: str) -> dict[str, Any]:
             raise UserError(f"{name}: it has more than {LONGEST} characters, so it is not a settings file")
         content = _yaml(text)
     except OSError as error:
-        raise UserError(f"{name}: {error.strerror or error}. the folder configs/ has examples") from None
+        raise UserError(f"{name}: {error.strerror or error}. {_run_files(path)}") from None
     except ValueError as error:
         raise UserError(f"{name} is not YAML: {plain(' '.join(str(error).split()), 300)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{name}: the file must contain lines of the form `setting: value`")
     return {key if isinstance(key, str) else short(key): value for key, value in content.items()}
+
+
+def _run_files(path: str) -> str:
+    """The run file beside this path that has nearly its name, or where examples are."""
+    try:
+        there = [file.name for file in Path(path).parent.glob("*.y*ml")]
+    except (OSError, ValueError):
+        there = []
+    near = difflib.get_close_matches(Path(path).name, there, n=1, cutoff=0.6)
+    return f"Did you mean {Path(path).with_name(near[0])}?" if near else "The folder configs/ has examples"
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_bilevel.py",
         description="Fine-tune a causal language model and learn data weights in the same run.",
+        usage="train_bilevel.py --config FILE [--SETTING VALUE ...] [--dry_run]",
+        epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
     )
@@ -127,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dry_run",
-        action="store_true",
+        nargs="?",
+        const="true",
+        default="false",
+        metavar="{true,false}",
         help="check the settings and data files, print the resolved settings, and stop",
     )
     groups: dict[str, Any] = {}
@@ -138,10 +181,25 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(
             f"--{name}",
             nargs="+" if name in LISTS else None,
-            metavar="VALUE",
-            help=f"{meaning(name)} [{default}]".replace("%", "%%"),
+            metavar=_metavar(name),
+            help=f"{field.description} [{default}]".replace("%", "%%"),
         )
     return parser
+
+
+def _metavar(name: str) -> str:
+    """What a value looks like: the choices, or FILE, N, NUMBER, {...} or TEXT; null is not named."""
+    words, kinds = choices(name), FIELDS[name].annotation
+    members = {kinds, *get_args(kinds)}
+    if words:
+        return "{" + ",".join(words) + "}"
+    if name in LISTS:
+        return "FILE"
+    if bool in members:
+        return "{true,false}"
+    if members & {int, float}:
+        return "N" if int in members else "NUMBER"
+    return "TEXT" if str in members else "'{NAME: VALUE, ...}'"
 
 
 def _from_text(value: Any) -> Any:

@@ -362,10 +362,14 @@ FIELDS = Settings.__pydantic_fields__
 
 def meaning(name: str) -> str:
     """Description of a setting; if it accepts only certain words, they follow in parentheses."""
-    field = FIELDS[name]
-    members = [field.annotation, *get_args(field.annotation)]
-    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
-    return field.description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
+    words = choices(name)
+    return FIELDS[name].description + (f" ({', '.join(words[:-1])} or {words[-1]})" if words else "")
+
+
+def choices(name: str) -> list[str]:
+    """The words that a setting accepts; none if it accepts other values."""
+    members = [FIELDS[name].annotation, *get_args(FIELDS[name].annotation)]
+    return [word for member in members if get_origin(member) is Literal for word in get_args(member)]
 
 
 DATA = {"train_data", "val_data", "test_data"}

@@ -1,6 +1,5 @@
 """Checks of the settings: unknown names, types, ranges and contradictions, all problems reported at once."""
 
-import difflib
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from bilevel.errors import first, plain, short
 from bilevel.settings.fields import FIELDS, TAGS, Settings
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
+from bilevel.settings.other_names import unknown_setting
 
 # Settings that only adapters have.
 ADAPTERS = ("lora_targets", "lora_dropout", "lora_rank_stabilised", "lora_merge", "base_dtype")
@@ -34,12 +34,6 @@ def validate(values: dict[str, Any]) -> tuple[Settings | None, list[str]]:
     rest = {key: value for key, value in known.items() if key not in bad}
     rest.setdefault("train_data", ["?"])
     return None, problems + _contradictions(adapter.validate_python(rest), bad)
-
-
-def unknown_setting(key: str, dashes: str = "") -> str:
-    """Message for a name that is not a setting, with the most similar one; `dashes` are put before the suggestion."""
-    near = difflib.get_close_matches(key.lstrip("-")[:60], FIELDS, n=1, cutoff=0.5)
-    return f"{plain(key)}: no such setting" + (f"; did you mean {dashes}{near[0]}?" if near else "")
 
 
 def _contradictions(s: Settings, bad: set[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from bilevel.errors import first, plain, short
-from bilevel.settings.fields import Settings
+from bilevel.settings.fields import FIELDS, Settings
 
 # Settings that a resumed run may change, because they do not affect its results.
 FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
@@ -36,4 +36,18 @@ class _Dumper(yaml.SafeDumper):
 
 def dump(settings: Settings) -> str:
     """The resolved settings as YAML, complete enough to repeat the run."""
-    return yaml.dump(dataclasses.asdict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return _yaml(dataclasses.asdict(settings))
+
+
+def dump_changed_first(settings: Settings) -> str:
+    """The same, for a person: first what differs from the defaults."""
+    values = dataclasses.asdict(settings)
+    null = Settings(train_data=["?"], weights=settings.weights).x_optimizer  # what its default, null, stands for
+    usual = {name: field.default for name, field in FIELDS.items()} | {"x_optimizer": null}
+    changed = {name: value for name, value in values.items() if value != usual[name]}
+    same = {name: value for name, value in values.items() if name not in changed}
+    return f"# differs from the defaults\n{_yaml(changed)}\n# as by default\n{_yaml(same)}"
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

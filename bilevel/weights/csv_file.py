@@ -10,6 +10,7 @@ a context of their own) has a row for each. pandas is imported late, because com
 import this module.
 """
 
+import csv
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bilevel.errors import UserError, plain, short
-from bilevel.files import whole_file
+from bilevel.files import open_regular, whole_file
 from bilevel.weights import chunks
 
 if TYPE_CHECKING:
@@ -140,12 +141,23 @@ def read_tables(path: Path, per_sample: bool, files: TrainingFiles, name: str) -
         raise UserError(f"{name}: every weight is 0")
 
 
+def check_kind(path: Path, per_sample: bool, name: str) -> None:
+    """Raises UserError if the file's first line is not that of weights of this kind."""
+    try:
+        with open_regular(path) as file:
+            head = file.readline(10_000).decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or error}") from None
+    _check_columns(next(csv.reader([head]), []), per_sample, name)
+
+
 def _check_columns(found: list[str], per_sample: bool, name: str) -> None:
     expected = [*KEYS[per_sample], "weight"]
     if set(expected) <= set(found):
         return
     other = set(KEYS[not per_sample]) <= set(found)
-    remedy = f"; this file is of a run with weights={'source' if per_sample else 'sample'}" if other else ""
+    kind = "source" if per_sample else "sample"
+    remedy = f"; this file is of a run with weights={kind}, so give weights={kind} here, too" if other else ""
     raise UserError(f"{name}: expected columns {', '.join(expected)}, found {plain(', '.join(found), 200)}{remedy}")
 
 

@@ -1,6 +1,7 @@
 """Settings: precedence, and every problem in one error."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from bilevel.errors import ConfigError
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
-from bilevel.settings.written import dump
+from bilevel.settings.written import dump, dump_changed_first
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "gpt2"}
@@ -159,3 +160,47 @@ def test_shipped_configs_are_right(config: Path):
 def test_settings_that_contradict_each_other(changes: dict, message: str):
     _, found = validate(GIVEN | changes)
     assert len(found) == 1 and message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["--dry_run"], True), (["--dry_run", "true"], True), (["--dry_run=false"], False)]
+)
+def test_a_dry_run_may_be_spelt_out(tmp_path: Path, words: list[str], expected: bool):
+    config = ["--config", write(tmp_path / "c.yaml")]
+    assert load_settings([*config, *words])[1] is expected
+    assert problems([*config, "--dry_run", "maybe"]) == ["--dry_run maybe: expected true or false"]
+
+
+def test_a_model_given_beside_a_run_file_replaces_its_new_model():
+    config, notes = ["--config", str(ROOT / "configs" / "tiny.yaml")], []
+    settings, _ = load_settings([*config, "--model_name_or_path", "m"], notes.append)
+    assert settings.model_name_or_path == "m" and settings.model_config is None
+    assert notes == [f"model_name_or_path=m replaces the model_config of {config[1]}"]
+    assert "exactly one of" in problems([*config, "--model_name_or_path", "m", "--model_config", "{a: 1}"])[0]
+
+
+def test_a_misspelt_run_file_is_told_alone(tmp_path: Path):
+    write(tmp_path / "tiny.yaml")
+    (problem,) = problems(["--config", str(tmp_path / "tinny.yaml")])
+    assert problem.endswith(f"No such file or directory. Did you mean {tmp_path / 'tiny.yaml'}?")
+    (problem,) = problems(["--config", str(tmp_path / "none" / "other.yaml")])
+    assert problem.endswith("The folder configs/ has examples")
+
+
+def test_help_shows_choices_units_and_examples(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        load_settings(["--help"])
+    said = capsys.readouterr().out
+    shown = ["x_optimizer {auto,adam,sgd,mirror}", "train_data FILE [FILE ...]", "lr_y NUMBER", "max_steps N"]
+    shown += ["gradient_checkpointing {true,false}", "model_config '{NAME: VALUE, ...}'", "dtype {fp32,bf16}"]
+    assert [words for words in shown if not re.search(f"  --{re.escape(words)}\\s", said)] == []
+    assert "examples:\n  python train_bilevel.py" in said
+
+
+def test_a_dry_run_begins_with_what_differs_from_the_defaults():
+    settings, _ = validate(GIVEN | {"lr_x": 0.3, "seed": 0})
+    text = dump_changed_first(settings)
+    changed, same = text.split("\n# as by default\n")
+    assert set(yaml.safe_load(changed)) == {*GIVEN, "lr_x"} and "seed: 0" in same
+    again, _ = validate(yaml.safe_load(text))
+    assert dataclasses.asdict(again) == dataclasses.asdict(settings)

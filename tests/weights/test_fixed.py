@@ -260,6 +260,8 @@ def test_weights_of_the_other_kind_say_so(data: Path, tmp_path: Path, capsys: py
     pd.DataFrame({"source": ["train_mixed"], "weight": [1.0], "samples": [192]}).to_csv(weights, index=False)
     assert train_bilevel.main(settings(data, tmp_path / "r", **mixed(data), x_init=str(weights))) == 2
     assert "this file is of a run with weights=source" in capsys.readouterr().err
+    dry = [*settings(data, tmp_path / "r", **mixed(data), x_init=str(weights)), "--dry_run"]
+    assert train_bilevel.main(dry) == 2 and "so give weights=source here, too" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_has_no_weights_to_start_from(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
