@@ -59,15 +59,12 @@ for name in $names; do
   if [ -n "${!name:-}" ]; then flags+=("--$name=${!name}"); fi
 done
 
-# The data. The shipped folder's process.py writes its files when they are missing or its constants have changed. The
-# process.py of another folder is somebody's program: it runs only with prepare=1.
+# The data. The process.py of a folder that is not the shipped one is somebody's program: it runs only with prepare=1.
 shipped=$here/data_alpaca_0.5
 case ${data_dir:-} in
   -* | \[* | {*) data_dir=./$data_dir ;; # neither a flag nor a list
 esac
-if [ "${data_dir:-$shipped}" -ef "$shipped" ]; then
-  if [ -f "$shipped/process.py" ]; then "$python" "$shipped/process.py" --if-needed; fi
-elif is_on prepare; then
+if [ -n "${data_dir:-}" ] && ! [ "$data_dir" -ef "$shipped" ] && is_on prepare; then
   [ -f "$data_dir/process.py" ] || mistake "prepare=1: there is no $data_dir/process.py"
   "$python" "$data_dir/process.py" --if-needed
 fi
@@ -85,6 +82,13 @@ if [ -n "${data_dir:-}" ]; then
   [ -n "${train_data:-}" ] || flags+=(--train_data "$train")
   [ -n "${val_data:-}" ] || flags+=(--val_data "$data_dir/val.json")
   if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
+fi
+
+# The shipped data: their process.py writes the files that are missing, or whose constants have changed, if the run
+# reads any of them.
+if [ -f "$shipped/process.py" ] &&
+  [ "$("$python" -m bilevel.settings --reads "$shipped" "${flags[@]}" "$@")" = yes ]; then
+  "$python" "$shipped/process.py" --if-needed
 fi
 
 # The processes: one per visible GPU (at most NGPU), or NPROC on a CPU, or those of all machines in HOSTFILE.

@@ -79,7 +79,10 @@ class Watch:
     def weights(self, step: int) -> None:
         """Call at evaluations. Warns once each if x cannot move far, the weights collapse, or x is idle halfway."""
         s = self.settings
-        if step == 0 and s.x_has_rate and s.lr_x and (reach := self.reach()) < NEAR:
+        waits = self._waits()
+        if step == 0 and waits:
+            self._tell(step, "waits", waits)
+        elif step == 0 and s.x_has_rate and s.lr_x and (reach := self.reach()) < NEAR:
             words = (
                 f"in this run x_optimizer={s.x_optimizer} moves x by {reach:.2g} at most; about {FAR} bring a weight "
                 f"near 0, so the weights will differ little. Try lr_x={s.lr_x * FAR / reach:.1g} ({s.lr_x:g}), more "
@@ -110,8 +113,8 @@ class Watch:
             )
         waiting = s.x_warmup_steps + 10 * s.upper_every if s.x_has_rate else 10
         if (s.lr_x or not s.x_has_rate) and step >= max(self.steps / 2, waiting) and self._moved() < MOVED:
-            cause = self._rate_too_low() if s.x_has_rate else self._held_back(step)
-            self._tell(step, "frozen", f"the weights are still where they started. {cause}")
+            cause = waits or (self._rate_too_low() if s.x_has_rate else self._held_back())
+            self._tell(step, "frozen", f"the weights are still where they started: {cause}")
 
     def reach(self) -> float:
         """The largest distance that x_optimizer can move an entry of x in this run, from its learning rates."""
@@ -137,28 +140,39 @@ class Watch:
         for name, value in state.items():
             setattr(self, name, value)
 
+    def _waits(self) -> str:
+        """What to do about a warm-up that takes more than half of the run; empty if it does not."""
+        s = self.settings
+        if 2 * s.x_warmup_steps <= self.steps:
+            return ""
+        longer = f"epochs={s.epochs * math.ceil(10 * s.x_warmup_steps / self.steps):g}"
+        if s.max_steps is not None:
+            longer = f"max_steps={10 * s.x_warmup_steps}"
+        return (
+            f"x_warmup_steps ({s.x_warmup_steps}) leaves x only the last {self.steps - s.x_warmup_steps} of the run's "
+            f"{self.steps} steps. Give x_warmup_steps={self.steps // 10}, or make the run longer ({longer})"
+        )
+
     def _rate_too_low(self) -> str:
         s = self.settings
         return (
-            f"Try a larger lr_x ({s.lr_x:g}) or a smaller upper_every ({s.upper_every}). If gap in metrics.csv is near "
+            f"try a larger lr_x ({s.lr_x:g}) or a smaller upper_every ({s.upper_every}). If gap in metrics.csv is near "
             f"0, try a larger lr_y ({s.lr_y:g}) or a smaller alpha ({s.alpha:g})"
         )
 
-    def _held_back(self, step: int) -> str:
+    def _held_back(self) -> str:
         """The reason why x_optimizer=auto has not moved x, as sentences for the user."""
         s, evidence = self.settings, self.watched.evidence
-        if step <= s.x_warmup_steps:
-            return f"They wait for x_warmup_steps ({s.x_warmup_steps} of {self.steps} steps); try fewer"
         if not (evidence.H > 0).any():
             return (
-                "There is no evidence at all: in no step have gaps of two sources differed. Try a global_batch_size "
-                f"({s.global_batch_size}) that holds several sources, a larger lr_y ({s.lr_y:g}) or a smaller alpha "
-                f"({s.alpha:g})"
+                "there is no evidence at all, because in no step have gaps of two sources differed. Try a "
+                f"global_batch_size ({s.global_batch_size}) that holds several sources, a larger lr_y ({s.lr_y:g}) or "
+                f"a smaller alpha ({s.alpha:g})"
             )
         found = evidence.findings(self.watched.x)
         number, name = min((each.steps_needed, name) for each, name in zip(found, self.sources, strict=True))
         return (
-            f"No difference between the sources has been shown yet; the nearest to a verdict is {name}, with "
+            f"no difference between the sources has been shown yet; the nearest to a verdict is {name}, with "
             f"{more_steps(number)}. Equally good sources stay there"
         )
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ def told(tmp_path: Path) -> Callable[..., tuple[int, list[str], str]]:
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
-        'case $2 in bilevel.settings) echo lr_y; echo run_name; echo weights;; *) echo "started: $*";; esac\n'
+        'case "$2 $3" in "bilevel.settings ") echo lr_y; echo run_name; echo weights;;\n'
+        f'bilevel.settings*) exec "{sys.executable}" "$@";; *) echo "started: $*";; esac\n'
     )
     python.chmod(0o755)
 
@@ -215,12 +217,19 @@ def test_another_folders_program_runs_only_if_asked(told: Callable, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_shipped_program_always_runs(told: Callable, tmp_path: Path):
-    """By default, and under any name of its folder."""
+def test_the_shipped_data_are_made_where_they_are_used(told: Callable, data: Path, tmp_path: Path):
+    """Under any name of their folder, and if only the test data of the run file are left; not for one's own data."""
     (tmp_path / "link").symlink_to(ROOT / "data_alpaca_0.5")
-    for environment in ({}, {"data_dir": "link"}, {"data_dir": f"{ROOT}/data_alpaca_0.5/"}):
-        _, started, _ = told(**environment)
-        assert started[0] == f"{ROOT}/data_alpaca_0.5/process.py --if-needed"
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "data_alpaca_0.5").symlink_to(ROOT / "data_alpaca_0.5")  # where the run file has them
+    program = f"{ROOT}/data_alpaca_0.5/process.py --if-needed"
+    own = ["--train_data", "a.json", "b.json", "--val_data", "{mine: [v.json]}"]
+    for flags, environment in (([], {}), ([], {"data_dir": "link"}), (own, {})):
+        _, started, _ = told(*flags, **environment)
+        assert started[0] == program
+    for flags, environment in (([*own, "--test_data", "[]"], {}), ([], {"data_dir": str(data)})):
+        _, started, _ = told(*flags, **environment)
+        assert not any("process.py" in command for command in started)
 
 
 @pytest.mark.slow
