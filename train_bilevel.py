@@ -38,6 +38,7 @@ from bilevel.model.loading import load_tokenizer, model_shape
 from bilevel.monitor.evaluation import evaluate
 from bilevel.monitor.findings import evidence_row
 from bilevel.monitor.metrics import MetricsLog
+from bilevel.monitor.source_columns import source_row
 from bilevel.report.command import report_on
 from bilevel.run.checkpoint import Checkpoints, restore
 from bilevel.run.ending import complete, is_written, keep_state, write_results
@@ -213,7 +214,7 @@ def one_step(run: Run) -> int:
         move_weights(run, lr_x)
     rates = {"lr_y": lr_y, "lr_x": lr_x} if s.x_has_rate else {"lr_y": lr_y}
     computed = {"computed": len(train.sample_ids) / train.drawn} if s.weighted_draws else {}
-    run.row = result.row() | rates | signal | computed
+    run.row = result.row() | source_row(run.pool, run.train.sources, train, result) | rates | signal | computed
     return result.tokens
 
 

@@ -43,6 +43,9 @@ METRICS = {
     "single gaps; above 0 it is worse; like evidence/<source>, in runs that learn weights per source",
     "evidence/<source>": "natural logarithm of the e-value against `no difference`, 0 or more, with the sign of the "
     "difference; beyond 3.0 (e-value 20) the source is called worse or better",
+    "loss/<source>": "mean training loss of w over the batch's samples of the source; empty if there are none",
+    "gap/<source>": "the same of the gap",
+    "tokens/<source>": "tokens of the batch's samples of the source, prompts included, padding aside",
     "test_loss_w": "held-out loss of w, the mean over all supervised tokens of the test data",
     "test_loss_u": "the same for u",
     "weight_q/<q>": "quantile of the weights c_i of all records (mean 1); per-sample runs",
@@ -51,6 +54,10 @@ METRICS = {
     "precision": "share of the records called noisy that are noisy",
     "recall": "share of the noisy records that are called noisy",
 }
+
+
+PER_SOURCE = {"weight/<source>", "difference/<source>", "evidence/<source>"}
+PER_SOURCE |= {"loss/<source>", "gap/<source>", "tokens/<source>"}
 
 
 class Columns:
@@ -69,8 +76,9 @@ class Columns:
         copies: tuple[str, ...] = ("u", "w"),
     ):
         absent = [] if learned else ["val_loss_w", "lr_x"]
-        absent += [] if "u" in copies else ["loss_u", "gap", "grad_norm_u", "test_loss_u"]
-        absent += [] if copies else ["loss_w", "grad_norm_w", "lr_y", "test_loss_w"]
+        absent += [] if learned and not per_sample else ["difference/<source>", "evidence/<source>"]
+        absent += [] if "u" in copies else ["loss_u", "gap", "gap/<source>", "grad_norm_u", "test_loss_u"]
+        absent += [] if copies else ["loss_w", "loss/<source>", "tokens/<source>", "grad_norm_w", "lr_y", "test_loss_w"]
         absent += [] if tested else ["test_loss_w", "test_loss_u"]
         absent += [] if noise_known else ["roc_auc", "threshold", "precision", "recall"]
         absent += [] if bf16 else ["gap_signal"]
@@ -78,14 +86,13 @@ class Columns:
         absent += [] if central else ["val_loss_u"]
         self.names: list[str] = []
         for name in METRICS:
-            if name == "weight/<source>":
-                self.names += [f"weight/{source}" for source in sources]
-            elif name in ("difference/<source>", "evidence/<source>"):
-                kind = name.partition("/")[0]
-                self.names += [f"{kind}/{source}" for source in sources] if learned and not per_sample else []
+            if name in absent:
+                continue
+            if name in PER_SOURCE:
+                self.names += [name.replace("<source>", source) for source in sources]
             elif name == "weight_q/<q>":
                 self.names += [f"weight_q/{q}" for q in QUANTILES] if per_sample else []
-            elif name not in absent:
+            else:
                 self.names.append(name)
 
 
@@ -96,16 +103,20 @@ class MetricsLog:
         self.tracker, self.started = tracker, time.perf_counter()
         self.files: list[_CsvFile] = []
         if folder:
-            timing = ["step", "seconds", "tokens_per_second", "memory_mib", "gflop"]
+            timing = ["step", "seconds", "seconds_per_step", "tokens_per_second", "memory_mib", "gflop"]
             self.files = [
                 _CsvFile(folder / "metrics.csv", columns.names, steps_done),
                 _CsvFile(folder / "timing.csv", timing, steps_done),
             ]
-        self.tokens, self.last = 0, self.started
+        self.last = self.mark = self.started
+        self.tokens = self.steps = 0
+        self.stepping = 0.0
 
     def count(self, tokens: int) -> None:
-        """Add the tokens that a step's passes have read."""
-        self.tokens += tokens
+        """Call after each step with the tokens that its passes have read."""
+        now = time.perf_counter()
+        self.tokens, self.steps, self.stepping = self.tokens + tokens, self.steps + 1, self.stepping + now - self.mark
+        self.mark = now
 
     def write(self, row: dict[str, Any], weights: FixedSampleWeights | None = None, operations: float = 0.0) -> None:
         """Write one row.
@@ -120,11 +131,14 @@ class MetricsLog:
             "tokens_per_second": round(self.tokens / (now - self.last)),
             "memory_mib": peak_memory() >> 20,
         }
+        if self.steps:  # without the evaluation that may have come before this row
+            timing["seconds_per_step"] = round(self.stepping / self.steps, 4)
         if not math.isnan(operations):
             timing["gflop"] = round(operations / 1e9, 3)
-        self.tokens, self.last = 0, now
+        self.tokens, self.steps, self.stepping, self.last = 0, 0, 0.0, now
         for file, values in zip(self.files, (row, timing), strict=False):
             file.write(values)
+        self.mark = time.perf_counter()
         self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, weights)
 
     def close(self) -> None:

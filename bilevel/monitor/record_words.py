@@ -3,11 +3,11 @@
 import torch
 
 from bilevel.data.samples import Samples
-from bilevel.monitor.words import apart, many
+from bilevel.monitor.words import apart
 from bilevel.weights.chunks import chunks
 from bilevel.weights.fixed import FixedSampleWeights
 from bilevel.weights.statistics import bounds, quantiles, split_point
-from bilevel.weights.two_groups import split
+from bilevel.weights.two_groups import verdict
 
 LOWEST = 3  # records that are named
 SHOWN = (0.05, 0.5, 0.95)  # quantiles
@@ -40,12 +40,5 @@ def _lowest(weights: FixedSampleWeights, samples: Samples, high: float) -> list[
 
 
 def closing(weights: FixedSampleWeights, logarithm: bool) -> str:
-    """The closing sentence: whether the weights form two groups, and how many records are in the lower one."""
-    c = torch.cat([weights.coefficients(part) for part in chunks(weights.n)]).numpy()
-    found = split(c, logarithm)
-    if found is None:
-        return f"all {many(len(c), 'record')} have the same weight: nothing is known about them"
-    low, high = apart(list(found.means))
-    if found.convincing:
-        return f"the weights form two groups, of mean weight {low} and {high}: look at the lower one before you drop it"
-    return "the weights form no two separate groups: no record is shown to be worse than the others"
+    """The closing sentence: whether the weights form two groups, and what that means."""
+    return verdict(torch.cat([weights.coefficients(part) for part in chunks(weights.n)]).numpy(), logarithm)

@@ -21,6 +21,8 @@ function number(v) {
   if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6)) return v.toExponential(1);
   return Math.abs(v) >= 1000 ? whole(Math.round(v)) : String(Number(v.toPrecision(3)));
 }
+// A number beside others that differ from it by `step` or more: with the decimals that tell them apart.
+const exact = (v, step) => (step >= 1 || !step ? number(v) : v.toFixed(Math.min(12, Math.ceil(-Math.log10(step) - 1e-9))));
 const percent = (p) => `${Number((100 * p).toPrecision(3))}%`;
 const colour = (k) => `var(--c${k % 8})`;
 
@@ -52,12 +54,13 @@ function axes(svg, width, x, y) {
   const [left, right, top, bottom] = [46, width - 20, 10, 204];
   const X = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (right - left);
   const Y = (v) => bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (bottom - top);
-  for (const v of ticks(...y, 5)) {
+  const marked = (values) => values.map((v) => [v, exact(v, values[1] - values[0])]);
+  for (const [v, words] of marked(ticks(...y, 5))) {
     svg.append(draw("line", { class: "grid", x1: left, x2: right, y1: Y(v), y2: Y(v) }));
-    svg.append(draw("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, number(v)));
+    svg.append(draw("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, words));
   }
-  for (const v of ticks(...x, Math.max(2, width / 75))) {
-    svg.append(draw("text", { x: X(v), y: bottom + 17, "text-anchor": "middle" }, number(v)));
+  for (const [v, words] of marked(ticks(...x, Math.max(2, width / 75)))) {
+    svg.append(draw("text", { x: X(v), y: bottom + 17, "text-anchor": "middle" }, words));
   }
   return { X, Y, left, right, top, bottom };
 }
@@ -161,12 +164,14 @@ function curves({ title, note, x, low, high, series, bands, called }) {
   });
 }
 
-function histogram({ edges, groups, threshold }) {
+function histogram({ edges, groups, threshold, sides }) {
   const totals = edges.slice(1).map((_, k) => groups.reduce((sum, group) => sum + group.counts[k], 0));
   const sum = (counts) => counts.reduce((a, b) => a + b);
   const upto = totals.map((_, k) => sum(totals.slice(0, k + 1)) / sum(totals));
   let bars;
-  const parted = threshold === null ? "" : `; dashed line: ${number(threshold)}, the two-means threshold`;
+  const wide = (edges.at(-1) - edges[0]) / totals.length / 2;
+  const parted = threshold === null ? "" : `; dashed line: ${exact(threshold, wide)}, the two-means threshold; ` +
+    `${whole(sides[0])} below, ${whole(sides[1])} above`;
   return figure({
     title: "Weights of all records", note: `click a bar or press Enter to see its records${parted}`,
     count: totals.length, start: totals.indexOf(Math.max(...totals)),
@@ -194,7 +199,7 @@ function histogram({ edges, groups, threshold }) {
     },
     show: (_, here) => bars.forEach((bar, k) => bar.classList.toggle("here", k === here)),
     legend: (k) => [
-      make("span", {}, "weight ", make("b", {}, `${number(edges[k])} to ${number(edges[k + 1])}`)),
+      make("span", {}, "weight ", make("b", {}, `${exact(edges[k], wide)} to ${exact(edges[k + 1], wide)}`)),
       ...groups.map((group, g) =>
         make("span", {}, swatch(colour(g)), `${group.name} `, make("b", {}, whole(group.counts[k])))),
       make("span", {}, "up to here ", make("b", {}, percent(upto[k]))),
@@ -266,6 +271,10 @@ function overview() {
   document.title = `${data.run} – learned weights`;
   $("run").textContent = data.run;
   $("subtitle").textContent = data.subtitle;
+  $("verdict").textContent = data.verdict;
+  $("export").textContent = data.export;
+  $("about").querySelector("tbody").append(...data.about.map(([name, value]) =>
+    make("tr", {}, make("td", {}, name), make("td", {}, make("bdi", {}, value)))));
   $("facts").append(...data.facts.map(([name, value, note]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, value, make("small", {}, note)))));
   const figures = data.charts.map(curves), quantiles = data.charts.findIndex((chart) => chart.bands);

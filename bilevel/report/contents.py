@@ -13,8 +13,10 @@ from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
+from bilevel.report.about import about, export_command, verdict
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import dump
+from bilevel.weights import two_groups
 
 if TYPE_CHECKING:
     import datasets
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 CHARACTERS = 40_000_000  # of all shown records together; a browser loads them in a second or two
 LONGEST = 2_000_000  # characters of one text
 POINTS = 400  # per curve
+FLAT = 1e-12  # range of curves that say nothing
 CURVES = 24  # number of sources with a curve
 BINS = 60
 _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
@@ -43,6 +46,9 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
         "run": run.name,
         "subtitle": f"Weights per {kind}, {len(rows)} source{several}, seed {run.settings.seed}",
+        "verdict": verdict(run),
+        "about": about(run),
+        "export": export_command(run),
         "facts": facts(run, metrics),
         "charts": charts(metrics, sources),
         "histogram": histogram(run, noisy, metrics) if run.per_sample else None,
@@ -184,9 +190,9 @@ def _quantile_name(q: float) -> str:
 
 
 def _chart(metrics: "pd.DataFrame", names: dict[str, str], title: str, note: str, **more) -> dict[str, Any] | None:
-    """A chart of these columns (column: shown name) at up to POINTS steps; None without data."""
+    """A chart of these columns (column: shown name) at up to POINTS steps; None without data or if none changes."""
     table = metrics[[name for name in names if name in metrics]].dropna(how="all")
-    if table.empty:
+    if table.empty or (len(table) > 1 and (table.max() - table.min()).max() <= FLAT):
         return None
     table = table.iloc[np.unique(np.linspace(0, len(table) - 1, POINTS).round().astype(int))]
     series = [
@@ -208,7 +214,11 @@ def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.Dat
     edges = np.histogram_bin_edges(c[seen], BINS)
     counted = [{"name": name, "counts": np.histogram(c[of], edges)[0].tolist()} for name, of in groups.items()]
     shown = [value for value in evaluated(metrics, "threshold").tolist()[-1:] if math.isfinite(value)]
-    return {"edges": edges.tolist(), "groups": counted, "threshold": shown[-1] if shown else None}
+    if not shown and (found := two_groups.split(c[seen], run.settings.x_map == "softmax")):
+        shown = [found.threshold]  # nobody knows which records are noisy
+    below = int((c[seen] < shown[0]).sum()) if shown else 0
+    sides = [below, int(seen.sum()) - below]
+    return {"edges": edges.tolist(), "groups": counted, "threshold": shown[0] if shown else None, "sides": sides}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

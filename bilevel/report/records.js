@@ -75,7 +75,11 @@ const size = (k, counts) => TURNS[k].reduce((sum, [role, , length]) => sum + (co
 const LENGTH = INDEX.map((_, k) => size(k, () => true));
 const RESPONSE = INDEX.map((_, k) => size(k, (role) => RESPONSES.has(role)));
 const HEAVIEST = WEIGHT.reduce((a, b) => Math.max(a, b), 1);
-const ORDERS = { weight: WEIGHT, response: RESPONSE, length: LENGTH };
+const SEEN = []; // of each file: records before this one
+const RANK = FILE.map((file) => (SEEN[file] = (SEEN[file] ?? -1) + 1));
+const ORDERS = { mixed: RANK, weight: WEIGHT, response: RESPONSE, length: LENGTH };
+const [LOW, TOP] = [WEIGHT.reduce((a, b) => Math.min(a, b), Infinity), WEIGHT.reduce((a, b) => Math.max(a, b), 0)];
+const weightOf = (k) => (WEIGHT[k] < 0.1 ? number(WEIGHT[k]) : exact(WEIGHT[k], Math.min(0.01, (TOP - LOW) / 100)));
 const markOf = (k) => marks.get(keyOf(data.files[FILE[k]], INDEX[k]));
 const placeOf = (k) => `${data.files[FILE[k]]} #${INDEX[k]}`;
 
@@ -196,7 +200,7 @@ function record(k) {
   });
   const item = make("li", { class: "record", tabindex: -1, "aria-label": place },
     make("div", { class: "meta" },
-      make("strong", {}, number(WEIGHT[k]), make("small", {}, " weight")),
+      make("strong", {}, weightOf(k), make("small", {}, " weight")),
       track(WEIGHT[k] / HEAVIEST, 1 / HEAVIEST),
       make("div", {}, make("bdi", {}, ...lit(place))),
       make("div", {}, `${many(LENGTH[k], "character")}, response ${whole(RESPONSE[k])}`),
@@ -240,7 +244,13 @@ function begin() {
   $("source").append(...present.map((k) => make("option", { value: k }, data.sources[k].name)));
   $("source").parentElement.hidden = present.length < 2;
   $("noisy-label").hidden = !NOISY;
-  if (!data.histogram) $("filters").querySelector("fieldset").hidden = true;
+  const orders = (values) => [...$("sort").options].filter((option) => values.includes(option.value));
+  if (data.histogram) orders(["mixed"])[0].remove();
+  else {
+    $("filters").querySelector("fieldset").hidden = true; // all records of a source have one weight
+    for (const option of orders(["weight", "-weight"])) option.remove();
+    orders(["mixed"])[0].defaultSelected = true;
+  }
   try {
     const stored = localStorage.getItem(STORE);
     if (stored) takeMarks(stored);

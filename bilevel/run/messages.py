@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bilevel.data.overlap import read_overlaps
 from bilevel.model.loading import drops
+from bilevel.monitor.source_columns import tokens_of
 from bilevel.run.stages import stage
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
@@ -89,9 +90,10 @@ def describe(run: Run) -> str:
             f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M adapter parameters train, all others are frozen"
         )
     sizes = run.train.sizes.tolist()
-    found = zip(run.train.sources, sizes, run.train.read_as, run.train.dropped, run.train.notes, strict=True)
-    for source, size, layout, dropped, notes in found:
-        lines.append(f"  {source}: {size} samples{_dropped(dropped)}, read as: {layout}")
+    tokens = tokens_of(run.train)
+    found = zip(run.train.sources, sizes, tokens, run.train.read_as, run.train.dropped, run.train.notes, strict=True)
+    for source, size, number, layout, dropped, notes in found:
+        lines.append(f"  {source}: {size} samples{_dropped(dropped)}, read as: {layout}; {number:,} tokens")
         lines += [f"    warning: {note}" for note in notes]
     trained = "validation, trained on with weight 1" if s.val_in_training else "validation"
     for name, part in ((trained, run.val), ("test", run.test)):

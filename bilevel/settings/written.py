@@ -41,12 +41,17 @@ def dump(settings: Settings) -> str:
 
 def dump_changed_first(settings: Settings) -> str:
     """The same, for a person: first what differs from the defaults."""
-    values = dataclasses.asdict(settings)
-    null = Settings(train_data=["?"], weights=settings.weights).x_optimizer  # what its default, null, stands for
-    usual = {name: field.default for name, field in FIELDS.items()} | {"x_optimizer": null}
-    changed = {name: value for name, value in values.items() if value != usual[name]}
-    same = {name: value for name, value in values.items() if name not in changed}
-    return f"# differs from the defaults\n{_yaml(changed)}\n# as by default\n{_yaml(same)}"
+    different = changed(settings)
+    same = {name: value for name, value in dataclasses.asdict(settings).items() if name not in different}
+    return f"# differs from the defaults\n{_yaml(different)}\n# as by default\n{_yaml(same)}"
+
+
+def changed(settings: Settings) -> dict[str, Any]:
+    """The settings that differ from the defaults."""
+    plain = Settings(train_data=["?"], weights=settings.weights, lora_rank=settings.lora_rank)
+    usual = {name: field.default for name, field in FIELDS.items()}
+    usual |= {name: getattr(plain, name) for name in ("x_optimizer", "backend")}  # what null stands for
+    return {name: value for name, value in dataclasses.asdict(settings).items() if value != usual[name]}
 
 
 def _yaml(values: dict[str, Any]) -> str:

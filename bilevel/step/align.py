@@ -51,6 +51,7 @@ def align_step(
         grad_norm_w=w.gradient_norm(),
         val_loss=float(val_losses.mean()),
         tokens=tokens_read(train, train, train, validation),
+        losses=losses,
     )
     seen = [result.val_loss, result.grad_norm_w, float(toward.sum())]
     seen += [result.loss_w] if len(train.sample_ids) else []

@@ -68,6 +68,7 @@ def penalty_step(
         grad_norm_u=u.gradient_norm(),
         grad_norm_w=w.gradient_norm(),
         tokens=u.world.size * tokens,
+        losses=losses_w,
         gaps=losses_w - losses_u,
         val_loss_u=float(val_losses_u.mean()) if central else None,
     )

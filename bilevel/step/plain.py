@@ -20,6 +20,7 @@ def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int) -> StepResult
         loss_w=train.mean(losses),
         grad_norm_w=w.gradient_norm(),
         tokens=w.world.size * tokens_read(train),
+        losses=losses,
     )
     require_finite(result, [result.loss_w, result.grad_norm_w], train=(train, losses))
     w.step(lr_y, result.grad_norm_w)

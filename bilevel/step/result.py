@@ -25,6 +25,7 @@ class StepResult:
     grad_norm_u: float | None = None
     val_loss: float | None = None
     val_loss_u: float | None = None  # order 2 only
+    losses: torch.Tensor | None = None  # l_i(w) of the samples computed, (n,)
     gaps: torch.Tensor | None = None  # l_i(w) - l_i(u) of the samples computed, (n,)
 
     def row(self) -> dict[str, float]:

@@ -65,6 +65,17 @@ def split(c: np.ndarray, logarithm: bool) -> Split | None:
     return Split(math.exp(cut) if logarithm else cut, sizes, means, convincing, reason)
 
 
+def verdict(c: np.ndarray, logarithm: bool) -> str:
+    """The closing sentence on the weights of records: whether they form two groups, and what that means."""
+    found = split(c, logarithm)
+    if found is None:
+        return f"all {len(c):,} records have the same weight: nothing is known about them"
+    low, high = (f"{mean:.3g}" for mean in found.means)
+    if found.convincing:
+        return f"the weights form two groups, of mean weight {low} and {high}: look at the lower one before you drop it"
+    return "the weights form no two separate groups: no record is shown to be worse than the others"
+
+
 def valley(values: np.ndarray, cut: float) -> tuple[float, bool]:
     """The lowest density of the values (N,) between its peaks on both sides of the cut, as a share of the lower peak.
 

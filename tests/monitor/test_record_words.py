@@ -22,7 +22,7 @@ def test_two_groups_and_the_lowest_records():
     assert below.startswith("50 of 500 are below 0.5")
     assert lowest.startswith("lowest: a.json #40 (0.001), b.json #260 (0.002), ")
     said = closing(weights, logarithm=False)
-    assert said.startswith("the weights form two groups, of mean weight 0.01 and 1.11: ")
+    assert said.startswith("the weights form two groups, of mean weight 0.0107 and 1.11: ")
 
 
 def test_one_group_is_no_verdict():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def make_run(folder: Path, sizes: dict[str, int], weights: np.ndarray | None = N
     evaluated |= {f"weight_q/{q}": 1 + (q - 0.5) * step / 1000 for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
     evaluated |= {"threshold": 0.8 + 0 * step, "precision": 0.9 + 0 * step, "recall": 0.7 + 0 * step}
     metrics = {name: np.where(step % 200, np.nan, values) for name, values in evaluated.items()}
-    metrics |= {f"weight/{file.stem}": 0.5 + 0 * step for file in files}
+    metrics |= {f"weight/{file.stem}": 0.4 + step / 20_000 for file in files}
     pd.DataFrame({"step": step} | metrics).to_csv(run / "metrics.csv", index=False)
     return run
 
@@ -104,6 +105,42 @@ def test_a_run_per_source_shows_records_of_each(tmp_path: Path):
     shares = {row["name"]: (row["before"], row["share"], row["weight"]) for row in data["sources"]}
     assert shares["b"] == pytest.approx((300 / 333, 2 / 6, 333 * (2 / 6) / 300))
     assert data["records"]["weight"][:20] == [pytest.approx(333 / 6 / 30)] * 20
+
+
+def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: Path):
+    data = report_data.page_data(read_finished(judged_run(tmp_path)), 100)
+    assert data["verdict"] == "a is worse, b is better; for 1 more, no difference is shown"
+    assert data["export"] == f"python -m bilevel.export '{tmp_path / 'a run'}'"
+    about = dict(data["about"])
+    assert about["model"] == "new gpt2 from model_config" and about["records"] == "training 90 (a, b, c)"
+    assert about["finished"].startswith("20") and about["settings"] == "the defaults"
+    assert about["the same again"].endswith("/a run/config.yaml' --run_name again")
+    (tmp_path / "a run" / "timing.csv").write_text("step,seconds,memory_mib\n0,1,9\n8,125.5,1000\n")
+    again = dict(report_data.page_data(read_finished(tmp_path / "a run"), 100)["about"])
+    assert again["finished"].endswith(", after 2 min, 1.0 GB of memory")
+    plain = report_data.page_data(read_finished(make_run(tmp_path / "plain", {"a.json": 3, "b.json": 3})), 100)
+    assert plain["verdict"] == "the weights were given, not learned" and plain["export"].endswith("a run' --all")
+
+
+def test_the_threshold_is_shown_with_the_records_on_both_sides(tmp_path: Path):
+    """It is that of metrics.csv, or of the weights themselves where nobody knows which records are noisy."""
+    weights = np.where(np.arange(100) < 30, 0.1, 1.38) + np.linspace(0, 0.02, 100)
+    run = read_finished(make_run(tmp_path, {"a.json": 100}, weights))
+    data = report_data.page_data(run, 100)
+    assert data["histogram"]["threshold"] == 0.8 and data["histogram"]["sides"] == [30, 70]
+    assert data["verdict"].startswith("the weights form two groups")
+    pd.read_csv(run.folder / "metrics.csv").drop(columns=list(report_data.NOISE)).to_csv(
+        run.folder / "metrics.csv", index=False
+    )
+    histogram = report_data.page_data(run, 100)["histogram"]
+    assert histogram["sides"] == [30, 70] and histogram["threshold"] == pytest.approx(0.75, abs=0.02)
+
+
+def test_no_chart_holds_a_flat_line(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 30, "b.json": 30}))
+    metrics = pd.read_csv(run.folder / "metrics.csv").assign(**{"weight/a": 0.5, "weight/b": 0.5})
+    metrics.to_csv(run.folder / "metrics.csv", index=False)
+    assert "Shares of the sources" not in [chart["title"] for chart in report_data.page_data(run, 60)["charts"]]
 
 
 def judged_run(folder: Path) -> Path:
@@ -522,3 +559,30 @@ def test_it_fits_a_phone_and_keeps_still(page: webdriver.Chrome):
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
+@browsing
+def test_a_run_per_source_shows_examples_of_each_and_names_no_record_lowest(started: webdriver.Chrome, tmp_path: Path):
+    run = judged_run(tmp_path)
+    assert report.main([str(run)]) == 0
+    console(started)
+    started.get((run / "report.html").as_uri())
+    assert places(started)[:4] == ["a.json #0", "b.json #0", "c.json #0", "a.json #1"]
+    orders = [option.get_attribute("value") for option in Select(started.find_element(By.ID, "sort")).options]
+    assert "weight" not in orders and orders[0] == "mixed"
+    started.find_element(By.CSS_SELECTOR, "#filters button[type=reset]").click()
+    time.sleep(0.3)
+    assert started.find_element(By.ID, "sort").get_attribute("value") == "mixed"
+    assert started.find_element(By.ID, "verdict").text.lower().startswith("a is worse") and console(started) == []
+
+
+@browsing
+def test_weights_that_hardly_differ_are_told_apart(started: webdriver.Chrome, tmp_path: Path):
+    weights = 1 + np.linspace(-1e-4, 1e-4, 100)
+    run = make_run(tmp_path, {"a.json": 100}, weights, noisy=False)
+    assert report.main([str(run)]) == 0
+    started.get((run / "report.html").as_uri())
+    ends = re.findall(r"weight ([\d.]+) to ([\d.]+)", started.find_element(By.ID, "charts").text)
+    assert ends and all(float(low) < float(high) for low, high in ends)
+    shown = [node.text.split()[0] for node in started.find_elements(By.CSS_SELECTOR, ".meta strong")]
+    assert len(set(shown)) > 40

@@ -75,7 +75,7 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
     metrics = pd.read_csv(finished[0] / "metrics.csv")
     assert list(metrics) == [
         *STEP_COLUMNS,
-        *(f"{name}/{s}" for name in ("weight", "difference", "evidence") for s in SOURCES),
+        *(f"{name}/{s}" for name in ("weight", "difference", "evidence", "loss", "gap", "tokens") for s in SOURCES),
         "test_loss_w",
         "test_loss_u",
         *NOISE_COLUMNS,
@@ -85,7 +85,11 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
     assert metrics["loss_w"].isna().tolist() == [True, False, False, False, False]
     assert metrics["epoch"].iloc[-1] == 6 * 16 / 192
     np.testing.assert_allclose(metrics["weight/train_clean"] + metrics["weight/train_noisy"], 1)
+    parts = [metrics[f"loss/{source}"][1:] - metrics[f"gap/{source}"][1:] for source in SOURCES]  # losses of u
+    assert ((np.minimum(*parts) <= metrics["loss_u"][1:]) & (metrics["loss_u"][1:] <= np.maximum(*parts))).all()
+    assert (metrics["tokens/train_clean"] + metrics["tokens/train_noisy"])[1:].between(16 * 10, 16 * 128).all()
     timing = pd.read_csv(finished[0] / "timing.csv")
+    assert timing["seconds_per_step"].notna().tolist() == [False, True, True, True, True]
     assert timing["step"].tolist() == metrics["step"].tolist() and timing["seconds"].is_monotonic_increasing
     assert (timing["tokens_per_second"][1:] > 0).all() and (timing["memory_mib"] > 0).all()
 
@@ -133,7 +137,8 @@ def test_per_sample_run(data: Path, tmp_path: Path):
     mixed = [str(data / "mixed" / "train_mixed.json")]
     metrics = train(data, tmp_path / "r", train_data=mixed, weights="sample", tracker="wandb", eval_every=3)
     quantiles = [f"weight_q/{q}" for q in (0.05, 0.25, 0.5, 0.75, 0.95)]
-    assert list(metrics)[10:] == ["weight/train_mixed", "test_loss_w", "test_loss_u", *quantiles, *NOISE_COLUMNS]
+    source = [f"{name}/train_mixed" for name in ("weight", "loss", "gap", "tokens")]
+    assert list(metrics)[10:] == [*source, "test_loss_w", "test_loss_u", *quantiles, *NOISE_COLUMNS]
     weights = pd.read_csv(tmp_path / "r" / "weights.csv")
     assert list(weights) == ["file", "index", "weight", "is_noisy"]
     assert weights["index"].tolist() == list(range(192)) and set(weights["file"]) == {"train_mixed.json"}

@@ -1,0 +1,81 @@
+"""What report.html says of the run as a whole: its model, data and time, the verdict, and the command that exports."""
+
+import datetime
+import shlex
+
+import numpy as np
+
+from bilevel.files import open_regular
+from bilevel.monitor.words import duration, memory
+from bilevel.run.finished import FinishedRun, read_data
+from bilevel.settings.written import changed
+from bilevel.weights import two_groups
+from bilevel.weights.evidence import can_go
+
+LONGEST = 300  # characters of a value
+
+
+def about(run: FinishedRun) -> list[tuple[str, str]]:
+    """Rows of the page's first table: (name, value)."""
+    s, files = run.settings, read_data(run.folder)
+    new = s.model_config or {}
+    model = s.model_name_or_path or f"new {new.get('model_type')} from model_config"
+    parts = {"training": files.train, "validation": files.val, "test": files.test}
+    data = [
+        f"{name} {sum(file.records for file in part):,} ({', '.join(file.stem for file in part)})"
+        for name, part in parts.items()
+        if part
+    ]
+    finished = datetime.datetime.fromtimestamp((run.folder / "weights.csv").stat().st_mtime).astimezone()
+    rows = [("model", model), ("method", s.method), ("records", "; ".join(data))]
+    rows += [("finished", f"{finished:%Y-%m-%d %H:%M %Z}{_cost(run)}")]
+    hidden = {"train_data", "val_data", "test_data", "model_name_or_path", "model_config", "run_name", "output_dir"}
+    given = {name: value for name, value in changed(s).items() if name not in hidden | {"method"}}
+    rows += [("settings", ", ".join(f"{name}={value}" for name, value in given.items()) or "the defaults")]
+    again = f"python train_bilevel.py --config {_quoted(run, 'config.yaml')} --run_name again"
+    return [(name, value if len(value) <= LONGEST else value[:LONGEST] + " ...") for name, value in rows] + [
+        ("the same again", again)
+    ]
+
+
+def _cost(run: FinishedRun) -> str:
+    """Time and peak memory, from the last row of timing.csv; empty without the file."""
+    try:
+        with open_regular(run.folder / "timing.csv") as file:
+            head, *_, last = file.read().decode("utf-8", "replace").splitlines()
+        row = dict(zip(head.split(","), last.split(","), strict=True))
+        return f", after {duration(float(row['seconds']))}, {memory(int(row['memory_mib']) << 20)} of memory"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def verdict(run: FinishedRun) -> str:
+    """The sentence that the page begins with."""
+    if run.per_sample:
+        c = np.concatenate(run.weights)
+        return two_groups.verdict(c[np.isfinite(c)], run.settings.x_map == "softmax")
+    if run.evidence is None:
+        return "the weights were given, not learned"
+    shown = [
+        f"{file.stem} is {row['verdict']}"
+        for file, row in zip(run.train, run.evidence.to_dict("records"), strict=True)
+        if row["called_at"]
+    ]
+    if not shown:
+        return f"none of {len(run.train)} sources is shown to differ from the others"
+    rest = len(run.train) - len(shown)
+    return ", ".join(shown) + (f"; for {rest} more, no difference is shown" if rest else "")
+
+
+def export_command(run: FinishedRun) -> str:
+    """The command that writes the cleaned data, or all records where nothing is to be left out."""
+    command = f"python -m bilevel.export {_quoted(run)}"
+    if run.per_sample:
+        return command
+    judged = [] if run.evidence is None else run.evidence["verdict"].tolist()
+    means = [float(np.nanmean(c)) if np.isfinite(c).any() else 0.0 for c in run.weights]
+    return command if any(map(can_go, judged, means)) else f"{command} --all"
+
+
+def _quoted(run: FinishedRun, *names: str) -> str:
+    return shlex.quote(str(run.folder.joinpath(*names)))
