@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from bilevel.run.start import BEFORE_TORCH
 from bilevel.settings.fields import FIELDS
 
 PREFIXES = (  # trackers and hubs; threads; accelerators; launchers and schedulers; folders
@@ -45,4 +46,5 @@ def take(home: Path) -> dict[str, str]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Small models are slower on several threads, and six times slower when the machine has anything else to do.
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+    os.environ["GOMP_SPINCOUNT"], _ = BEFORE_TORCH["GOMP_SPINCOUNT"]  # where a test starts more threads
     return gpu

@@ -8,6 +8,7 @@ import own_environment
 import pytest
 from run_helpers import ROOT
 
+from bilevel.run.start import quiet_libraries
 from bilevel.settings.fields import FIELDS
 
 EXPORTED = {  # as people have it: something of each group, and what would make a run hang, stop or go elsewhere
@@ -43,6 +44,26 @@ def test_no_exported_variable_is_left():
     """What has such a name now was set by the tests, or by a library."""
     left = {name for name, value in EXPORTED.items() if os.environ.get(name) == value}
     assert not left and not os.path.exists(os.path.expanduser("~/.netrc"))
+
+
+def test_what_torch_reads_at_its_import_is_set_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch):
+    for name in ("GOMP_SPINCOUNT", "PYTORCH_ALLOC_CONF", "OMP_WAIT_POLICY", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    quiet_libraries()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000" and os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for ours, theirs in ({"GOMP_SPINCOUNT": "7"}, {}), ({}, {"OMP_WAIT_POLICY": "active"}):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        for name, value in (ours | theirs).items():
+            monkeypatch.setenv(name, value)
+        quiet_libraries()
+        assert os.environ.get("GOMP_SPINCOUNT") == ours.get("GOMP_SPINCOUNT")
+
+
+@pytest.mark.slow
+def test_nothing_imports_torch_before_they_are_set():
+    look = "import sys, bilevel.run.start; assert 'torch' not in sys.modules; bilevel.run.start.quiet_libraries()"
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
 
 
 @pytest.mark.slow

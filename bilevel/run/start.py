@@ -19,6 +19,15 @@ from bilevel.settings.written import dump_changed_first
 if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
     from bilevel.data.sources import Source
 
+# What torch reads when it is imported: a variable, our value, and another variable by which a user decides the same.
+BEFORE_TORCH = {
+    "TOKENIZERS_PARALLELISM": ("true", ""),  # on all cores; when set, it gives no warning at a fork
+    # Threads that wait for each other soon sleep: on a machine with other work a spinning one may hold the core that
+    # the other needs (tests/benchmarks/waiting_threads.py).
+    "GOMP_SPINCOUNT": ("1000", "OMP_WAIT_POLICY"),
+    # Micro-batches differ in size; fixed segments of a GPU's memory would be left with gaps.
+    "PYTORCH_ALLOC_CONF": ("expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF"),
+}
 Files: TypeAlias = dict[str, list["Source"]]  # keys: train, val, test
 
 
@@ -68,8 +77,13 @@ def refuse(error: UserError) -> int:
 
 
 def quiet_libraries() -> None:
-    """Silence progress bars and warnings of third-party packages. To be called before they are imported elsewhere."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # on all cores; when set, it gives no warning at a fork
+    """Silence progress bars and warnings of third-party packages, and set what torch reads when it is imported.
+
+    To be called before they are imported elsewhere. What the user has set stays.
+    """
+    for name, (value, other) in BEFORE_TORCH.items():
+        if other not in os.environ:
+            os.environ.setdefault(name, value)
     import torch
     import transformers
 
