@@ -9,14 +9,17 @@ or changed is therefore never read as data.
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bilevel.data.workers import each_for_itself
 from bilevel.errors import plain
 from bilevel.files import cache_folder, file_hash, fresh_file, sync
 
@@ -41,6 +44,8 @@ def cached_file(kind: str, key: str, write: Callable[[Path], object]) -> Path | 
         folder.mkdir(parents=True, exist_ok=True)
         if whole := _whole(folder, _say):
             return whole
+        if kind == "tokens":
+            _say_apart()
         with _alone(folder), fresh_file(folder) as new:
             if whole := _whole(folder, lambda _: None):
                 return whole
@@ -102,6 +107,17 @@ def say_unusable(error: OSError) -> None:
     _say(f"the cache {plain(str(cache_folder()), 300)} cannot be used ({error}): going on without it, in memory")
 
 
+@functools.cache
+def _say_apart() -> None:
+    """Tell the user, once on each host, that the main process has made a file where this host does not see it."""
+    if os.environ.get("RANK", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":
+        log.warning(
+            f"host {socket.gethostname()} does not share the cache {plain(str(cache_folder()), 300)} with the main "
+            "process, so it tokenises all data itself; to do it once, set HF_DATASETS_CACHE to a folder that all hosts "
+            "share, or run bilevel.prepare on each host before"
+        )
+
+
 def _say(words: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         log.warning(words)
@@ -132,7 +148,8 @@ def _in_memory(write: Write) -> "pyarrow.Table":
     import pyarrow
 
     sink = pyarrow.BufferOutputStream()
-    write(sink)
+    with each_for_itself():
+        write(sink)
     return pyarrow.ipc.open_stream(sink.getvalue()).read_all()
 
 

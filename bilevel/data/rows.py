@@ -16,6 +16,7 @@ from bilevel.data.containers import kinds
 from bilevel.data.layouts.detect import LAYOUTS, Layout, detect
 from bilevel.data.layouts.values import add_suffix, renamed
 from bilevel.data.notes import packed
+from bilevel.data.progress import Progress
 from bilevel.data.sources import Reading
 from bilevel.data.workers import in_order
 from bilevel.errors import DataError, short
@@ -63,14 +64,24 @@ def _schema() -> "pyarrow.Schema":
 
 def read_place(place: str, reading: Reading, content: str) -> Iterator["pyarrow.RecordBatch"]:
     """The rows of a place whose hash is `content`; it is read anew here, and may have changed."""
-    chunks, reader = _chunks(kinds.unparsed(place, content)), _Reader(reading)
-    for chunk in chunks:  # the first record that can be read tells how the others are read
+    length, reader = kinds.length_of(place), _Reader(reading)
+    with Progress("reading", place, length, "records" if length is None else "bytes") as progress:
+        seen = (lambda count: None) if length is None else progress.update
+        for batch in _batches(_chunks(kinds.unparsed(place, content, seen)), reader):
+            yield batch
+            if length is None:
+                progress.update(batch.num_rows)
+    if not reader.started:
+        raise DataError(f"{place}: holds no record")
+
+
+def _batches(chunks: "Iterator[Chunk]", reader: "_Reader") -> Iterator["pyarrow.RecordBatch"]:
+    """The rows of each chunk; the first record that can be read tells how all others are read."""
+    for chunk in chunks:
         yield reader(chunk)
         if reader.said:
             break
     yield from in_order(reader, chunks)
-    if not reader.started:
-        raise DataError(f"{place}: holds no record")
 
 
 Chunk = tuple[int, list[bytes | kinds.Item]]  # the place of the first record, and records of kinds.unparsed

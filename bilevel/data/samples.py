@@ -21,6 +21,7 @@ from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import cached_dataset, write_selected
 from bilevel.data.noise import known_noise
 from bilevel.data.notes import counted
+from bilevel.data.progress import Progress
 from bilevel.data.records import Part, parts, problems, read_as, records_of, row_notes, shifted
 from bilevel.data.rows import LARGE, ROWS
 from bilevel.data.sources import Source
@@ -196,10 +197,12 @@ def _write(part: Part, tokeniser: Tokeniser, most: int, sink: pyarrow.NativeFile
         return pyarrow.RecordBatch.from_pydict(found, schema=schema)
 
     schema = datasets.Features({**TOKEN_FEATURES, **_MESSAGES}).arrow_schema
-    lines, count = [], 0
-    with pyarrow.ipc.new_stream(sink, schema) as writer:
-        for batch in in_order(tokenised, _slices(part.table)):
+    lines, count, slices = [], 0, list(_slices(part.table))
+    progress = Progress("tokenising", part.place, part.table.num_rows, "records")
+    with pyarrow.ipc.new_stream(sink, schema) as writer, progress:
+        for rows, batch in zip(slices, in_order(tokenised, slices), strict=True):
             writer.write_batch(batch)
+            progress.update(rows.stop - rows.start)
             refused = [f"{part.place}, {problem}" for problem in batch["problem"].drop_null().to_pylist()]
             lines, count = (lines + refused)[:SHOWN], count + len(refused)
     if count > most:

@@ -24,6 +24,7 @@ Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 MOST = 16  # processes; the one that reads and writes is busy with as many
+_at_once = 1
 ALONE = 4  # chunks that this process does itself: a small input is done before other processes would have started
 
 
@@ -42,7 +43,24 @@ def in_order(function: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> It
 
 def processes() -> int:
     """Number of processes for a large input: one for each processor that this process may use, at most MOST."""
-    return min(MOST, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
+    free = min(MOST, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
+    return max(1, free // beside_others())
+
+
+def beside_others() -> int:
+    """Number of processes of this machine that do the same work at the same time, this one included."""
+    return _at_once
+
+
+@contextlib.contextmanager
+def each_for_itself() -> Iterator[None]:
+    """A block that every process of the run on this machine goes through, each for itself."""
+    global _at_once
+    before, _at_once = _at_once, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        yield
+    finally:
+        _at_once = before
 
 
 def _shared_out(function: Callable[[Chunk], Result], chunks: Iterator[Chunk], count: int) -> Iterator[Result]:

@@ -22,7 +22,7 @@ _OWN_WORDS = (OSError, ValueError)  # errors whose text says what is wrong witho
 
 def read_pretrained(kind: Any, name: str, **arguments: Any) -> Any:
     """kind.from_pretrained(name), for an Auto class of transformers. Raises UserError for any fault of the folder."""
-    if kind is not transformers.AutoTokenizer and base_of(name) is not None:
+    if kind is not transformers.AutoTokenizer and (Path(name) / "adapter_config.json").is_file():
         raise UserError(
             f"model_name_or_path {name!r}: it holds an adapter (adapter_config.json), not a whole model; merge the "
             "adapter into its base model (peft: merge_and_unload), and give the folder of the merged model"

@@ -267,6 +267,13 @@ function sources() {
   return make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
 }
 
+function trained({ note, sources }) {
+  const text = ([part, learned]) => (learned ? make("mark", {}, part) : part);
+  const record = ([head, parts]) => [make("p", { class: "note" }, head), make("pre", { tabindex: 0 }, ...parts.map(text))];
+  $("trained").append(...(note ? [make("p", { class: "note" }, note)] : []),
+    ...sources.flatMap(([name, records]) => [make("h3", {}, make("bdi", {}, name)), ...records.flatMap(record)]));
+}
+
 function overview() {
   document.title = `${data.run} – learned weights`;
   $("run").textContent = data.run;
@@ -289,6 +296,7 @@ function overview() {
   $("overlaps").append(...data.overlaps.map(([amount, ...places]) =>
     make("li", {}, `${amount}, such as`, make("ul", {}, ...places.map(item)))));
   $("selection").textContent = data.selection;
+  trained(data.trained);
   $("settings").textContent = data.settings;
   $("files").textContent = data.files_read;
 }

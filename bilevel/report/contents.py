@@ -14,6 +14,7 @@ from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, export_command, verdict
+from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import dump
 from bilevel.weights import two_groups
@@ -57,6 +58,7 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "selection": selection,
         "files": [file.file for file in run.train],
         "records": records(run, rows, noisy, chosen),
+        "trained": trained_on(run),
         "settings": dump(run.settings),
         "files_read": "\n\n".join(
             f"{part}  {file.path}\n{file.records:,} records, sha256 {file.sha256}"

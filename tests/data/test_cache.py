@@ -14,7 +14,7 @@ import pytest
 from run_helpers import ROOT
 from tokenizer_kinds import tokenizer_of
 
-from bilevel.data import cache
+from bilevel.data import cache, workers
 from bilevel.data.records import most_samples, read_rows
 from bilevel.data.samples import load_samples
 from bilevel.data.sources import file_source
@@ -172,3 +172,36 @@ def test_a_file_system_without_locks(own: Path, monkeypatch, caplog, error: int)
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert cache.cached_file("rows", "key", lambda new: new.write_bytes(b"rows")).read_bytes() == b"rows"
     assert not caplog.text
+
+
+RANKS = {  # RANK, LOCAL_RANK of a process -> whether it is told that its host does not share the main process's cache
+    "alone": (None, None, False),
+    "main": ("0", "0", False),
+    "beside the main process": ("1", "1", False),
+    "first of another host": ("8", "0", True),
+    "second of another host": ("9", "1", False),
+}
+
+
+@pytest.mark.parametrize("who", RANKS)
+def test_a_host_without_the_shared_cache_is_told_once(write: Write, own: Path, monkeypatch, caplog, who: str):
+    cache._say_apart.cache_clear()
+    rank, local, told = RANKS[who]
+    for name, value in {"RANK": rank, "LOCAL_RANK": local}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    files = [write("a.json", RECORDS), write("b.json", RECORDS[1:])]
+    load_samples(list(map(file_source, files)), Tokeniser(tokenizer_of("gpt2"), 64, "response"))
+    assert caplog.text.count("does not share the cache") == told
+    cache._say_apart.cache_clear()
+    load_samples(list(map(file_source, files)), Tokeniser(tokenizer_of("gpt2"), 64, "response"))
+    assert caplog.text.count("does not share the cache") == told  # all is in the cache now
+
+
+def test_without_a_cache_the_processes_of_a_machine_share_its_processors(write: Write, own: Path, monkeypatch):
+    own.write_text("mine")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: range(12))
+    seen, call = [], Tokeniser.__call__
+    monkeypatch.setattr(Tokeniser, "__call__", lambda *rows: seen.append(workers.processes()) or call(*rows))
+    load(write("a.json", RECORDS))
+    assert seen == [3] and workers.processes() == 12

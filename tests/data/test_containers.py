@@ -322,9 +322,9 @@ def test_one_changed_file_of_a_folder_is_read_alone(tmp_path: Path, monkeypatch:
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{tmp_path} {name}"}}\n')
     read, original = [], kinds.unparsed
 
-    def unparsed(place: str, content: str) -> object:
+    def unparsed(place: str, content: str, seen: object) -> object:
         read.append(Path(place).name)
-        return original(place, content)
+        return original(place, content, seen)
 
     monkeypatch.setattr(kinds, "unparsed", unparsed)
     assert len(texts(find_sources([str(tmp_path)])[0])) == 3 and read == ["a.jsonl", "b.jsonl", "c.jsonl"]

@@ -239,9 +239,9 @@ def parsed(monkeypatch) -> list[str]:
     seen: list[str] = []
     original = kinds.unparsed
 
-    def unparsed(place: str, content: str) -> Iterator[bytes | kinds.Item]:
+    def unparsed(place: str, content: str, count: object) -> Iterator[bytes | kinds.Item]:
         seen.append(Path(place).name)
-        return original(place, content)
+        return original(place, content, count)
 
     monkeypatch.setattr(kinds, "unparsed", unparsed)
     return seen

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,17 @@ def parsed(record: bytes | Item, index: int) -> Item:
     return json_text.parsed(record, index) if isinstance(record, bytes) else record
 
 
-def unparsed(place: str, content: str) -> Iterator[bytes | Item]:
-    """The same records, but each line of JSON Lines is still to be parsed."""
+def length_of(place: str) -> int | None:
+    """Bytes of a file that is read from its beginning to its end; None for other places."""
+    plain = not place.startswith(hub.PREFIX) and not holds_saved(place) and arrow.kind_of(Path(place)) is None
+    return os.path.getsize(place) if plain else None
+
+
+def unparsed(place: str, content: str, seen: Callable[[int], object] = lambda count: None) -> Iterator[bytes | Item]:
+    """The same records, but each line of JSON Lines is still to be parsed.
+
+    seen: called with the number of bytes that have been read since the last call, where length_of is not None.
+    """
     if place.startswith(hub.PREFIX):
         yield from arrow.dataset_items(hub.load(place))
     elif holds_saved(place):
@@ -68,7 +77,7 @@ def unparsed(place: str, content: str) -> Iterator[bytes | Item]:
         yield from arrow.file_items(Path(place), kind)
     else:
         path = Path(place)
-        with open_hashed(path, content) as file:
+        with open_hashed(path, content, seen) as file:
             name = path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path.name
             table = name.endswith((".csv", ".tsv"))
             yield from (csv_text.items if table else json_text.unparsed)(file, path)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +17,10 @@ BUFFER = 1 << 20
 
 
 class _Hashed(io.RawIOBase):
-    """A raw stream whose bytes are hashed as they are read."""
+    """A raw stream whose bytes are hashed as they are read, and counted by `seen`."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, seen: Callable[[int], object]):
+        self.file, self.seen, self.digest = file, seen, hashlib.sha256()
 
     def readable(self) -> bool:
         return True
@@ -28,15 +28,19 @@ class _Hashed(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:
         count = self.file.readinto(buffer)
         self.digest.update(memoryview(buffer)[:count])
+        self.seen(count)
         return count
 
 
 @contextlib.contextmanager
-def open_hashed(path: Path, content: str) -> Iterator[io.BufferedReader]:
-    """The file's bytes, unpacked if it is compressed. Raises DataError, at the end if its hash is not `content`."""
+def open_hashed(path: Path, content: str, seen: Callable[[int], object]) -> Iterator[io.BufferedReader]:
+    """The file's bytes, unpacked if it is compressed. Raises DataError, at the end if its hash is not `content`.
+
+    seen: called with the number of bytes of the file that have been read since the last call.
+    """
     try:
         with open_regular(path) as file:
-            hashed = _Hashed(file)
+            hashed = _Hashed(file, seen)
             raw = io.BufferedReader(hashed, BUFFER)
             with _errors_of(path):
                 with _unpacked(raw) as unpacked:
