@@ -122,7 +122,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> collections.Counter:
         monkeypatch.setattr(owner, name, call)
 
     count(hashlib, "file_digest")
-    count(kinds, "items")
+    count(kinds, "unparsed")
     count(tokenizers.ByteLevelBPETokenizer, "train_from_iterator")
     count(Tokeniser, "__call__")
     count(datasets.arrow_dataset, "query_table")
@@ -149,7 +149,7 @@ def test_a_second_start_finds_all_its_work_done(
         start(data, tmp_path / "run")
         del counted["query_table"]  # by batches of a thousand
         # The files; their rows when they are written and when they are read, by another name; their tokens.
-        assert counted == {"file_digest": 16, "items": 4, "train_from_iterator": 1, "__call__": 4}
+        assert counted == {"file_digest": 16, "unparsed": 4, "train_from_iterator": 1, "__call__": 4}
         files._hashes.clear()
         counted.clear()
         start(data, tmp_path / "run")
