@@ -190,9 +190,10 @@ def compare(options: argparse.Namespace, shared: list[str]) -> int:
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     done = {(row["method"], row["seed"]) for row in rows}
     wanted = [(method, seed) for seed in range(options.seeds) for method in options.methods]
-    for method, seed in tqdm(wanted, unit="method", disable=not sys.stderr.isatty()):
-        if (method, seed) in done:
-            continue
+    missing = [row for row in wanted if row not in done]
+    print(f"{len(missing)} of {len(wanted)} methods and seeds are to come, of two runs each; {len(done)} are done")
+    for number, (method, seed) in enumerate(tqdm(missing, unit="method", disable=not sys.stderr.isatty()), start=1):
+        print(f"{number} of {len(missing)}: method={method}, seed {seed}", flush=True)
         row = Row(out, method, seed)
         if code := run_both(row, *row.command_lines(shared, options.scoring_steps)):
             return code

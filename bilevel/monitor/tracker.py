@@ -110,6 +110,13 @@ class WandbTracker:
         )
 
 
+def wandb_disabled() -> str:
+    """The environment variable, with its value, that turns wandb off as for other programs; empty if none does."""
+    values = {"WANDB_MODE": ("disabled",), "WANDB_DISABLED": ("1", "true", "yes", "on")}
+    found = [name for name, off in values.items() if os.environ.get(name, "").lower() in off]
+    return f"{found[0]}={os.environ[found[0]]}" if found else ""
+
+
 def wandb_logged_in() -> bool:
     """Whether wandb finds an API key in the environment or in the netrc file, without asking the user."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHARACTERS = 40_000_000  # of all shown records together; a browser loads them in a second or two
 LONGEST = 2_000_000  # characters of one text
 POINTS = 400  # per curve
+NARROW = 0.1  # range of the weights' quantiles up to which the axis does not begin at 0
 FLAT = 1e-12  # range of curves that say nothing
 CURVES = 24  # number of sources with a curve
 BINS = 60
@@ -177,10 +178,12 @@ def charts(metrics: "pd.DataFrame", sources: list[dict[str, Any]]) -> list[dict[
     levels = [name for name in metrics if name.startswith("weight_q/")][::-1]
     quantiles = {name: _quantile_name(float(name.split("/")[1])) for name in levels}
     bands = [[k, len(levels) - 1 - k] for k in range(len(levels) // 2)]
+    spread = metrics[levels].max().max() - metrics[levels].min().min() if levels else 0.0
+    zero = 0 if spread > NARROW else None  # weights that have hardly moved fill their panel
     losses = {"test_loss_w": "w", "test_loss_u": "u"}
     found = [
         _chart(metrics, shown if len(sources) > 1 else {}, "Shares of the sources", note, low=0, high=1, called=called),
-        _chart(metrics, quantiles, "Weights of the records", "quantiles; the mean is 1", low=0, bands=bands),
+        _chart(metrics, quantiles, "Weights of the records", "quantiles; the mean is 1", low=zero, bands=bands),
         _chart(metrics, losses, "Test loss", "nats per token; w is trained with validation data, u without"),
         _chart(metrics, {"roc_auc": "area"}, "ROC area", "how well low weights identify noisy records", high=1),
     ]

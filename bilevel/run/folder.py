@@ -8,7 +8,7 @@ from bilevel.data.overlap import find_overlaps, write_overlaps
 from bilevel.errors import ConfigError, UserError
 from bilevel.files import whole_file
 from bilevel.monitor.metrics import Columns, MetricsLog
-from bilevel.monitor.tracker import NoTracker, WandbTracker
+from bilevel.monitor.tracker import NoTracker, WandbTracker, wandb_disabled
 from bilevel.run.finished import write_data
 from bilevel.run.lock import at_work, hold
 from bilevel.run.messages import open_log
@@ -87,5 +87,8 @@ def open_metrics(run: "Run") -> MetricsLog:
     )
     metrics = MetricsLog(s.run_folder if run.world.main else None, columns, NoTracker(), run.step)
     if s.tracker == "wandb" and run.world.main:  # last: if the files cannot be written, there is no run
+        if off := wandb_disabled():
+            log.info(f"wandb is off: {off}")
+            return metrics
         metrics.tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
     return metrics

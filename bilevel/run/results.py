@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 def draw_weights(folder: Path, weights: Weights, samples: Samples) -> None:
     """Draw weights.png: the curves of metrics.csv and, for per-sample runs, a histogram of the final weights."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     metrics = pd.read_csv(folder / "metrics.csv").set_index("step")
     figure = Figure(figsize=(11 if weights.per_sample else 6.5, 4), layout="constrained")
     axes = figure.subplots(1, 2) if weights.per_sample else [figure.subplots()]
     if weights.per_sample:
-        for q in QUANTILES:
-            curve = metrics[f"weight_q/{q}"].dropna()
-            axes[0].plot(curve.index, curve, label=f"{q:.0%} of the records below")
+        curves = {q: metrics[f"weight_q/{q}"].dropna() for q in QUANTILES}
+        for low, high in zip(QUANTILES[: len(QUANTILES) // 2], QUANTILES[::-1], strict=False):
+            words, inside = f"{high - low:.0%} of the records", (curves[low], curves[high])
+            axes[0].fill_between(curves[low].index, *inside, color="C0", alpha=0.2, linewidth=0, label=words)
+        axes[0].plot(curves[0.5].index, curves[0.5], color="C0", label="median")
         axes[0].set(ylabel="weight c of a record (mean 1)")
         noisy = samples.is_noisy
         groups = {"all records": None} if noisy is None else {"clean": ~noisy, "noisy": noisy}
@@ -39,7 +42,8 @@ def draw_weights(folder: Path, weights: Weights, samples: Samples) -> None:
         if weights.evidence is not None:
             _draw_evidence(axes[0], metrics, weights.evidence.called_at.tolist(), samples.sources)
         axes[0].set(ylabel="weight p of the source", ylim=(-0.02, 1.02))
-    axes[0].set(xlabel="step", title="Learned weights")
+    axes[0].set(xlabel="model step", title=f"{folder.resolve().name}: learned weights".replace("$", r"\$"))
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend()
