@@ -24,7 +24,8 @@ def alpaca(record: dict[str, Any], where: str) -> Row:
     """
     no_media(record, where)
     extra = optional_text(record, "input", where)
-    asked = [*_history(record, where), (text(record, "instruction", where), extra, text(record, "output", where))]
+    asked = [(question, "", answer) for question, answer in history(record, where)]
+    asked.append((text(record, "instruction", where), extra, text(record, "output", where)))
     turns = []
     for question, extra, answer in asked:
         turns += [("prompt", _prompt(question, extra)), ("response", answer)]
@@ -47,15 +48,15 @@ def _prompt(instruction: str, extra: str) -> str:
     return "\n\n".join(f"### {title}:\n{content}" for title, content in parts) + RESPONSE
 
 
-def _history(record: dict[str, Any], where: str) -> list[tuple[str, str, str]]:
-    """Earlier turns: instruction, no input, response."""
-    history = json_or_same(record.get("history") or [])
-    if not isinstance(history, list):
-        raise DataError(f"{where}: 'history' must be a list of [instruction, response] pairs, got {typed(history)}")
+def history(record: dict[str, Any], where: str) -> list[tuple[str, str]]:
+    """Earlier turns from the field `history`: what was asked, and the response."""
+    pairs = json_or_same(record.get("history") or [])
+    if not isinstance(pairs, list):
+        raise DataError(f"{where}: 'history' must be a list of [instruction, response] pairs, got {typed(pairs)}")
     turns = []
-    for number, pair in enumerate(history):
+    for number, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError(f"{where}: 'history' {number} must be a pair [instruction, response], got {typed(pair)}")
         question, answer = (checked_text(part, f"history {number}", where) for part in pair)
-        turns.append((question, "", answer))
+        turns.append((question, answer))
     return turns

@@ -66,8 +66,9 @@ def _add(row: Row, message: Any, place: str) -> None:
     theirs = "role" not in message or (message["role"] is None and "from" in message)
     speaker, field = ("from", "value") if theirs else ("role", "content")
     name = text(message, speaker, place)
+    name = name if name in ROLES else name.lower()  # NeMo's User and Assistant
     if name not in ROLES:
-        raise DataError(f"{place}: unknown {speaker} {short(name)}; known are {', '.join(ROLES)}")
+        raise DataError(f"{place}: unknown {speaker} {short(message[speaker])}; known are {', '.join(ROLES)}")
     no_media(message, place)
     role, number = ROLES[name], len(row.turns)
     row.unused += unused_fields(message, UNUSED_IN_MESSAGE)

@@ -15,6 +15,17 @@ Read = Callable[[dict[str, Any], str], Row]  # from a record, and what messages 
 REMEDY = "say which fields hold prompt and response with --fields '{prompt: NAME, response: NAME}'"
 
 
+# Fields of other trainers' records that are not read, and the way out.
+WAYS_OUT = {
+    "chosen": "of a preference pair, the response is chosen",
+    "segments": "of segments, write the last learned text as completion and the text before it as prompt",
+    "input_ids": "tokens cannot be read; give the records with their text",
+    "completions": "of a list of completions or steps, write a record with prompt and completion for each",
+    "conversation": "of a conversation in pairs, write the texts as messages with role and content",
+    "paired_conversations": "of several conversations in a record, write each as a record",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the records of a file are read; `words` say it to the user, `names` are its fields.
@@ -48,7 +59,7 @@ def detect(record: dict[str, Any], where: str, fields: dict[str, str]) -> Layout
     if found:
         several = " or ".join(layout.words for layout in found)
         raise DataError(f"{where}: its fields {field_names(record)} could be read as {several}; {REMEDY}")
-    hint = "; of a preference pair, the response is chosen" if "chosen" in record else ""
+    hint = "".join(f"; {way}" for field, way in WAYS_OUT.items() if field in record)
     raise DataError(
         f"{where}: format not recognised from its fields {field_names(record)}; expected instruction and output "
         f"(alpaca), one of {', '.join(CHAT_KEYS)} (chat), text, or a pair of fields such as prompt and completion, "

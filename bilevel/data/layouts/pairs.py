@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from bilevel.data.layouts.alpaca import history
 from bilevel.data.layouts.conversation import conversation
 from bilevel.data.layouts.values import Row, no_media, optional_text, text, typed, unused_fields
 from bilevel.errors import DataError
@@ -20,13 +21,14 @@ PAIRS = [
 SYSTEM = ("system", "system_prompt")
 CONTEXT = ("context",)
 # Fields of such records that hold more text than what is read.
-MORE = ("answer", "solution", "reasoning", "rationale", "explanation", "choices", "options", "history", "tools")
+MORE = ("answer", "solution", "reasoning", "rationale", "explanation", "choices", "options", "tools")
 
 
 def question_answer(asked: str, answer: str) -> Callable[[dict[str, Any], str], Row]:
     """A reader of a user turn from the field `asked` and an assistant turn from `answer`.
 
-    The text of `system` or `system_prompt` becomes a system turn; that of `context` stands before the question.
+    The text of `system` or `system_prompt` becomes a system turn; that of `context` stands before the question. The
+    pairs of `history` are turns before it.
     """
 
     def read(record: dict[str, Any], where: str) -> Row:
@@ -35,6 +37,8 @@ def question_answer(asked: str, answer: str) -> Callable[[dict[str, Any], str], 
         contexts = [words for field in CONTEXT if (words := optional_text(record, field, where))]
         question = "\n\n".join([*contexts, text(record, asked, where)])
         turns = [("system", words) for words in systems[:1]]
+        for earlier, said in history(record, where):
+            turns += [("user", earlier), ("assistant", said)]
         turns += [("user", question), ("assistant", text(record, answer, where))]
         unused = [field for field in MORE if field != answer and record.get(field)]
         return Row(turns, unused=unused_fields(record) + unused + list(SYSTEM[1:] if len(systems) > 1 else ()))
