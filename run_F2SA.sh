@@ -8,7 +8,8 @@
 #                                                          (weights=sample), val.json, and test.json if there is one
 #   data_dir=my_data prepare=1 bash run_F2SA.sh            run my_data/process.py first
 #   bash run_F2SA.sh --alpha 100                           flags are passed to train_bilevel.py and override variables
-#   DRY_RUN=1 bash run_F2SA.sh                             check settings and data files, print the settings, and stop
+#   DRY_RUN=1 bash run_F2SA.sh                             check settings and data files, print the settings and the
+#                                                          memory plan, and stop; exit code 2 if it does not fit
 #   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs (default: all visible GPUs);
 #                                                          with lora_rank plain torch in as many processes
 #   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
@@ -123,5 +124,5 @@ script=("$here/train_bilevel.py" "${flags[@]}" "$@")
 check=(env WORLD_SIZE="$total" LOCAL_WORLD_SIZE="$processes" "$python" "${script[@]}" --dry_run)
 if is_on DRY_RUN; then exec "${check[@]}"; fi
 # Report mistakes once, here, instead of in every process and under the launcher's own report.
-if [ "${launch[*]}" != "$python" ]; then "${check[@]}" >/dev/null; fi
+if [ "${launch[*]}" != "$python" ]; then "${check[@]}" --gpu_memory_gib null >/dev/null; fi
 exec "${launch[@]}" "${script[@]}"

@@ -69,14 +69,21 @@ class Plan:
         return None if self.limit is None else self.total <= self.limit
 
 
-def memory_report(settings: Settings, processes: int, hosts: int = 1) -> str:
-    """The plan of a run as a table. processes: in total, one per GPU. Reads no weights and needs no network."""
+def memory_report(settings: Settings, processes: int, hosts: int = 1) -> tuple[str, bool | None]:
+    """The plan of a run as a table, and whether it fits; None if no limit is known.
+
+    processes: in total, one per GPU. Reads no weights and needs no network.
+    """
     dtype = settings.dtype or ("bf16" if torch.cuda.is_available() or settings.gpu_memory_gib else "fp32")
     shape = run_shape(settings)
     try:
-        return render(plan(settings, shape, processes, dtype, hosts))
+        found = plan(settings, shape, processes, dtype, hosts)
+        alone = settings.backend == "deepspeed" and processes == 1
+        hint = "planned for one process; for eight GPUs, for example, add NPROC=8\n" if alone else ""
+        return hint + render(found), found.fits
     except RuntimeError as error:  # an operation that does not work on the meta device, such as experts in fp32
-        return f"no memory plan: a model of type {shape.model_type} in {dtype} cannot be measured without data: {error}"
+        kind = f"a model of type {shape.model_type} in {dtype}"
+        return f"no memory plan: {kind} cannot be measured without data: {error}", None
 
 
 def run_shape(settings: Settings) -> transformers.PretrainedConfig:

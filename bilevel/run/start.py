@@ -47,7 +47,10 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
         if dry_run:
             print(dump_changed_first(settings), end="")
             if settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.lora_rank is not None:
-                print(textwrap.indent(_memory_report(settings), "# ", lambda _: True))
+                report, fits = _memory_report(settings)
+                print(textwrap.indent(report, "# ", lambda _: True))
+                if fits is False:
+                    raise UserError("the run does not fit; the plan above ends with what would help")
             return 0
         stage("checking the model")
         quiet_libraries()
@@ -95,7 +98,7 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def _memory_report(settings: Settings) -> str:
+def _memory_report(settings: Settings) -> tuple[str, bool | None]:
     quiet_libraries()
     from bilevel.memory.plan import memory_report
 

@@ -214,6 +214,8 @@ def test_a_model_that_cannot_be_counted_in_fp32_has_a_plan_in_bf16():
     mixtral = {"model_type": "mixtral", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     said = [memory_report(settings(model_config=mixtral, dtype=dtype), 1) for dtype in ("fp32", "bf16")]
+    assert [fits for _, fits in said] == [None, None]
+    said = [text for text, _ in said]
     assert said[0].startswith("no memory plan: a model of type mixtral in fp32 ") and "\n" not in said[0]
     assert "activations" in said[1]
 
@@ -221,12 +223,13 @@ def test_a_model_that_cannot_be_counted_in_fp32_has_a_plan_in_bf16():
 @pytest.mark.slow
 def test_what_does_not_fit_gets_remedies_that_help():
     changes = {"backend": "deepspeed", "zero_stage": 2, "lisa_layers": 2, "dtype": "bf16", "gpu_memory_gib": 0.02}
-    text = memory_report(settings(model_config=LLAMA, micro_batch_tokens=620, **changes), 2)
-    assert "does not fit 0.02 GiB" in text and "without residual bits" in text
+    text, fits = memory_report(settings(model_config=LLAMA, micro_batch_tokens=620, **changes), 2)
+    assert fits is False and "does not fit 0.02 GiB" in text and "without residual bits" in text
     run = settings(model_name_or_path="meta-llama/Meta-Llama-3-8B", max_length=1024, **changes | {"gpu_memory_gib": 79})
     found = plan(run, run_shape(run), 1, "bf16")
     names = [remedy.split(":")[0] for remedy in found.remedies]
-    assert names[:3] == ["gradient_checkpointing true", "lisa_layers 1", "lisa_train_embeddings false"]
+    assert names[:2] == ["lora_rank 16", "lora_rank 16 base_dtype nf4"]
+    assert names[2:5] == ["gradient_checkpointing true", "lisa_layers 1", "lisa_train_embeddings false"]
     assert names[-1].startswith("offload_optimizer and offload_param") and found.remedies[-1].endswith("fits")
     totals = [float(re.search(r"([\d.]+) GB in total", remedy)[1]) for remedy in found.remedies]
     assert max(totals) < found.total / GB

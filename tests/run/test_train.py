@@ -310,6 +310,13 @@ def test_dry_run_prints_what_would_run(data: Path, tmp_path: Path, capsys: pytes
     assert not problems and printed.lr_y == 3e-3 and not (tmp_path / "r").exists()
 
 
+def test_a_dry_run_that_does_not_fit_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for limit, code in ((1e-3, 2), (100, 0)):
+        assert train_bilevel.main([*settings(data, tmp_path / "r", gpu_memory_gib=limit), "--dry_run"]) == code
+        out, err = capsys.readouterr()
+        assert ("does not fit 0.001 GiB" in out) == ("error: the run does not fit" in err) == (code == 2)
+
+
 def test_dropped_records_are_reported(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     long = [{"instruction": "long " * 500, "output": "b"}]
     dump(tmp_path / "d" / "a.json", SHIPPED[:30] + 3 * long)
