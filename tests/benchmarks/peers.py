@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+import peft
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -19,9 +20,11 @@ from tokenizers.models import WordLevel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bilevel.data.samples import Samples
+from bilevel.model.adapter_copy import AdapterCopy
 from bilevel.model.lisa import Lisa
 from bilevel.model.loading import load_model, model_shape, trained_shape
 from bilevel.model.torch_copy import TorchCopy
+from bilevel.processes import ALONE
 from bilevel.settings.fields import Settings
 from bilevel.step.f2sa import penalty_step
 from bilevel.weights.learned import SampleWeights, SourceWeights
@@ -29,7 +32,7 @@ from bilevel.weights.learned import SampleWeights, SourceWeights
 MICRO_BATCH_TOKENS = 2048
 LISA_LAYERS = 2
 ALPHA, LR_Y, LR_X = 10.0, 1e-5, 0.1
-MICRO, ACCUMULATION = 8, 8
+MICRO, RANK = 8, 16
 
 
 @dataclasses.dataclass
@@ -90,23 +93,56 @@ class Ours:
             after_step()
 
 
-class PlainTrainer:
-    """transformers.Trainer with its defaults: micro-batches of 8 padded to their longest, 8 of them in a step.
+class Adapters(Ours):
+    """The same step with adapters of rank 16: two on one model in one pass, or one on each of two models."""
 
-    grouped: the step's samples in the order of Trainer's length grouping, which sorts them.
+    def __init__(self, work: Work, shared: bool):
+        self.work, self.rounds = work, iter(work.rounds)
+        settings = adapted(work)
+        if shared:
+            models = [load_model(settings, model_shape(settings), plain_tokenizer())] * 2
+        else:
+            one = dataclasses.replace(settings, method="fixed")
+            models = [load_model(one, model_shape(one), plain_tokenizer()) for _ in "uw"]
+        self.copies = {
+            name: AdapterCopy(model, name if shared else "w", ALONE, one_pass=shared, token_budget=MICRO_BATCH_TOKENS)
+            for name, model in zip("uw", models, strict=True)
+        }
+        self.models = {name: copy.model for name, copy in self.copies.items()}
+        sources = len(work.train.sources)
+        self.x = SourceWeights(work.train.source_ids, torch.full((sources,), 1 / sources), ALPHA, "adam")
+
+
+def adapted(work: Work) -> Settings:
+    return Settings(
+        train_data=["-"],
+        val_data=["-"],
+        model_config=work.shape,
+        lora_rank=RANK,
+        attn_implementation=work.attention,
+    )
+
+
+class PlainTrainer:
+    """transformers.Trainer with its defaults: micro-batches of 8 padded to their longest, as many as a step takes.
+
+    grouped: the step's samples in the order of Trainer's length grouping, which sorts them. lora: adapters by
+    peft.
     """
 
-    def __init__(self, work: Work, grouped: bool = False):
+    def __init__(self, work: Work, grouped: bool = False, lora: bool = False):
         settings = Settings(train_data=["-"], val_data=["-"], model_config=work.shape)
         config = trained_shape(settings, model_shape(settings))  # without dropout, as for us
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=work.attention)
+        if lora:
+            model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear"))
         self.models = {"w": model}
         self.folder = tempfile.TemporaryDirectory()
         arguments = transformers.TrainingArguments(
             output_dir=self.folder.name,
             per_device_train_batch_size=MICRO,
-            gradient_accumulation_steps=ACCUMULATION,
+            gradient_accumulation_steps=max(1, len(work.rounds[0].train) // MICRO),
             max_steps=len(work.rounds),
             train_sampling_strategy="sequential",  # a round's samples are drawn, and in order, already
             save_strategy="no",
@@ -161,7 +197,7 @@ def _take_turns(name: str, work: Work, pipe: Connection) -> None:
         pipe.send(None)
         pipe.recv()
 
-    peer = PEERS[name](work)
+    peer = (PEERS | ADAPTED)[name](work)
     with suppress(EOFError):  # nobody gives another turn after the last step
         pipe.recv()
         peer.run(turn)
@@ -175,7 +211,7 @@ def _features(work: Work, grouped: bool) -> list[dict]:
         rows = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
         if grouped:
             lengths = [len(row["input_ids"]) for row in rows]
-            order = get_length_grouped_indices(lengths, MICRO * ACCUMULATION, mega_batch_mult=1)
+            order = get_length_grouped_indices(lengths, len(rows), mega_batch_mult=1)
             rows = [rows[i] for i in order]
         features += rows
     return features
@@ -193,4 +229,10 @@ PEERS = {
     "per sample": lambda work: Ours(work, "sample"),
     "LISA 2, per source": lambda work: Ours(work, "source", LISA_LAYERS),
     "LISA 2, per sample": lambda work: Ours(work, "sample", LISA_LAYERS),
+}
+ADAPTED = {
+    "two full copies": lambda work: Ours(work, "source"),
+    "two copies with adapters": lambda work: Adapters(work, shared=False),
+    "two adapters on one copy": lambda work: Adapters(work, shared=True),
+    "Trainer with adapters, grouped": lambda work: PlainTrainer(work, grouped=True, lora=True),
 }
