@@ -273,7 +273,7 @@ def test_every_command_runs(copy: Path, pretrained: Path) -> None:
             command += f" {SHORT[benchmark[1] or benchmark[2]]}"
         if "configs/experiments/" in command:
             command += " --seeds 1 --max_steps 2 --out outputs/short --results outputs/short"
-        model = {"model_name_or_path": str(pretrained)} if "gpt2.yaml" in command else {}
+        model = {"model_name_or_path": str(pretrained)} if re.search(r"gpt2\.yaml|lora-135m-cpu\.yaml", command) else {}
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=copy,

@@ -49,7 +49,7 @@ SIZES = {
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
 }
 WORKER = ROOT / "tests" / "workers" / "plan_worker.py"
-RUN_FILES = sorted({*(ROOT / "configs").glob("*-[18]x*.yaml"), *(ROOT / "configs").glob("lora-*.yaml")})
+RUN_FILES = sorted({*(ROOT / "configs").glob("*-[18]x*.yaml"), *(ROOT / "configs").glob("lora-*gb.yaml")})
 QUICK = ("qwen2.5-1.5b-1x24gb", "lora-1.7b-8gb")  # the others are slow
 LIMITS = {"yi-34b-8xa40": 46, "qwen2.5-32b-8xh100": 76, "llama3-8b-1x80gb": 80}  # GB per GPU
 
