@@ -9,7 +9,7 @@ this list (tests/test_layout.py). docs/contributing.md ("Where is it?") says whi
     processes.py   the processes of a run and sums over them
     settings/      every setting and its default, what contradicts what, the command line
     data/          from files of records to tokens and batches: formats (layouts/), chat templates
-    model/         one copy of a model: loading, training, losses, LISA, ZeRO
+    model/         one copy of a model: loading, training, losses, adapters, LISA, ZeRO
     weights/       the upper level: weights c(x), the gradient of x, the rules that move x, weights.csv
     step/          one training step of each method
     memory/        the memory plan: will a run fit
