@@ -233,11 +233,12 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a clone holds, in a folder of its own, and the files of the user whom README addresses."""
+    """What a clone holds after the quick start, in a folder of its own, and the files of the user whom README addresses."""
     folder = tmp_path_factory.mktemp("clone")
     for file in tracked():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
+    subprocess.run([sys.executable, folder / "data_alpaca_0.5" / "process.py"], check=True, capture_output=True)
     noisy = emptied(SHIPPED[128:256])
     mine = {"web": SHIPPED[:128], "forum": noisy, "mix": SHIPPED[:64] + noisy[:64], "trusted": SHIPPED[256:336]}
     for name, records in (mine | {"heldout": SHIPPED[336:352]}).items():
