@@ -233,7 +233,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a clone holds after the quick start, in a folder of its own, and the files of the user whom README addresses."""
+    """What a clone holds after the quick start, in a folder of its own, and the files of README's user."""
     folder = tmp_path_factory.mktemp("clone")
     for file in tracked():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
 
 LEARNED_ROLES = ("response", "assistant", "text")
 ROWS = 1000  # in a chunk
-LARGE = 1 << 20  # bytes or characters after which a chunk ends
+LARGE = 1 << 19  # bytes or characters after which a chunk ends
 ROWS_VERSION = 4  # part of the cache key; raise it when rows change for the same file
 
 

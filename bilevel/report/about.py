@@ -10,7 +10,7 @@ from bilevel.monitor.words import duration, memory
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
-from bilevel.weights.evidence import can_go
+from bilevel.weights.removable import can_go
 
 LONGEST = 300  # characters of a value
 

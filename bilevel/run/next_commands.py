@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
-from bilevel.weights.evidence import can_go
+from bilevel.weights.removable import can_go
 from bilevel.weights.shares import record_weights
 from bilevel.weights.statistics import bounds
 

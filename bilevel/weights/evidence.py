@@ -29,7 +29,6 @@ PRIOR = 64.0  # visits; the prior of d is normal with variance 1 / PRIOR
 DISTRUST = 4.0  # steps that the start of phi counts for, and that start itself
 CALL = math.log(20)  # e from which a source is called worse or better
 SAME = 1e-12  # standard deviation of gaps; up to it, they are rounding of equal losses
-LITTLE = 0.1  # weight of a record, whose mean is 1: a source of such records can be left out if it is worse
 SLOW = 20  # steps over which "settled" looks back
 SETTLED = 0.3  # change of log p over them
 FAR = 7.0  # logits below the largest weight; a source down there has settled
@@ -59,11 +58,6 @@ class Finding:
     verdict: str  # worse, better, no difference shown
     settled: bool
     steps_needed: float  # for a verdict, at the present rate; 0 if there is one
-
-
-def can_go(verdict: str, record_weight: float) -> bool:
-    """Whether a source with this verdict, and this weight of a record, is left out of the cleaned data."""
-    return verdict == "worse" and record_weight <= LITTLE
 
 
 class Evidence:
