@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
 
 LEARNED_ROLES = ("response", "assistant", "text")
 ROWS = 1000  # in a chunk
-LARGE = 1 << 19  # bytes or characters after which a chunk ends
+LARGE = 1 << 20  # bytes or characters after which a chunk ends
 ROWS_VERSION = 4  # part of the cache key; raise it when rows change for the same file
 
 
@@ -115,7 +115,8 @@ class _Reader:
         import pyarrow
 
         self.started, (start, records) = True, chunk
-        rows = [self._row(record, start + number) for number, record in enumerate(records)]
+        records.reverse()  # each is let go when it has become a row
+        rows = [self._row(records.pop(), start + number) for number in range(len(records))]
         return pyarrow.RecordBatch.from_pylist(rows, schema=_schema())
 
     def _row(self, record: bytes | kinds.Item, index: int) -> dict[str, Any]:
