@@ -94,8 +94,9 @@ def _chunks(records: Iterator[bytes | kinds.Item]) -> Iterator[Chunk]:
         found.append(record)
         size += len(record if isinstance(record, bytes) else record[1])
         if len(found) == ROWS or size > LARGE:
+            after = start + len(found)  # the reader empties the chunk
             yield start, found
-            start, found, size = start + len(found), [], 0
+            start, found, size = after, [], 0
     if found:
         yield start, found
 
