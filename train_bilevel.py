@@ -113,7 +113,8 @@ def setup(settings: Settings, files: Files) -> tuple[Run, Checkpoints]:
     state = checkpoints.read(settings.resume)
     check_scorable(settings, parts["train"])
     steps_done = state["step"] if state else 0
-    stage("loading the model" + (" twice, as w and u" if len(settings.copies) == 2 else ""))
+    twice = len(settings.copies) == 2 and settings.lora_rank is None
+    stage("loading the model" + (" twice, as w and u" if twice else ""))
     copies, lisa = make_copies(settings, world, model_shape(settings), tokenizer, steps_done)
     val, test = parts.get("val"), parts.get("test")
     run = Run(settings, world, tokenizer, parts["train"], val, test, pool, copies, lisa, weights, steps)

@@ -4,7 +4,8 @@
 
 MODEL is a run folder, a model folder, an adapter folder or a hub id. Answers are generated greedily from the training
 prompts. Loss and perplexity are means over all supervised tokens. Results are printed as JSON and as a table: for all
-records, per file, and per kind of task if the records have a field `task` or `category`.
+records, per file, and per kind of task if the records have a field `task` or `category`. Under an adapter the base
+model is stored as in its run, or for an adapter folder alone in the dtype of the passes.
 """
 
 import argparse
@@ -105,6 +106,8 @@ def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
         ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
         ours += ("turns", "template_kwargs", "special_tokens_in_text")
         ours += ("fields", "prompt_suffix", "skip_bad_records", "seed")
+        if (folder / "model" / "adapter_config.json").is_file():
+            ours += ("lora_rank", "base_dtype")  # the model is stored as it was under the adapter
         config = read_yaml(str(folder / "config.yaml"))
         values |= {name: config[name] for name in ours if name in config}
         values["model_name_or_path"] = str(folder / "model")
@@ -155,10 +158,10 @@ def evaluate_model(
     base, dtype = base_of(settings.model_name_or_path), chosen_dtype(settings, device)
     tokenizer = load_tokenizer(settings, files)
     tokeniser = make_tokeniser(tokenizer, settings)
-    plain = dataclasses.replace(settings, model_name_or_path=base or settings.model_name_or_path)
+    plain = dataclasses.replace(settings, model_name_or_path=base or settings.model_name_or_path, lora_rank=None)
     shape = model_shape(plain)
     check_model(plain, shape)
-    stored = loading_arguments(plain, shape, "fp32", device) if base else None
+    stored = loading_arguments(plain, shape, dtype, device) if base else None
     model = load_model(plain, shape, tokenizer, stored=stored).to(device)
     if base:
         put_on(model, settings.model_name_or_path)

@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 from bilevel.model.adapters import add_adapters
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
 from bilevel.model.cpu_kernels import speed_up
+from bilevel.model.frozen_base import TYPES
 from bilevel.model.lisa import Layers
 from bilevel.model.loading import trained_shape
 from bilevel.model.losses import returns_logits_as_they_are
 from bilevel.settings.fields import Settings
 
 KERNEL = "without_scores"  # name of our stand-in for sdpa and flash attention, which do not store (T, T) scores
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)

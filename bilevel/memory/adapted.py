@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from bilevel.model.frozen_base import base_dtype
+from bilevel.model.frozen_base import base_dtype, is_merged
 from bilevel.settings.fields import Settings
 
 SIZE = {"fp32": 4, "bf16": 2}
@@ -18,7 +18,7 @@ NF4_LAYER = 4 * (16 + 256 + 1)
 class Adapted:
     """A model with adapters. frozen: bytes of the model's own tensors; adapters: parameters of all adapters together.
 
-    casts: bytes that a pass needs for weights in another dtype. whole: the model's own parameters.
+    casts: peak bytes of weights that exist only during a pass, in another dtype. whole: the model's own parameters.
     """
 
     frozen: float
@@ -53,17 +53,13 @@ class Adapted:
             "gradients": 4 * self.adapters,
         }
 
-    def passing(self) -> float:
-        """Peak bytes of weights that exist only during a pass."""
-        return self.casts
-
     def checkpoint(self) -> float:
         """Bytes of a checkpoint: adapters and their moments."""
         return 12 * self.adapters
 
     def saved(self, settings: Settings) -> float:
         """Bytes of model/: one adapter, or the whole model with the adapter merged in."""
-        merged = settings.base_dtype != "nf4" if settings.lora_merge is None else settings.lora_merge
+        merged = is_merged(settings, four_bit=settings.base_dtype == "nf4")
         return self.frozen if merged else 4 * self.adapters / self.copies
 
 

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from bilevel.memory.activations import draw_worst, measure_pass, meta_model, micro_batch
-from bilevel.memory.adapted import Adapted
+from bilevel.memory.adapted import SIZE, Adapted
 from bilevel.memory.zero_layout import Layout, Parameters
 from bilevel.model.adapters import linear_layers, width
 from bilevel.model.frozen_base import base_dtype
@@ -28,7 +28,6 @@ from bilevel.settings.methods import METHODS
 
 GB = 1e9
 SHAPES = Path(__file__).parents[2] / "configs" / "models"
-SIZE = {"fp32": 4, "bf16": 2}
 CPU = {"device": "cpu"}
 RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5 GB, NCCL and cuBLAS workspaces 0.6 GB, the rest fragmentation
 HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA, tokenised data
@@ -122,7 +121,7 @@ def _estimate(
     adapters = Adapted.of(settings, model, dtype) if settings.lora_rank is not None else None
     gpu = adapters.gpu() if adapters else layout.gpu(model, groups)
     gpu |= {
-        "gathered and reduced in a pass": adapters.passing() if adapters else layout.passing(model, groups),
+        "gathered and reduced in a pass": adapters.casts if adapters else layout.passing(model, groups),
         "activations": one_pass.kept,
         "CUDA, NCCL, allocator": RUNTIME,
     }
@@ -244,7 +243,8 @@ def _changes(
 def _with_adapters(settings: Settings, model: torch.nn.Module) -> list[tuple[str, Settings, dict[str, Any]]]:
     """Changes to adapters on one frozen copy, and to 4 bit; none for a model too narrow, or a method without them."""
     s, change = settings, dataclasses.replace
-    if METHODS[s.method].whole_gradients or min(map(width, linear_layers(model).values()), default=0) < RANK:
+    narrow = s.lora_rank is None and min(map(width, linear_layers(model).values()), default=0) < RANK
+    if METHODS[s.method].whole_gradients or narrow:
         return []
     changes, words = {}, "base_dtype nf4"
     if s.lora_rank is None:

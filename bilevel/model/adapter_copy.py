@@ -36,7 +36,7 @@ class AdapterCopy(TorchCopy):
     ):
         self.name, self.adapters, self.merged = name, model.adapters, merged
         self.one_pass, self.token_budget = one_pass, token_budget
-        self.own = self.adapters.parameters(name)
+        self.own = self.adapters.parameters[name]
         super().__init__(model, weight_decay, clip_grad_norm, bf16=bf16, world=world)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -59,7 +59,7 @@ class AdapterCopy(TorchCopy):
         with super().computing():
             self.adapters.select(self.name)
             knows_head(self.model, batch)  # it runs one row through the model, the first time
-            self.adapters.share(counts)
+            self.adapters.share(counts, batch.input_ids.shape[1])
             return sample_losses(self.model, batch, factors, self.in_place)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:

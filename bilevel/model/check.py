@@ -37,7 +37,7 @@ def check_model(settings: Settings, config: transformers.PretrainedConfig) -> No
             raise UserError(f"{where}: no model has these numbers: {said(error)}") from error
         return
     if is_four_bit(settings, config) and settings.base_dtype is None:
-        return  # its tensors are packed; transformers checks them when it reads them
+        return  # its tensors are packed; load_model checks them when it reads them
     model, report = read_pretrained(
         transformers.AutoModelForCausalLM,
         name,
@@ -46,10 +46,16 @@ def check_model(settings: Settings, config: transformers.PretrainedConfig) -> No
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    if faults := [*_faults(report), *_integer_tensors(model, Path(name))]:
+    check_report(report, name, _integer_tensors(model, Path(name)))
+
+
+def check_report(report: dict[str, Any], name: str, others: list[str] | None = None) -> None:
+    """Raises UserError if a loading report of transformers has faults, or if there are others."""
+    if faults := [*_faults(report), *(others or [])]:
         raise UserError(
-            f"{where}: the weights do not fit the model of its config.json, so parts of it would be random: "
-            f"{'; '.join(faults)}.{_renamed(report)} Take a complete copy of the model, or correct its config.json"
+            f"model_name_or_path {name!r}: the weights do not fit the model of its config.json, so parts of it would "
+            f"be random: {'; '.join(faults)}.{_renamed(report)} Take a complete copy of the model, or correct its "
+            "config.json"
         )
 
 

@@ -71,27 +71,27 @@ def _adapter_copies(
 ) -> dict[str, ModelCopy]:
     """The copies by name as adapters on one frozen model. Raises UserError."""
     from bilevel.model.adapter_copy import AdapterCopy
-    from bilevel.model.frozen_base import is_four_bit, loading_arguments
+    from bilevel.model.frozen_base import is_four_bit, is_merged, loading_arguments
 
     s = settings
     stored = loading_arguments(s, shape, dtype, world.device)
     model = load_model(s, shape, tokenizer, stored=stored).to(world.device)
     model.taught_ends = taught_ends(s, tokenizer)
-    merged = not is_four_bit(s, shape) if s.lora_merge is None else s.lora_merge
+    together = equal_masks_together(s, shape) and model.adapters.rows_stay_apart()
     return {
         name: AdapterCopy(
             *(model, name, world, s.weight_decay, s.clip_grad_norm),
             bf16=dtype == "bf16",
-            one_pass=masks_in_one_pass(s, shape),
+            one_pass=together,
             token_budget=s.micro_batch_tokens,
-            merged=merged,
+            merged=is_merged(s, is_four_bit(s, shape)),
         )
         for name in s.copies
     }
 
 
-def masks_in_one_pass(settings: Settings, shape: transformers.PretrainedConfig) -> bool:
-    """Whether rows of u and w can share a pass: dropout would give each row masks of its own."""
+def equal_masks_together(settings: Settings, shape: transformers.PretrainedConfig) -> bool:
+    """Whether u and w have equal dropout masks in one pass: only without dropout, as each row has masks of its own."""
     return settings.lora_dropout == 0 and not drops(trained_shape(settings, shape))
 
 

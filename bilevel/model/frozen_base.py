@@ -27,6 +27,11 @@ def is_four_bit(settings: Settings, config: transformers.PretrainedConfig) -> bo
     return settings.base_dtype == "nf4" or _quantised_by(config) is not None
 
 
+def is_merged(settings: Settings, four_bit: bool) -> bool:
+    """Whether model/ is a whole model with the adapter merged in: lora_merge, or if it is null, unless in 4 bit."""
+    return not four_bit if settings.lora_merge is None else settings.lora_merge
+
+
 def loading_arguments(
     settings: Settings, config: transformers.PretrainedConfig, passes: str, device: torch.device
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bilevel.data.sources import Source
 from bilevel.errors import UserError, first
 from bilevel.files import remove_unfinished, whole_file
 from bilevel.model.build import new_model, new_shape, new_tokenizer
+from bilevel.model.check import check_report
 from bilevel.model.pretrained import read_pretrained, read_tokenizer
 from bilevel.model.response_end import with_end, with_ends
 from bilevel.settings.fields import Settings
@@ -72,13 +73,15 @@ def load_model(
             config, dtype=dtype, attn_implementation=settings.attn_implementation
         )
     elif settings.model_name_or_path is not None:
-        model = read_pretrained(
+        model, report = read_pretrained(
             transformers.AutoModelForCausalLM,
             settings.model_name_or_path,
             config=config,
             attn_implementation=settings.attn_implementation,
+            output_loading_info=True,
             **(stored or {"dtype": dtype}),
         )
+        check_report(report, settings.model_name_or_path)
         check_finite(model, settings.model_name_or_path)
     else:
         model = new_model(config, tokenizer, settings.attn_implementation, settings.seed)

@@ -62,6 +62,8 @@ def describe(run: Run) -> str:
     s = run.settings
     processes = "" if run.world.size == 1 else f" in {run.world.size} processes"
     copies = "two copies" if len(run.copies) == 2 else "one copy"
+    if s.lora_rank is not None:
+        copies = "two adapters on one frozen model" if len(run.copies) == 2 else "one adapter on a frozen model"
     trusted = f" and {s.val_batch_size} validation" if s.learned else ""
     how = f"lr_y {s.lr_y:g}, fixed weights {s.x_init}"
     if s.learned:
@@ -77,7 +79,7 @@ def describe(run: Run) -> str:
             how,
         ]
     if len(run.copies) == 2:
-        lines.append("the two copies: w is trained with validation data, u without; their losses differ by the gap")
+        lines.append(f"{copies}: w is trained with validation data, u without; their losses differ by the gap")
     if run.copies and drops(run.copies["w"].shape):
         lines.append(MASKS)
     if run.lisa:
@@ -85,10 +87,7 @@ def describe(run: Run) -> str:
             f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks train at a time, redrawn every {s.lisa_interval} steps"
         )
     if s.lora_rank is not None:
-        trained = sum(p.numel() for p in run.copies["w"].model.parameters() if p.requires_grad)
-        lines.append(
-            f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M adapter parameters train, all others are frozen"
-        )
+        lines += _adapters(run)
     sizes = run.train.sizes.tolist()
     tokens = tokens_of(run.train)
     found = zip(run.train.sources, sizes, tokens, run.train.read_as, run.train.dropped, run.train.notes, strict=True)
@@ -109,6 +108,21 @@ def describe(run: Run) -> str:
     if run.step:
         lines.append(f"going on after step {run.step}, from its checkpoint")
     return "\n".join(lines)
+
+
+def _adapters(run: Run) -> list[str]:
+    """What trains in a run with adapters, and whether both share a pass."""
+    s, w = run.settings, run.copies.get("w")
+    if w is None:
+        return []
+    trained = sum(p.numel() for copy in run.copies.values() for p in copy.trained().values())
+    lines = [f"LoRA of rank {s.lora_rank}: {trained / 1e6:.2f}M adapter parameters train, all others are frozen"]
+    if len(run.copies) == 2 and not w.one_pass:
+        lines.append(
+            "u and w take passes of their own: with dropout each row of one pass would have a mask of its own, and "
+            "layers of experts do not see whose row a token is of"
+        )
+    return lines
 
 
 def what_next(settings: Settings, last: Path | None) -> str:

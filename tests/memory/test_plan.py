@@ -198,6 +198,12 @@ def test_two_adapters_take_little_more_than_one(name: str, base: str, limit: flo
     assert 1 < totals[0] / totals[1] <= limit
 
 
+def test_adapters_that_do_not_fit_are_told_of_4_bit():
+    common = {"model_name_or_path": "Qwen/Qwen2.5-1.5B", "lora_rank": 8, "dtype": "bf16", "max_length": 512}
+    run = settings(**common, gpu_memory_gib=4)
+    assert plan(run, run_shape(run), 1, "bf16").remedies[0].startswith("base_dtype nf4: saves")
+
+
 def test_a_machine_that_cannot_hold_two_copies_is_told_of_adapters_first():
     run = settings(model_name_or_path="Qwen/Qwen2.5-1.5B", dtype="bf16", gpu_memory_gib=8, max_length=512)
     found = plan(run, run_shape(run), 1, "bf16")

@@ -8,11 +8,13 @@ import peft
 import pytest
 import torch
 from test_lora import Tokens
+from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.pytorch_utils import Conv1D
 
 from bilevel.data.samples import TOKEN_FEATURES, Samples
 from bilevel.data.tokenise import IGNORE
 from bilevel.model.adapter_copy import AdapterCopy
+from bilevel.model.adapters import add_adapters
 from bilevel.model.copies import make_copies
 from bilevel.model.cpu_kernels import speed_up
 from bilevel.model.loading import load_model, model_shape
@@ -110,10 +112,10 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return float((a - b).norm() / b.norm())
 
 
-def compared(copies, other, per_sample: bool, order: int = 1) -> tuple[float, float, float]:
+def compared(copies, other, per_sample: bool, order: int = 1, steps: int = STEPS) -> tuple[float, float, float]:
     """The largest distances between two ways to train: of adapters, of x, and of losses and gaps."""
     xs = weights_of(per_sample), weights_of(per_sample)
-    ours, theirs = (trained(each, x, order=order) for each, x in zip((copies, other), xs, strict=True))
+    ours, theirs = (trained(each, x, steps, order) for each, x in zip((copies, other), xs, strict=True))
     of_adapters = max(
         distance(copy.own, {full: dict(other[name].model.named_parameters())[full] for full in copy.own})
         for name, copy in copies.items()
@@ -167,6 +169,36 @@ def test_dropout_has_the_same_masks_for_both(changes: dict) -> None:
     assert not gaps[:-3].any()
     losses = [copies["u"].losses(TRAIN.batch(torch.arange(4), 600).micro_batches[0], seed) for seed in (1, 2)]
     assert not torch.equal(*losses)
+
+
+def test_layers_that_do_not_see_the_rows_get_passes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts that get the tokens routed to them: here every second token of the batch goes through one."""
+    plain = LlamaMLP.forward
+    assert all(each.one_pass for each in shared("llama").values())
+
+    def routed(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, 1)
+        return torch.zeros_like(flat).index_add(0, torch.arange(0, len(flat), 2), plain(self, flat[::2])).view_as(x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", routed)
+    copies = shared("llama")
+    assert not any(each.one_pass for each in copies.values())
+    assert compared(copies, separate("llama", copies), per_sample=True, steps=2) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["w", "u"])
+def test_a_layer_may_be_called_as_a_copy(name: str) -> None:
+    """The adapter of a copy has its own parameters, whatever the layers of the model are called."""
+    chosen = given("llama", lora_targets=[name])
+    shape = model_shape(chosen)
+    model = load_model(given("llama", lora_rank=None), shape, Tokens())
+    for layer in model.model.layers:
+        setattr(layer, name, layer.mlp)
+        del layer.mlp
+    model.model.layers[0].add_module(name, torch.nn.Linear(32, 32))
+    adapters = add_adapters(model, chosen)
+    found = [{id(p) for p in adapters.parameters[each].values()} for each in "uw"]
+    assert len(found[0]) == len(found[1]) == 2 and not found[0] & found[1]
 
 
 def test_one_model_and_two_adapters_are_all_there_is() -> None:

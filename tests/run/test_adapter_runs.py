@@ -12,9 +12,9 @@ import pytest
 import torch
 from launch_helpers import end, kill, start
 from run_helpers import dump, settings, train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizer_kinds import gpt2_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 import train_bilevel
 from bilevel.evaluate import command as evaluate
@@ -60,11 +60,10 @@ def test_the_adapter_folder_is_the_trained_model(
     found = peft.get_peft_model_state_dict(model)
     assert found.keys() == stored.keys() and all(torch.equal(found[name], stored[name]) for name in stored)
     assert any(bool(p.any()) for name, p in stored.items() if "lora_B" in name)
-    if base == "fp32":
-        out = tmp_path / "scores.json"
-        assert evaluate.main([str(tmp_path / "run"), "--answer", "none", "--out", str(out)]) == 0
-        loss = json.loads(out.read_text())["overall"]["loss"]
-        assert loss == pytest.approx(metrics["test_loss_w"].iloc[-1], rel=1e-5)
+    out = tmp_path / "scores.json"
+    assert evaluate.main([str(tmp_path / "run"), "--answer", "none", "--out", str(out)]) == 0
+    loss = json.loads(out.read_text())["overall"]["loss"]
+    assert loss == pytest.approx(metrics["test_loss_w"].iloc[-1], rel=1e-5)
 
 
 def test_four_bits_train(pretrained: Path, data: Path, tmp_path: Path) -> None:
@@ -103,6 +102,29 @@ def test_a_quantised_folder_that_cannot_be_trained(
     dump(folder / "config.json", config | {"quantization_config": quantised})
     assert train_bilevel.main(settings(data, tmp_path / "run", **on(folder))) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_model_that_comes_in_4_bit(pretrained: Path, data: Path, tmp_path: Path, capsys) -> None:
+    """It trains as the model that is quantised while it is read does; a tensor left out is told with its name."""
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    folder = tmp_path / "four"
+    AutoModelForCausalLM.from_pretrained(pretrained, quantization_config=four).save_pretrained(folder)
+    gpt2_tokenizer().save_pretrained(folder)
+    runs = [
+        train(data, tmp_path / name, **on(model, dtype="fp32", **changes))
+        for name, model, changes in (("comes", folder, {}), ("made", pretrained, {"base_dtype": "nf4"}))
+    ]
+    for column in ("loss_w", "loss_u", "val_loss_w"):
+        np.testing.assert_allclose(runs[0][column], runs[1][column], rtol=1e-4)
+    assert (tmp_path / "comes" / "model" / "adapter_config.json").is_file()
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.input_layernorm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert train_bilevel.main(settings(data, tmp_path / "short", **on(folder, dtype="fp32"))) == 2
+    assert "1 tensor missing (model.layers.1.input_layernorm.weight)" in capsys.readouterr().err
+    assert not (tmp_path / "short").exists()
 
 
 def test_the_checkpoint_holds_adapters_alone(pretrained: Path, data: Path, tmp_path: Path) -> None:
