@@ -1,12 +1,12 @@
 """What report.html says of the run as a whole: its model, data and time, the verdict, and the command that exports."""
 
 import datetime
-import shlex
 
 import numpy as np
 
 from bilevel.files import open_regular
 from bilevel.monitor.words import duration, memory
+from bilevel.run.commands import again, export_command
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
@@ -32,9 +32,9 @@ def about(run: FinishedRun) -> list[tuple[str, str]]:
     hidden = {"train_data", "val_data", "test_data", "model_name_or_path", "model_config", "run_name", "output_dir"}
     given = {name: value for name, value in changed(s).items() if name not in hidden | {"method"}}
     rows += [("settings", ", ".join(f"{name}={value}" for name, value in given.items()) or "the defaults")]
-    again = f"python train_bilevel.py --config {_quoted(run, 'config.yaml')} --run_name again"
+    same = again(s, run.folder, run.folder.with_name(f"{run.name}_again"))
     return [(name, value if len(value) <= LONGEST else value[:LONGEST] + " ...") for name, value in rows] + [
-        ("the same again", again)
+        ("the same again", same)
     ]
 
 
@@ -67,15 +67,11 @@ def verdict(run: FinishedRun) -> str:
     return ", ".join(shown) + (f"; for {rest} more, no difference is shown" if rest else "")
 
 
-def export_command(run: FinishedRun) -> str:
+def suggested_export(run: FinishedRun) -> str:
     """The command that writes the cleaned data, or all records where nothing is to be left out."""
-    command = f"python -m bilevel.export {_quoted(run)}"
     if run.per_sample:
-        return command
+        c = np.concatenate(run.weights)
+        return export_command(run.folder, leaves_out=bool(np.nanmin(c) < np.nanmax(c)))
     judged = [] if run.evidence is None else run.evidence["verdict"].tolist()
     means = [float(np.nanmean(c)) if np.isfinite(c).any() else 0.0 for c in run.weights]
-    return command if any(map(can_go, judged, means)) else f"{command} --all"
-
-
-def _quoted(run: FinishedRun, *names: str) -> str:
-    return shlex.quote(str(run.folder.joinpath(*names)))
+    return export_command(run.folder, leaves_out=any(map(can_go, judged, means)))

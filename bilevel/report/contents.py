@@ -13,7 +13,7 @@ from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
-from bilevel.report.about import about, export_command, verdict
+from bilevel.report.about import about, suggested_export, verdict
 from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import dump
@@ -50,7 +50,7 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "subtitle": f"Weights per {kind}, {len(rows)} source{several}, seed {run.settings.seed}",
         "verdict": verdict(run),
         "about": about(run),
-        "export": export_command(run),
+        "export": suggested_export(run),
         "facts": facts(run, metrics),
         "charts": charts(metrics, sources),
         "histogram": histogram(run, noisy, metrics) if run.per_sample else None,

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from bilevel.run.commands import again, export_command, quoted
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
 from bilevel.weights.removable import can_go
@@ -27,41 +28,28 @@ def next_commands(run: Run) -> list[str]:
         found += [_export(run, folder), ("train a model on these weights", _retrain(s, folder))]
         folder = _retrained(folder)
     if s.test_data and (folder != s.run_folder or s.save_model != "none"):
-        found.append(("test loss and right answers of that model", f"python -m bilevel.evaluate {_quoted(folder)}"))
+        found.append(("test loss and right answers of that model", f"python -m bilevel.evaluate {quoted(folder)}"))
     return [line for words, command in found for line in (f"# {words}", command)]
 
 
 def _export(run: Run, folder: Path) -> tuple[str, str]:
     """The command that writes the cleaned data: as the run decides, or all records if nothing is to be left out."""
-    command = f"python -m bilevel.export {_quoted(folder)}"
     low, high = bounds(run.weights, len(run.train))
     if run.per_sample and low < high:
-        return "write the records above the suggested threshold", command
+        return "write the records above the suggested threshold", export_command(folder, leaves_out=True)
     if run.settings.learned and not run.per_sample:
         weights = record_weights(run.weights.p, run.train.sizes).tolist()
         verdicts = [found.verdict for found in run.weights.evidence.findings(run.weights.x)]
         if any(map(can_go, verdicts, weights)):
-            return "write the data without the sources shown to be worse", command
-    return "write all records with their weights (no source is clearly to be left out)", f"{command} --all"
+            return "write the data without the sources shown to be worse", export_command(folder, leaves_out=True)
+    words = "write all records with their weights (no source is clearly to be left out)"
+    return words, export_command(folder, leaves_out=False)
 
 
 def _retrain(settings: Settings, folder: Path) -> str:
-    deepspeed = settings.backend == "deepspeed"
-    start = (
-        f"CONFIG={_quoted(folder / 'config.yaml')} bash run_F2SA.sh"
-        if deepspeed
-        else (f"python train_bilevel.py --config {_quoted(folder / 'config.yaml')}")
-    )
-    where = f"--output_dir {_quoted(_retrained(folder))}"
-    if settings.output_dir is None:
-        where = f"--run_name {_quoted(_retrained(folder).name)}"
     model = "" if settings.save_model == "w" else " --save_model w"
-    return f"{start} --method fixed --x_init {_quoted(folder)} {where}{model}"
+    return f"{again(settings, folder, _retrained(folder))} --method fixed --x_init {quoted(folder)}{model}"
 
 
 def _retrained(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_retrained")
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

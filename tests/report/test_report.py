@@ -1,5 +1,6 @@
 """bilevel/report/command.py: the page of a finished run, used in a browser as its reader uses it."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from bilevel.data.sources import file_source
 from bilevel.export.selection import read_marks
 from bilevel.report import command as report
 from bilevel.report import contents as report_data
+from bilevel.report.about import suggested_export
 from bilevel.run.finished import FinishedRun, read_finished
 
 needs_browser = pytest.mark.skipif(
@@ -114,12 +116,20 @@ def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: P
     about = dict(data["about"])
     assert about["model"] == "new gpt2 from model_config" and about["records"] == "training 90 (a, b, c)"
     assert about["finished"].startswith("20") and about["settings"] == "the defaults"
-    assert about["the same again"].endswith("/a run/config.yaml' --run_name again")
+    assert about["the same again"].endswith(f"/a run/config.yaml' --output_dir '{tmp_path / 'a run_again'}'")
     (tmp_path / "a run" / "timing.csv").write_text("step,seconds,memory_mib\n0,1,9\n8,125.5,1000\n")
     again = dict(report_data.page_data(read_finished(tmp_path / "a run"), 100)["about"])
     assert again["finished"].endswith(", after 2 min, 1.0 GB of memory")
     plain = report_data.page_data(read_finished(make_run(tmp_path / "plain", {"a.json": 3, "b.json": 3})), 100)
     assert plain["verdict"] == "the weights were given, not learned" and plain["export"].endswith("a run' --all")
+
+
+def test_records_of_equal_weight_are_all_exported(tmp_path: Path):
+    """bilevel.export refuses to choose among them."""
+    run = dataclasses.replace(read_finished(judged_run(tmp_path)), per_sample=True)
+    assert suggested_export(run) == f"python -m bilevel.export '{tmp_path / 'a run'}'"
+    equal = dataclasses.replace(run, weights=[np.ones(30) for _ in run.weights])
+    assert suggested_export(equal).endswith(" --all")
 
 
 def test_the_threshold_is_shown_with_the_records_on_both_sides(tmp_path: Path):
@@ -357,13 +367,18 @@ def test_it_loads_and_every_control_has_a_name(page: webdriver.Chrome, run: Path
     assert heads == ["a"]
 
 
-@browsing
-def test_verdicts_are_drawn_on_one_scale(started: webdriver.Chrome, tmp_path: Path):
-    """Worse is right of the line that all rows share, better left of it; without evidence there is no drawing."""
+def open_judged(started: webdriver.Chrome, tmp_path: Path) -> None:
+    """Show the report of judged_run."""
     run = judged_run(tmp_path)
     assert report.main([str(run)]) == 0
     console(started)
     started.get((run / "report.html").as_uri())
+
+
+@browsing
+def test_verdicts_are_drawn_on_one_scale(started: webdriver.Chrome, tmp_path: Path):
+    """Worse is right of the line that all rows share, better left of it; without evidence there is no drawing."""
+    open_judged(started, tmp_path)
     rows = {row.find_element(By.TAG_NAME, "td").text: row for row in started.find_elements(By.CSS_SELECTOR, "tbody tr")}
     assert "worse, step 8" in rows["a"].text and "1.2 (0.7 to 1.7)" in rows["a"].text
     assert "better, step 40" in rows["b"].text and "no difference shown" in rows["c"].text
@@ -563,10 +578,7 @@ def test_it_fits_a_phone_and_keeps_still(page: webdriver.Chrome):
 
 @browsing
 def test_a_run_per_source_shows_examples_of_each_and_names_no_record_lowest(started: webdriver.Chrome, tmp_path: Path):
-    run = judged_run(tmp_path)
-    assert report.main([str(run)]) == 0
-    console(started)
-    started.get((run / "report.html").as_uri())
+    open_judged(started, tmp_path)
     assert places(started)[:4] == ["a.json #0", "b.json #0", "c.json #0", "a.json #1"]
     orders = [option.get_attribute("value") for option in Select(started.find_element(By.ID, "sort")).options]
     assert "weight" not in orders and orders[0] == "mixed"
