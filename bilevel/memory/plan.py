@@ -6,7 +6,6 @@ Activations and logits come from a pass on the meta device (bilevel.memory.activ
 are upper bounds. GB = 1e9 bytes.
 """
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,19 @@ import transformers
 
 from bilevel.memory.activations import draw_worst, measure_pass, meta_model, micro_batch
 from bilevel.memory.adapted import SIZE, Adapted
+from bilevel.memory.remedies import changes
 from bilevel.memory.zero_layout import Layout, Parameters
-from bilevel.model.adapters import linear_layers, width
 from bilevel.model.frozen_base import base_dtype
 from bilevel.model.gathering import with_prefetch
 from bilevel.model.lisa import Layers
 from bilevel.model.loading import model_shape
 from bilevel.settings.deepspeed import zero_config
 from bilevel.settings.fields import Settings
-from bilevel.settings.methods import METHODS
 
 GB = 1e9
 SHAPES = Path(__file__).parents[2] / "configs" / "models"
-CPU = {"device": "cpu"}
 RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5 GB, NCCL and cuBLAS workspaces 0.6 GB, the rest fragmentation
 HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA, tokenised data
-RANK = 16  # of the adapters that are proposed
 SHARD = 10 * GB  # the largest weights file of a pretrained model; the hub's default is 5 GB
 
 
@@ -101,7 +97,7 @@ def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: in
     if found.fits is not False:
         return found
     remedies = []
-    for words, changed, changed_config in _changes(settings, model, config):
+    for words, changed, changed_config in changes(settings, model, config):
         other = _estimate(changed, meta_model(changed, shape, dtype), processes, dtype, hosts, changed_config)
         saved = (found.total - other.total) / GB
         if saved > 0.05:
@@ -207,60 +203,6 @@ def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
     if not layout.stage or layout.offloaded("optimizer"):
         return 0
     return 4 * max(layout.partition(group) for group in groups)
-
-
-def _changes(
-    settings: Settings, model: torch.nn.Module, config: dict[str, Any]
-) -> list[tuple[str, Settings, dict[str, Any]]]:
-    """Single changes that need less memory, cheapest first: (words, settings, DeepSpeed's config)."""
-    s, change, found = settings, dataclasses.replace, _with_adapters(settings, model)
-    shorter = max(s.max_length - 1, s.micro_batch_tokens // 2)
-    if micro_batch(change(s, micro_batch_tokens=shorter)) != micro_batch(s):
-        found.append((f"micro_batch_tokens {shorter}", change(s, micro_batch_tokens=shorter), config))
-    if not s.gradient_checkpointing:
-        found.append(("gradient_checkpointing true", change(s, gradient_checkpointing=True), config))
-    if s.lisa_layers is None and s.lora_rank is None:
-        found.append(("lisa_layers 2", change(s, lisa_layers=min(2, len(Layers(model).blocks))), config))
-    elif s.lisa_layers is not None and s.lisa_layers > 1:
-        found.append((f"lisa_layers {s.lisa_layers // 2}", change(s, lisa_layers=s.lisa_layers // 2), config))
-    if s.lisa_layers is not None and s.lisa_train_embeddings:
-        found.append(("lisa_train_embeddings false", change(s, lisa_train_embeddings=False), config))
-    if s.backend == "torch":
-        return found
-    stage = config["zero_optimization"]["stage"]
-    for higher in range(stage + 1, 4):
-        found.append((f"zero_stage {higher}", s, _with(config, stage=higher)))
-    if s.lisa_residual == "device":
-        found.append(("lisa_residual host", change(s, lisa_residual="host"), config))
-    offloading = _with(config, stage=max(2, stage), offload_optimizer=CPU)
-    found.append(("offload_optimizer to cpu (in a DeepSpeed file, deepspeed=FILE)", s, offloading))
-    found.append(
-        ("offload_optimizer and offload_param to cpu (stage 3)", s, _with(offloading, stage=3, offload_param=CPU))
-    )
-    return found
-
-
-def _with_adapters(settings: Settings, model: torch.nn.Module) -> list[tuple[str, Settings, dict[str, Any]]]:
-    """Changes to adapters on one frozen copy, and to 4 bit; none for a model too narrow, or a method without them."""
-    s, change = settings, dataclasses.replace
-    narrow = s.lora_rank is None and min(map(width, linear_layers(model).values()), default=0) < RANK
-    if METHODS[s.method].whole_gradients or narrow:
-        return []
-    changes, words = {}, "base_dtype nf4"
-    if s.lora_rank is None:
-        changes = {"lora_rank": RANK, "lisa_layers": None, "lisa_train_embeddings": True}
-        changes |= {"backend": "torch", "zero_stage": None, "deepspeed": None}
-        words = f"lora_rank {RANK} base_dtype nf4"
-    found = [(f"lora_rank {RANK}", change(s, **changes), {})] if changes else []
-    if s.base_dtype != "nf4" and s.model_name_or_path is not None:
-        found.append((words, change(s, **changes, base_dtype="nf4"), {}))
-    return found
-
-
-def _with(config: dict[str, Any], **zero: Any) -> dict[str, Any]:
-    config = copy.deepcopy(config)
-    config["zero_optimization"] |= zero
-    return config
 
 
 def _title(settings: Settings, size: int, processes: int, dtype: str, layout: Layout) -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from bilevel.errors import ConfigError, UserError, first, plain, short
 from bilevel.files import open_regular
-from bilevel.settings.fields import FIELDS, LISTS, Settings, choices
+from bilevel.settings.fields import DATA, FIELDS, LISTS, Settings, choices
 from bilevel.settings.other_names import unknown_setting
 from bilevel.settings.rules import validate
 from bilevel.settings.written import FREE
@@ -194,7 +194,7 @@ def _metavar(name: str) -> str:
     if words:
         return "{" + ",".join(words) + "}"
     if name in LISTS:
-        return "FILE"
+        return "FILE" if name in DATA else "NAME"
     if bool in members:
         return "{true,false}"
     if members & {int, float}:

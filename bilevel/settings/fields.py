@@ -5,193 +5,118 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
+from bilevel.settings.data_fields import RULES, DataSettings, setting
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
 
 
-def _setting(group: str, help: str, default: Any = ..., **rules) -> Any:
-    return Field(default=default, description=help, json_schema_extra={"group": group}, **rules)
-
-
-# 4096 is the longest path. With a limit, pydantic also refuses text that cannot be encoded in UTF-8.
-_RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, str_max_length=4096)
-
-
-# Names of fields in all layouts (bilevel.data.layouts), and of a message's fields.
-FIELD_NAMES = ("instruction", "input", "output", "messages", "text", "prompt", "completion", "response", "question")
-FIELD_NAMES += ("answer", "problem", "solution", "query", "context", "system", "history", "tools", "is_noisy")
-FIELD_NAMES += ("role", "content")
-
-TAGS = ("list", "mapping")  # the two forms of a data setting, which messages do not name
-
-
-def _data(least: int) -> Any:
-    """The type of a data setting with at least so many entries: a list, or a mapping from names to lists."""
-    listed = Annotated[list[str], Field(min_length=least), Tag("list")]
-    named = dict[str, Annotated[list[str], Field(min_length=1)]]
-    mapped = Annotated[named, Field(min_length=least), Tag("mapping")]
-    return Annotated[listed | mapped, Discriminator(lambda value: TAGS[isinstance(value, dict)])]
-
-
-@dataclass(config=_RULES, kw_only=True)
-class Settings:
+@dataclass(config=RULES, kw_only=True)
+class Settings(DataSettings):
     """One field per setting. Its name is the YAML key, the flag, and the environment variable of run_F2SA.sh."""
 
-    train_data: _data(1) = _setting(
-        "data",
-        "training files, glob patterns, folders or hub:org/name:config:split@revision, each with #N for N of its "
-        "records; each file or folder is one source, or give the names: {web: [a.jsonl, b.jsonl], math: hub:org/name}",
-    )
-    val_data: _data(0) = _setting(
-        "data",
-        "validation data, written as train_data: the data you trust (upper level); method=fixed needs none",
-        [],
-    )
-    test_data: _data(0) = _setting("data", "held-out data, written as train_data, for evaluation only", [])
-    val_in_training: bool = _setting(
-        "data", "with method=fixed: also train on the validation records, each with weight 1", False
-    )
-    format: Literal["auto", "alpaca", "chat", "text"] = _setting(
-        "data", "record format of all files; auto detects it from the first record of each file", "auto"
-    )
-    fields: dict[Literal[*FIELD_NAMES], str] | None = _setting(
-        "data",
-        "names of your fields, such as {prompt: q, response: a}; the keys are names of docs/your-data.md, role and "
-        "content are those of a message",
-        None,
-        min_length=1,
-    )
-    prompt_suffix: str | None = _setting(
-        "data", "text for a line of its own at the end of each prompt, such as Please reason step by step.", None
-    )
-    skip_bad_records: int = _setting(
-        "data", "number of records of each source that are left out, and named, if they cannot be read", 0, ge=0
-    )
-    max_length: int = _setting(
-        "data", "maximum length of a sample, in tokens; longer samples are cut on the right", 512, ge=2
-    )
-    loss_on: Literal["response", "all"] = _setting(
-        "data", "tokens that enter the loss: only the responses (with EOS), or all tokens", "response"
-    )
-    turns: Literal["all", "shared", "last"] = _setting(
-        "data",
-        "assistant turns to learn: all (a turn whose context the chat template later rewrites becomes a sample of its "
-        "own), shared (those that fit into one text with the last), or the last of each record",
-        "all",
-    )
-    template_kwargs: dict[str, Any] | None = _setting(
-        "data", "variables of the chat template, such as {enable_thinking: false}; those of a record win", None
-    )
-    special_tokens_in_text: bool = _setting(
-        "data", "in text records, read special tokens such as <|im_start|> as these tokens, not as letters", False
-    )
-
-    model_name_or_path: str | None = _setting(
+    model_name_or_path: str | None = setting(
         "model", "Hugging Face hub id or local folder of a causal language model", None
     )
-    model_config: dict[str, Any] | None = _setting(
+    model_config: dict[str, Any] | None = setting(
         "model",
         "build a new model with this configuration (model_type, vocab_size, ...) and train a tokenizer for it",
         None,
     )
-    dropout: float | None = _setting(
+    dropout: float | None = setting(
         "model", "dropout probability everywhere in the model; null keeps the model's own values", 0.0, ge=0, lt=1
     )
-    dtype: Literal["fp32", "bf16"] | None = _setting(
+    dtype: Literal["fp32", "bf16"] | None = setting(
         "model",
         "dtype of forward and backward passes (master weights are fp32); null: bf16 on a GPU that has it, else fp32",
         None,
     )
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = _setting(
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = setting(
         "model", "attention implementation; null lets transformers choose", None
     )
-    rounding_guard: Literal["stop", "warn", "off"] = _setting(
+    rounding_guard: Literal["stop", "warn", "off"] = setting(
         "model",
         "if bf16 rounding error hides the loss gaps that move x: stop the run, only warn, or do not check",
         "stop",
     )
-    gradient_checkpointing: bool = _setting(
-        "model", "recompute activations in the backward pass, to save memory", False
-    )
+    gradient_checkpointing: bool = setting("model", "recompute activations in the backward pass, to save memory", False)
 
-    method: Literal[*METHODS] = _setting(
+    method: Literal[*METHODS] = setting(
         "weights",
         "f2sa learns the weights; fixed trains one model with the constant weights of x_init; others are baselines",
         "f2sa",
     )
-    keep: float = _setting(
+    keep: float = setting(
         "weights", "fraction of the samples that a baseline keeps, those with the best scores", 0.5, gt=0, le=1
     )
-    score_epochs: float = _setting(
+    score_epochs: float = setting(
         "weights", "epochs of each model that a baseline trains in order to score the samples", 1.0, gt=0
     )
-    weights: Literal["source", "sample"] = _setting(
+    weights: Literal["source", "sample"] = setting(
         "weights", "what gets a weight: each source (file) or each sample (record)", "source"
     )
-    x_map: Literal["sigmoid", "softmax"] = _setting(
+    x_map: Literal["sigmoid", "softmax"] = setting(
         "weights", "function that maps x to per-sample weights; per-source weights always use softmax", "sigmoid"
     )
-    sigmoid_start: float = _setting(
+    sigmoid_start: float = setting(
         "weights",
         "initial sigmoid(x) of every record; near 1, clean records keep nearly equal weights",
         0.5,
         gt=0,
         lt=1,
     )
-    x_init: str = _setting(
+    x_init: str = setting(
         "weights",
         "initial weights: uniform (equal per source), size (equal per record), or a path of a weights.csv or run",
         "uniform",
     )
-    sampling: Literal["uniform", "weighted"] = _setting(
+    sampling: Literal["uniform", "weighted"] = setting(
         "weights",
         "weighted: compute the low-weight samples of a batch only with a probability proportional to their weight",
         "uniform",
     )
-    sampling_floor: float = _setting(
+    sampling_floor: float = setting(
         "weights", "with sampling=weighted: smallest probability that a sample is computed", 0.1, gt=0, le=1
     )
-    x_warmup_steps: int = _setting("weights", "model steps before x starts to move", 0, ge=0)
-    x_optimizer: Literal[*OPTIMIZERS] | None = _setting(
+    x_warmup_steps: int = setting("weights", "model steps before x starts to move", 0, ge=0)
+    x_optimizer: Literal[*OPTIMIZERS] | None = setting(
         "weights",
         "what moves x: auto (per source) needs no learning rate, adam is the papers'; null: auto per source, adam per "
         "sample",
         None,
     )
-    lr_x: float = _setting(
+    lr_x: float = setting(
         "weights", "peak learning rate of x; the right value depends on x_optimizer, auto does not use it", 1e-1, ge=0
     )
-    x_lr_schedule: Literal["cosine", "constant"] = _setting(
+    x_lr_schedule: Literal["cosine", "constant"] = setting(
         "weights", "schedule of lr_x after its warm-up (lr_y always follows a cosine)", "cosine"
     )
 
-    alpha: float = _setting("step", "penalty; w minimises training loss + validation loss / alpha", 10.0, gt=0)
-    order: int = _setting(
+    alpha: float = setting("step", "penalty; w minimises training loss + validation loss / alpha", 10.0, gt=0)
+    order: int = setting(
         "step", "the x-gradient's error is O(1/alpha^order); with order 2, u ascends the validation loss", 1, ge=1, le=2
     )
-    lr_y: float = _setting("step", "peak learning rate of both model copies, w and u", 1e-5, ge=0)
-    upper_every: int = _setting("step", "number of model steps per step of x; always 1 with x_optimizer=auto", 5, ge=1)
-    global_batch_size: int = _setting("step", "training samples per step", 64, ge=1)
-    val_batch_size: int = _setting("step", "validation samples per step", 64, ge=1)
-    micro_batch_tokens: int = _setting(
+    lr_y: float = setting("step", "peak learning rate of both model copies, w and u", 1e-5, ge=0)
+    upper_every: int = setting("step", "number of model steps per step of x; always 1 with x_optimizer=auto", 5, ge=1)
+    global_batch_size: int = setting("step", "training samples per step", 64, ge=1)
+    val_batch_size: int = setting("step", "validation samples per step", 64, ge=1)
+    micro_batch_tokens: int = setting(
         "step",
         "maximum tokens per forward pass, padding included; affects memory and speed",
         4096,
         ge=1,
     )
-    clip_grad_norm: float | None = _setting(
+    clip_grad_norm: float | None = setting(
         "step", "maximum gradient norm of each model copy; null turns clipping off", None, gt=0
     )
-    weight_decay: float = _setting("step", "AdamW weight decay of the model copies; never applied to x", 0.0, ge=0)
-    warmup_ratio: float = _setting("step", "fraction of the steps in which lr_y and lr_x rise from 0", 0.03, ge=0, le=1)
-    epochs: float = _setting("step", "number of passes over the training samples", 1.0, gt=0)
-    max_steps: int | None = _setting("step", "number of model steps; null: computed from epochs", None, ge=1)
-    seed: int = _setting(
+    weight_decay: float = setting("step", "AdamW weight decay of the model copies; never applied to x", 0.0, ge=0)
+    warmup_ratio: float = setting("step", "fraction of the steps in which lr_y and lr_x rise from 0", 0.03, ge=0, le=1)
+    epochs: float = setting("step", "number of passes over the training samples", 1.0, gt=0)
+    max_steps: int | None = setting("step", "number of model steps; null: computed from epochs", None, ge=1)
+    seed: int = setting(
         "step",
         "seed of the batches, the dropout masks, and the weights of a model built from model_config",
         0,
@@ -199,101 +124,101 @@ class Settings:
         lt=2**63,
     )
 
-    lisa_layers: int | None = _setting(
+    lisa_layers: int | None = setting(
         "LISA",
         "number of decoder blocks trained at a time, drawn at random; null trains all of them (no LISA)",
         None,
         ge=1,
     )
-    lisa_interval: int = _setting("LISA", "model steps between two draws of blocks", 20, ge=1)
-    lisa_train_embeddings: bool = _setting(
+    lisa_interval: int = setting("LISA", "model steps between two draws of blocks", 20, ge=1)
+    lisa_train_embeddings: bool = setting(
         "LISA", "train embedding, head and final norm in every step; false keeps them frozen", True
     )
-    lisa_shared_draw: bool = _setting("LISA", "draw the same blocks for u and w", True)
-    lisa_residual: Literal["device", "host", "off"] = _setting(
+    lisa_shared_draw: bool = setting("LISA", "draw the same blocks for u and w", True)
+    lisa_residual: Literal["device", "host", "off"] = setting(
         "LISA",
         "where DeepSpeed in bf16 keeps the 16 residual bits of each frozen weight; off loses small updates",
         "device",
     )
 
-    lora_rank: int | None = _setting(
+    lora_rank: int | None = setting(
         "LoRA",
         "rank of LoRA adapters; only they are trained, and u and w are two adapters on one frozen model; null is off",
         None,
         ge=1,
     )
-    lora_alpha: float = _setting(
+    lora_alpha: float = setting(
         "LoRA", "scale of the adapters: their output is multiplied by lora_alpha / lora_rank", 16.0, gt=0
     )
-    lora_rank_stabilised: bool = _setting("LoRA", "rsLoRA: multiply by lora_alpha / sqrt(lora_rank) instead", False)
-    lora_dropout: float = _setting(
+    lora_rank_stabilised: bool = setting("LoRA", "rsLoRA: multiply by lora_alpha / sqrt(lora_rank) instead", False)
+    lora_dropout: float = setting(
         "LoRA", "dropout probability at the adapters' inputs; u and w get the same masks", 0.0, ge=0, lt=1
     )
-    lora_targets: list[str] | None = _setting(
+    lora_targets: list[str] | None = setting(
         "LoRA",
         "layers that get adapters: names such as q_proj, or regular expressions; null: all linear layers but the head",
         None,
         min_length=1,
     )
-    base_dtype: Literal["fp32", "bf16", "nf4"] | None = _setting(
+    base_dtype: Literal["fp32", "bf16", "nf4"] | None = setting(
         "LoRA",
         "how the frozen model under the adapters is stored; nf4 is 4 bit, by bitsandbytes; null: in the dtype of the "
         "passes",
         None,
     )
-    lora_merge: bool | None = _setting(
+    lora_merge: bool | None = setting(
         "LoRA",
         "model/ is a whole model with the adapter merged in; false: an adapter folder for peft; null: false in 4 bit, "
         "else true",
         None,
     )
 
-    backend: Literal["torch", "deepspeed"] | None = _setting(
+    backend: Literal["torch", "deepspeed"] | None = setting(
         "machine",
         "plain torch, or DeepSpeed in all launched processes; null: torch in one process and with adapters, else "
         "deepspeed",
         None,
     )
-    zero_stage: int | None = _setting(
+    zero_stage: int | None = setting(
         "machine", "ZeRO stage k, short for deepspeed=configs/zero<k>.json; null: 2 under DeepSpeed", None, ge=0, le=3
     )
-    deepspeed: str | None = _setting("machine", "path of a DeepSpeed configuration file", None)
-    gpu_memory_gib: float | None = _setting(
+    deepspeed: str | None = setting("machine", "path of a DeepSpeed configuration file", None)
+    gpu_memory_gib: float | None = setting(
         "machine", "memory of one GPU in GiB, the limit in the memory plan of --dry_run; null: no limit", None, gt=0
     )
 
-    run_name: str | None = _setting(
+    run_name: str | None = setting(
         "run", "name of the run; null: the name of the config and the settings changed on the command line", None
     )
-    output_dir: str | None = _setting("run", "run folder; null: outputs/<run_name>", None)
-    eval_every: int | None = _setting(
+    output_dir: str | None = setting("run", "run folder; null: outputs/<run_name>", None)
+    eval_every: int | None = setting(
         "run", "model steps between evaluations on test_data; null: a tenth of the run", None, ge=1
     )
-    log_every: int = _setting("run", "model steps between rows of metrics.csv", 1, ge=1)
-    save_every: int | None = _setting(
+    log_every: int = setting("run", "model steps between rows of metrics.csv", 1, ge=1)
+    save_every: int | None = setting(
         "run",
         "model steps between checkpoints; null: a tenth of the run; 0: only when a signal stops the run",
         None,
         ge=0,
     )
-    skip_nonfinite: int = _setting(
+    skip_nonfinite: int = setting(
         "run", "number of steps with a non-finite loss or gradient that are skipped before the run stops", 0, ge=0
     )
-    keep_checkpoints: int | None = _setting(
+    keep_checkpoints: int | None = setting(
         "run",
         "number of newest checkpoints to keep, also when the run has finished; null: 2 until then, and none afterwards",
         None,
         ge=1,
     )
-    resume: str = _setting(
+    resume: str = setting(
         "run",
         "auto: continue an unfinished run in the run folder; never: do not; or the path of a checkpoint folder",
         "auto",
     )
-    save_model: Literal["w", "u", "none"] = _setting(
+    save_model: Literal["w", "u", "none"] = setting(
         "run", "model copy saved to model/: the one trained with validation (w) or without (u)", "w"
     )
-    tracker: Literal["wandb", "none"] = _setting("run", "where metrics are logged in addition to metrics.csv", "wandb")
+    tracker: Literal["wandb", "none"] = setting("run", "where metrics are logged in addition to metrics.csv", "wandb")
 
     def __post_init__(self):
         if self.x_optimizer is None:

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bilevel.errors import first, plain, short
-from bilevel.settings.fields import FIELDS, TAGS, Settings
+from bilevel.settings.data_fields import TAGS
+from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.methods import METHODS
 from bilevel.settings.optimizers import OPTIMIZERS
 from bilevel.settings.other_names import unknown_setting
