@@ -26,6 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(_GPU_VARIABLES if asked else {"CUDA_VISIBLE_DEVICES": ""})
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Contents of files have no place in a test's name: what gzip writes holds the time, and workers must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch
