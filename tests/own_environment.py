@@ -5,6 +5,7 @@ inherit this environment.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,4 +48,5 @@ def take(home: Path) -> dict[str, str]:
     # Small models are slower on several threads, and six times slower when the machine has anything else to do.
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
     os.environ["GOMP_SPINCOUNT"], _ = BEFORE_TORCH["GOMP_SPINCOUNT"]  # where a test starts more threads
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would programs that are tested for it
     return gpu
