@@ -2,7 +2,8 @@
 
 Per source, the verdicts decide (bilevel.weights.evidence). A source is left out if it is worse than the others, and its
 records count at most a tenth as much as the mean record. A source that is worse but keeps more weight is needed in
-part. Per record, two-means on the weights finds the threshold, and a histogram tells whether there are two groups.
+part. Per record, those go that are more likely harmful than not (bilevel.weights.record_evidence). Where no record is
+shown to be harmful, two-means on the weights finds a threshold, and a histogram tells whether there are two groups.
 """
 
 import numpy as np
@@ -12,6 +13,8 @@ from bilevel.export.selection import DROP, KEEP, at_least
 from bilevel.run.finished import FinishedRun
 from bilevel.weights.removable import LITTLE, can_go
 from bilevel.weights.two_groups import split
+
+LIKELY = 0.5
 
 
 def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
@@ -47,6 +50,12 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     c = np.concatenate(run.weights)
+    if run.p_worse is not None and np.nansum(p := np.concatenate(run.p_worse)) > 0:
+        kept = ~np.isnan(c) & ~(p > LIKELY)
+        out, sound = int((p > LIKELY).sum()), float((1 - p)[p > LIKELY].sum())
+        words = f"left out: {out:,} records that are harmful with a probability above {LIKELY:g}"
+        counts = ((marks == KEEP) | kept & (marks != DROP)).astype(np.int64)
+        return counts, f"{words}; about {sound:,.0f} of them are expected to be sound"
     logarithm = run.settings.x_map == "softmax"
     found = split(c[~np.isnan(c)], logarithm)
     if found is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bilevel.errors import TrainingStopped
 from bilevel.monitor.findings import more_steps
+from bilevel.monitor.record_words import harm_words
 from bilevel.settings.fields import Settings
 from bilevel.step.result import StepResult
 from bilevel.step.schedule import schedule
@@ -89,7 +90,7 @@ class Watch:
                 f"steps or a smaller upper_every ({s.upper_every})"
             )
             if s.weights == "sample":
-                words += f"; or x_optimizer=mirror sigmoid_start=0.98 lr_x={8 / s.alpha:.2g}"
+                words += "; or x_optimizer=auto, which needs no rate"
             self._tell(step, "slow", words)
         early = step <= self.steps / 10
         if not self.watched.per_sample:
@@ -163,6 +164,8 @@ class Watch:
     def _held_back(self) -> str:
         """The reason why x_optimizer=auto has not moved x, as sentences for the user."""
         s, evidence = self.settings, self.watched.evidence
+        if evidence is None:
+            return f"{harm_words(self.watched)}. Equally good records stay there"
         if not (evidence.H > 0).any():
             return (
                 "there is no evidence at all, because in no step have gaps of two sources differed. Try a "

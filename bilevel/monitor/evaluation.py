@@ -1,5 +1,6 @@
 """Evaluate a run: held-out loss, and statistics of the weights of sources and records (bilevel.weights.statistics)."""
 
+import math
 from collections.abc import Callable
 
 from bilevel.data.samples import Samples
@@ -28,6 +29,10 @@ def evaluate(
     if weights.per_sample:
         shares = source_shares(weights, train.sizes).tolist()
         row |= {f"weight/{name}": share for name, share in zip(train.sources, shares, strict=True)}
+        if weights.records is not None:
+            harm = weights.records.harm()
+            row |= {"harmful": harm.number if harm.shown else 0.0}
+            row |= {"harmful_z": harm.z} if math.isfinite(harm.z) else {}
         row |= dict(zip((f"weight_q/{q}" for q in QUANTILES), quantiles(weights, QUANTILES), strict=True))
     if train.is_noisy is not None:
         row |= noise_detection(weights, train.is_noisy)

@@ -49,6 +49,8 @@ METRICS = {
     "test_loss_w": "held-out loss of w, the mean over all supervised tokens of the test data",
     "test_loss_u": "the same for u",
     "weight_q/<q>": "quantile of the weights c_i of all records (mean 1); per-sample runs",
+    "harmful": "expected number of harmful records, 0 until they are shown to exist; per-sample runs that learn",
+    "harmful_z": "evidence that there are harmful records; beyond 3.5 they are shown",
     "roc_auc": "area under the ROC curve of 1 - weight against is_noisy, if the data say which records are corrupted",
     "threshold": "weight below which a record is called noisy, from two-means on the weights alone",
     "precision": "share of the records called noisy that are noisy",
@@ -77,6 +79,7 @@ class Columns:
     ):
         absent = [] if learned else ["val_loss_w", "lr_x"]
         absent += [] if learned and not per_sample else ["difference/<source>", "evidence/<source>"]
+        absent += [] if learned and per_sample else ["harmful", "harmful_z"]
         absent += [] if "u" in copies else ["loss_u", "gap", "gap/<source>", "grad_norm_u", "test_loss_u"]
         absent += [] if copies else ["loss_w", "loss/<source>", "tokens/<source>", "grad_norm_w", "lr_y", "test_loss_w"]
         absent += [] if tested else ["test_loss_w", "test_loss_u"]

@@ -1,27 +1,27 @@
 """What is known about the weights of single records, in words: for the screen of a run, and at its end."""
 
-import torch
-
 from bilevel.data.samples import Samples
 from bilevel.monitor.words import apart
 from bilevel.weights.chunks import chunks
 from bilevel.weights.fixed import FixedSampleWeights
+from bilevel.weights.record_evidence import CALL
 from bilevel.weights.statistics import bounds, quantiles, split_point
-from bilevel.weights.two_groups import verdict
 
 LOWEST = 3  # records that are named
 SHOWN = (0.05, 0.5, 0.95)  # quantiles
 
 
 def lines(weights: FixedSampleWeights, samples: Samples) -> list[str]:
-    """Quantiles of the weights, the number below the two-means threshold, and the records with the lowest weights."""
+    """What is shown, quantiles of the weights, how many are below the two-means threshold, and the lowest ones."""
+    known = [] if weights.records is None else [harm_words(weights)]
     low, high = bounds(weights, len(samples))
     if low == high:
-        return [f"all records still have the same weight, {low:.3g}"]
+        return [*known, f"all records have the same weight, {low:.3g}"]
     cut = split_point(weights, len(samples))
     threshold, least, middle, most = apart([cut, *quantiles(weights, SHOWN)])
     below = sum(int((weights.coefficients(part) < cut).sum()) for part in chunks(len(samples)))
     return [
+        *known,
         f"weights of the records (mean 1): 5 % are below {least}, half below {middle}, 95 % below {most}",
         f"{below:,} of {len(samples):,} are below {threshold}, where two-means divides the weights",
         f"lowest: {', '.join(_lowest(weights, samples, high))}",
@@ -39,6 +39,12 @@ def _lowest(weights: FixedSampleWeights, samples: Samples, high: float) -> list[
     ]
 
 
-def closing(weights: FixedSampleWeights, logarithm: bool) -> str:
-    """The closing sentence: whether the weights form two groups, and what that means."""
-    return verdict(torch.cat([weights.coefficients(part) for part in chunks(weights.n)]).numpy(), logarithm)
+def harm_words(weights: FixedSampleWeights) -> str:
+    """Whether harmful records are shown to exist, and how many."""
+    evidence = weights.records
+    harm = evidence.harm()
+    if not harm.seen:
+        return "no record has been visited with w and u apart, so nothing is known about the records"
+    if not harm.shown:
+        return f"no record is shown to be harmful (z {harm.z:.1f}, shown from {CALL:g})"
+    return f"about {harm.number:,.0f} of {harm.seen:,} records are harmful: validation loses by them (z {harm.z:.1f})"

@@ -51,6 +51,12 @@ def _cost(run: FinishedRun) -> str:
 
 def verdict(run: FinishedRun) -> str:
     """The sentence that the page begins with."""
+    if run.p_worse is not None:
+        p = np.concatenate(run.p_worse)
+        number, seen = np.nansum(p), int(np.isfinite(p).sum())
+        if not number:
+            return f"none of {seen:,} records is shown to be harmful"
+        return f"about {number:,.0f} of {seen:,} records are harmful: validation loses by them"
     if run.per_sample:
         c = np.concatenate(run.weights)
         return two_groups.verdict(c[np.isfinite(c)], run.settings.x_map == "softmax")

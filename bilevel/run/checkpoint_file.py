@@ -15,7 +15,7 @@ from bilevel.errors import short
 from bilevel.files import open_regular, remove_unfinished, sync
 
 State = dict[str, Any]
-STATE_VERSION = 2  # raise it when older states can no longer be resumed
+STATE_VERSION = 3  # raise it when older states can no longer be resumed
 SEPARATOR = " > "  # between the keys of a tensor's path
 
 

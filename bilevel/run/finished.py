@@ -79,7 +79,8 @@ class FinishedRun:
     N p_s / n_s. A record that became several samples has the mean of their weights. A record that was dropped, because
     it has no supervised token within max_length, has NaN (in per-sample runs; per source it is not recorded), as has
     one that was not read (skip_bad_records, #N). evidence: the columns of
-    weights.csv on each source's difference and verdict, a row per training file; None if the run has none.
+    weights.csv on each source's difference and verdict, a row per training file; None if the run has none. p_worse: the
+    probability of each record to be harmful, as the weights; NaN where nothing is known, None if the run has none.
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class FinishedRun:
     weights: list[np.ndarray]
     per_sample: bool
     evidence: "pd.DataFrame | None" = None
+    p_worse: list[np.ndarray] | None = None
 
     @property
     def name(self) -> str:
@@ -157,7 +159,8 @@ def read_finished(run: str | Path) -> FinishedRun:
     table = read_table(folder / "weights.csv", per_sample, train)
     weights = _record_weights(table, per_sample, train)
     evidence = table[list(EVIDENCE)] if set(EVIDENCE) <= set(table) else None
-    run = FinishedRun(folder, settings, train, sources, weights, per_sample, evidence)
+    p_worse = _per_record(table, "p_worse", train) if per_sample and "p_worse" in table else None
+    run = FinishedRun(folder, settings, train, sources, weights, per_sample, evidence, p_worse)
     for number, file in enumerate(train):
         if file.unread:
             weights[number][~run.was_read(number)] = np.nan
@@ -213,9 +216,14 @@ def _record_weights(table: "pd.DataFrame", per_sample: bool, train: list[DataFil
     if not per_sample:
         c = record_weights(weights, training_files(train).samples)
         return [np.full(file.records, weight) for file, weight in zip(train, c, strict=True)]
-    index = table["index"].to_numpy()
+    return _per_record(table, "weight", train)
+
+
+def _per_record(table: "pd.DataFrame", column: str, train: list[DataFile]) -> list[np.ndarray]:
+    """The mean of a column over the samples of each file's records; NaN for records without samples."""
+    index, values = table["index"].to_numpy(), table[column].to_numpy(dtype=float)
     found, ends = [], training_files(train).samples.cumsum()[:-1]
-    for file, places, here in zip(train, np.split(index, ends), np.split(weights, ends), strict=True):
+    for file, places, here in zip(train, np.split(index, ends), np.split(values, ends), strict=True):
         pieces = np.bincount(places, minlength=file.records)
         sums = np.bincount(places, here, minlength=file.records)
         found.append(np.where(pieces > 0, sums / np.maximum(pieces, 1), np.nan))

@@ -36,7 +36,7 @@ def _export(run: Run, folder: Path) -> tuple[str, str]:
     """The command that writes the cleaned data: as the run decides, or all records if nothing is to be left out."""
     low, high = bounds(run.weights, len(run.train))
     if run.per_sample and low < high:
-        return "write the records above the suggested threshold", export_command(folder, leaves_out=True)
+        return "write the records without those to be left out", export_command(folder, leaves_out=True)
     if run.settings.learned and not run.per_sample:
         weights = record_weights(run.weights.p, run.train.sizes).tolist()
         verdicts = [found.verdict for found in run.weights.evidence.findings(run.weights.x)]

@@ -73,8 +73,7 @@ def summary(run: Run, last_row: Row) -> str:
     if found := findings.lines(weights, samples.sources):
         lines += ["", *found, findings.closing(weights, samples.sources), ""]
     if run.settings.learned and weights.per_sample:
-        lines += ["", *record_words.lines(weights, samples)]
-        lines += [record_words.closing(weights, logarithm=run.settings.x_map == "softmax"), ""]
+        lines += ["", *record_words.lines(weights, samples), ""]
     for source, share in zip(samples.sources, shares.tolist(), strict=True):
         if "noisy" in source:
             name = "w_noisy" if sum("noisy" in s for s in samples.sources) == 1 else f"w_noisy ({source})"

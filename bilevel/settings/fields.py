@@ -84,8 +84,7 @@ class Settings(DataSettings):
     x_warmup_steps: int = setting("weights", "model steps before x starts to move", 0, ge=0)
     x_optimizer: Literal[*OPTIMIZERS] | None = setting(
         "weights",
-        "what moves x: auto (per source) needs no learning rate, adam is the papers'; null: auto per source, adam per "
-        "sample",
+        "what moves x: auto needs no learning rate, adam is the papers'; null: auto per source, adam per sample",
         None,
     )
     lr_x: float = setting(

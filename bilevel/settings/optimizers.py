@@ -1,7 +1,8 @@
 """The table of the values of x_optimizer: the class of each rule that moves x, and what it needs.
 
-The classes are in bilevel.weights.auto (auto) and bilevel.weights.optimizers (adam, sgd, mirror). They are named here
-and imported when a run starts, so that checking settings takes no time. The default is in bilevel.settings.fields.
+The classes are in bilevel.weights.auto and auto_records (auto) and bilevel.weights.optimizers (adam, sgd, mirror). They
+are named here and imported when a run starts, so that checking settings takes no time. The default is in
+bilevel.settings.fields.
 """
 
 import dataclasses
@@ -12,19 +13,22 @@ from bilevel.settings.methods import imported
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """One rule. place: module and name of its class, a bilevel.weights.base_optimizer.XOptimizer."""
+    """One rule. place: module and name of its class, a bilevel.weights.base_optimizer.XOptimizer.
+
+    sample_place: the same for the weights of single samples, if that is another class.
+    """
 
     place: str
-    per_sample: bool = True  # moves the weights of single samples, too
+    sample_place: str | None = None
     rate: bool = True  # has a learning rate, lr_x, and moves x every upper_every steps; otherwise at every step
 
-    def kind(self) -> Callable:
+    def kind(self, per_sample: bool) -> Callable:
         """Its class, imported now. It is called with the number of entries of x."""
-        return imported(self.place)
+        return imported((per_sample and self.sample_place) or self.place)
 
 
 OPTIMIZERS = {
-    "auto": Optimizer("bilevel.weights.auto:Auto", per_sample=False, rate=False),
+    "auto": Optimizer("bilevel.weights.auto:Auto", "bilevel.weights.auto_records:AutoRecords", rate=False),
     "adam": Optimizer("bilevel.weights.optimizers:Adam"),
     "sgd": Optimizer("bilevel.weights.optimizers:SGD"),
     "mirror": Optimizer("bilevel.weights.optimizers:Mirror"),

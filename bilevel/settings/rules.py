@@ -9,7 +9,6 @@ from bilevel.errors import first, plain, short
 from bilevel.settings.data_fields import TAGS
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.methods import METHODS
-from bilevel.settings.optimizers import OPTIMIZERS
 from bilevel.settings.other_names import unknown_setting
 
 # Settings that only adapters have.
@@ -81,12 +80,6 @@ def _of_method(s: Settings) -> list[Rule]:
             {"warmup_ratio", "x_warmup_steps", "max_steps", "method"},
             s.learned and s.max_steps is not None and s.x_warmup_steps >= s.max_steps,
             f"x_warmup_steps {s.x_warmup_steps}: x never moves in max_steps {s.max_steps}; use fewer warm-up steps",
-        ),
-        (
-            {"x_optimizer", "weights", "method"},
-            s.learned and s.weights == "sample" and not OPTIMIZERS[s.x_optimizer].per_sample,
-            f"x_optimizer={s.x_optimizer} moves the weights of sources; with weights=sample use mirror, adam, sgd or "
-            "leave x_optimizer out (adam)",
         ),
         (
             {"method", "backend"},

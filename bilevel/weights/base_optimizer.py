@@ -16,6 +16,7 @@ class XOptimizer:
     """
 
     uses_slope = True  # whether the slope dc/dx is a factor of its gradient
+    sets_all = False  # whether it sets the weights of all records at once (bilevel.weights.auto_records), not by update
 
     def __init__(self, n: int):
         """Start without a history."""

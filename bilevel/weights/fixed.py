@@ -14,6 +14,7 @@ import torch
 
 from bilevel.weights.chunks import chunks
 from bilevel.weights.evidence import Evidence
+from bilevel.weights.record_evidence import RecordEvidence
 from bilevel.weights.shares import record_weights
 
 
@@ -25,6 +26,7 @@ class FixedSourceWeights:
 
     per_sample = False
     evidence: Evidence | None = None  # on each source, where the weights learn
+    records: RecordEvidence | None = None  # that is for records
 
     def __init__(self, source_ids: torch.Tensor, p: torch.Tensor):
         self.source_ids = source_ids
@@ -58,7 +60,8 @@ class FixedSampleWeights:
     """
 
     per_sample = True
-    evidence: Evidence | None = None  # there is none per record
+    evidence: Evidence | None = None  # that is for sources
+    records: RecordEvidence | None = None  # on each record, where the weights learn
 
     def __init__(self, n: int, c: torch.Tensor | None):
         self.n = n

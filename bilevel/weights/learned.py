@@ -4,9 +4,9 @@
 
 factor is 1/nu, or 1/(2 nu) with order 2 (Settings.x_factor). This is the penalty method of F2BA/F2SA (Kwon et al. 2023;
 Chen, Ma and Zhang 2025), per source as in ScaleBiO (Pan et al. 2024). It needs only losses that the step has computed,
-so x is a small tensor outside every engine and autograd graph, equal on all ranks. For any x_optimizer, the gaps of
-sources are also added up as evidence (bilevel.weights.evidence). The rules that turn a gradient into a step of x are in
-bilevel.weights.auto and bilevel.weights.optimizers.
+so x is a small tensor outside every engine and autograd graph, equal on all ranks. For any x_optimizer, the gaps are
+also added up as evidence (bilevel.weights.evidence, bilevel.weights.record_evidence). The rules that move x are in
+bilevel.weights.optimizers, and those without a learning rate in bilevel.weights.auto and auto_records.
 
 dc_i/dx vanishes with c_i, so under Adam and SGD a small weight moves slowly, up as well as down. Mirror descent leaves
 this slope out (bilevel.weights.optimizers).
@@ -22,6 +22,7 @@ from bilevel.settings.optimizers import OPTIMIZERS
 from bilevel.weights.chunks import chunks
 from bilevel.weights.evidence import Evidence
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
+from bilevel.weights.record_evidence import RecordEvidence
 
 TOO_FAR = "{}: steps of x with lr_x {:g} carry it too far. Start again with a smaller lr_x"
 
@@ -35,7 +36,7 @@ class SourceWeights(FixedSourceWeights):
 
     def __init__(self, source_ids: torch.Tensor, start: torch.Tensor, factor: float, optimizer: str):
         super().__init__(source_ids, start.double().clamp_min(1e-12))
-        self.factor, self.optimizer = factor, OPTIMIZERS[optimizer].kind()(len(start))
+        self.factor, self.optimizer = factor, OPTIMIZERS[optimizer].kind(per_sample=False)(len(start))
         self.evidence = Evidence(self.x, len(source_ids))
         self.clear()
 
@@ -109,14 +110,18 @@ class SampleWeights(FixedSampleWeights):
         self.n, self.x_map, self.factor = n, x_map, factor
         level = 0.0 if x_map == "softmax" else math.log(sigmoid_start / (1 - sigmoid_start))
         self.x = torch.full((n,), level) if start is None else _inverse(start, x_map, sigmoid_start)
-        self.optimizer = OPTIMIZERS[optimizer].kind()(n)
+        self.optimizer, self.records = OPTIMIZERS[optimizer].kind(per_sample=True)(n), RecordEvidence(n)
+        self.start, self.sigmoid_start = start if self.optimizer.sets_all else None, sigmoid_start
         self.clear()
         self.refresh()
 
     def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
         """Add the gaps (B,) of the samples (B,) to those since the last step of x; counts as per source."""
         counts, gaps = _counts(sample_ids, counts), gaps.double()
+        self.records.observe(sample_ids, gaps, counts)
         self.optimizer.observe(self, sample_ids, gaps, counts)
+        if self.optimizer.sets_all:
+            return
         self.ids.append(sample_ids)
         self.gaps.append(gaps)
         self.counts.append(counts)
@@ -140,7 +145,9 @@ class SampleWeights(FixedSampleWeights):
 
     def step(self, lr: float) -> None:
         """Step the samples seen since the last step with the mean of their gradients; the others stay."""
-        if any(map(len, self.ids)):
+        if self.optimizer.sets_all:
+            self._set_all(self.optimizer.factors(self))
+        elif any(map(len, self.ids)):
             index, gradient = self.gradient(self.optimizer.uses_slope)
             self.total -= float(self._raw(self.x[index]).sum())
             self.x[index] += self.optimizer.update(self, index, gradient, lr).float()
@@ -148,6 +155,15 @@ class SampleWeights(FixedSampleWeights):
             self.total += float(self._raw(self.x[index]).sum())
             self._check(index, lr)
         self.clear()
+
+    def _set_all(self, factors: torch.Tensor | None) -> None:
+        """Set c to that of the start times the factors (N,), with mean 1; None leaves it."""
+        if factors is None:
+            return
+        if self.start is not None:
+            factors = factors * self.start
+        self.x = _inverse(factors / factors.mean(), self.x_map, self.sigmoid_start)
+        self.refresh()
 
     def _check(self, index: torch.Tensor, lr: float) -> None:
         """Raises TrainingStopped if x is not finite or every weight has become 0."""
@@ -178,6 +194,7 @@ class SampleWeights(FixedSampleWeights):
             "gaps": torch.cat(self.gaps) if self.gaps else torch.zeros(0, dtype=torch.float64),
             "counts": torch.cat(self.counts) if self.counts else torch.zeros(0, dtype=torch.float64),
             "optimizer": self.optimizer.state_dict(),
+            "records": self.records.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,6 +203,7 @@ class SampleWeights(FixedSampleWeights):
         for name in ("ids", "gaps", "counts"):
             setattr(self, name, [state[name]] if len(state["ids"]) else [])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.records.load_state_dict(state["records"])
 
     def _raw(self, x: torch.Tensor) -> torch.Tensor:
         """Coefficients before normalisation, float64: s(x), or exp(x - shift)."""

@@ -1,4 +1,5 @@
-"""x_optimizer: its default depends on weights, config.yaml holds what it has become, and auto is per source."""
+"""x_optimizer: its default depends on weights, config.yaml holds what it has become, and auto is a class of its own for
+records."""
 
 import pytest
 import yaml
@@ -6,6 +7,7 @@ from run_helpers import ROOT, TINY
 
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import Settings
+from bilevel.settings.optimizers import OPTIMIZERS
 from bilevel.settings.rules import validate
 from bilevel.settings.written import dump
 
@@ -21,10 +23,10 @@ def test_the_default_is_resolved(weights: str, default: str):
     assert Settings(**GIVEN, weights=weights, x_optimizer="sgd").x_optimizer == "sgd"
 
 
-def test_auto_per_sample_is_refused():
-    _, (problem,) = validate(GIVEN | {"weights": "sample", "x_optimizer": "auto"})
-    assert "x_optimizer=auto moves the weights of sources; with weights=sample use mirror, adam" in problem
-    assert validate(GIVEN | {"weights": "sample", "x_optimizer": "auto", "method": "fixed"})[1] == []
+def test_auto_per_sample_has_a_class_of_its_own():
+    assert validate(GIVEN | {"weights": "sample", "x_optimizer": "auto"})[1] == []
+    kinds = [OPTIMIZERS["auto"].kind(per_sample) for per_sample in (False, True)]
+    assert [kind.__name__ for kind in kinds] == ["Auto", "AutoRecords"]
 
 
 def test_auto_has_no_rate_and_moves_at_every_step():
