@@ -11,10 +11,9 @@ import numpy as np
 from bilevel.errors import UserError, first
 from bilevel.export.selection import DROP, KEEP, at_least
 from bilevel.run.finished import FinishedRun
+from bilevel.weights.record_evidence import LIKELY
 from bilevel.weights.removable import LITTLE, can_go
 from bilevel.weights.two_groups import split
-
-LIKELY = 0.5
 
 
 def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
@@ -50,10 +49,10 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     c = np.concatenate(run.weights)
-    if run.p_worse is not None and np.nansum(p := np.concatenate(run.p_worse)) > 0:
+    if run.p_worse is not None and ((p := np.concatenate(run.p_worse)) > LIKELY).any():
         kept = ~np.isnan(c) & ~(p > LIKELY)
         out, sound = int((p > LIKELY).sum()), float((1 - p)[p > LIKELY].sum())
-        words = f"left out: {out:,} records that are harmful with a probability above {LIKELY:g}"
+        words = f"left out: {out:,} records that are more likely harmful than not"
         counts = ((marks == KEEP) | kept & (marks != DROP)).astype(np.int64)
         return counts, f"{words}; about {sound:,.0f} of them are expected to be sound"
     logarithm = run.settings.x_map == "softmax"

@@ -47,4 +47,5 @@ def harm_words(weights: FixedSampleWeights) -> str:
         return "no record has been visited with w and u apart, so nothing is known about the records"
     if not harm.shown:
         return f"no record is shown to be harmful (z {harm.z:.1f}, shown from {CALL:g})"
-    return f"about {harm.number:,.0f} of {harm.seen:,} records are harmful: validation loses by them (z {harm.z:.1f})"
+    likely = f"{harm.number:,} of {harm.seen:,} records are more likely harmful than not"
+    return f"{likely}: validation loses by them (z {harm.z:.1f})"

@@ -10,6 +10,7 @@ from bilevel.run.commands import again, export_command
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
+from bilevel.weights.record_evidence import LIKELY
 from bilevel.weights.removable import can_go
 
 LONGEST = 300  # characters of a value
@@ -53,10 +54,10 @@ def verdict(run: FinishedRun) -> str:
     """The sentence that the page begins with."""
     if run.p_worse is not None:
         p = np.concatenate(run.p_worse)
-        number, seen = np.nansum(p), int(np.isfinite(p).sum())
+        number, seen = int((p > LIKELY).sum()), int(np.isfinite(p).sum())
         if not number:
             return f"none of {seen:,} records is shown to be harmful"
-        return f"about {number:,.0f} of {seen:,} records are harmful: validation loses by them"
+        return f"{number:,} of {seen:,} records are more likely harmful than not: validation loses by them"
     if run.per_sample:
         c = np.concatenate(run.weights)
         return two_groups.verdict(c[np.isfinite(c)], run.settings.x_map == "softmax")

@@ -221,7 +221,9 @@ def _record_weights(table: "pd.DataFrame", per_sample: bool, train: list[DataFil
 
 def _per_record(table: "pd.DataFrame", column: str, train: list[DataFile]) -> list[np.ndarray]:
     """The mean of a column over the samples of each file's records; NaN for records without samples."""
-    index, values = table["index"].to_numpy(), table[column].to_numpy(dtype=float)
+    import pandas as pd
+
+    index, values = table["index"].to_numpy(), pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
     found, ends = [], training_files(train).samples.cumsum()[:-1]
     for file, places, here in zip(train, np.split(index, ends), np.split(values, ends), strict=True):
         pieces = np.bincount(places, minlength=file.records)

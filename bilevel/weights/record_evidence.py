@@ -34,6 +34,7 @@ REACH, BINS = 8.0, 4096  # the histogram of m: from -REACH to REACH; an even num
 WIDTH = 2 * REACH / BINS
 LEAST = 8  # records beyond t; fewer prove nothing
 CALL, KEPT = 3.5, 2.5  # z from which harmful records are shown, and down to which that verdict is kept
+LIKELY = 0.5  # a record with a larger P is more likely harmful than not
 TAIL = 0.05  # part of the records below 0 that is cut off
 
 
@@ -42,14 +43,14 @@ class Harm:
     """What is known about all records together.
 
     seen: records visited so far. z: see above; -inf if too few lie above 0. centre: mu. curve (BINS / 2,): P at the
-    lower edges of the bins above 0. number: expected number of harmful records. shown: the verdict.
+    lower edges of the bins above 0. number: how many are LIKELY harmful. shown: the verdict.
     """
 
     seen: int
     z: float
     centre: float
     curve: np.ndarray
-    number: float
+    number: int
     shown: bool
 
 
@@ -94,7 +95,7 @@ class RecordEvidence:
         share = 1 - (mirrored(counts, mu) + 1) / above.clip(1)
         curve = np.maximum.accumulate(np.where(above > 0, share, 0).clip(0))
         shown = z > (KEPT if self.called_at else CALL)
-        return Harm(int(counts.sum()), z, mu, curve, float((counts[BINS // 2 :] * curve).sum()), shown)
+        return Harm(int(counts.sum()), z, mu, curve, int(counts[BINS // 2 :][curve > LIKELY].sum()), shown)
 
     def note(self, harm: Harm) -> None:
         """Remember the step at which the verdict came; forget it if it is gone."""

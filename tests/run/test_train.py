@@ -138,7 +138,15 @@ def test_per_sample_run(data: Path, tmp_path: Path):
     metrics = train(data, tmp_path / "r", train_data=mixed, weights="sample", tracker="wandb", eval_every=3)
     quantiles = [f"weight_q/{q}" for q in (0.05, 0.25, 0.5, 0.75, 0.95)]
     source = [f"{name}/train_mixed" for name in ("weight", "loss", "gap", "tokens")]
-    assert list(metrics)[10:] == [*source, "test_loss_w", "test_loss_u", *quantiles, "harmful", "harmful_z", *NOISE_COLUMNS]
+    assert list(metrics)[10:] == [
+        *source,
+        "test_loss_w",
+        "test_loss_u",
+        *quantiles,
+        "harmful",
+        "harmful_z",
+        *NOISE_COLUMNS,
+    ]
     weights = pd.read_csv(tmp_path / "r" / "weights.csv")
     assert list(weights) == ["file", "index", "weight", "is_noisy", "mean_gap", "p_worse"]
     assert weights["index"].tolist() == list(range(192)) and set(weights["file"]) == {"train_mixed.json"}
