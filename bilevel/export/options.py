@@ -14,6 +14,7 @@ EXAMPLES = """examples:
 
 
 def parse(argv: list[str], about: str) -> argparse.Namespace:
+    """The options; prints the error and exits with code 2 if they contradict each other."""
     parser = argparse.ArgumentParser(
         prog="python -m bilevel.export",
         description=about,
@@ -22,6 +23,24 @@ def parse(argv: list[str], about: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    _of_selection(parser)
+    _of_draws(parser)
+    _of_output(parser)
+    options = parser.parse_args(argv)
+    drawing = {"from": options.pool, "max_repeats": options.max_repeats, "shares": options.shares}
+    drawing |= {"floor": options.floor, "replacement": options.replacement}
+    if options.sample is None and (alone := [name for name, value in drawing.items() if value]):
+        parser.error(f"--{alone[0]} can only be used with --sample")
+    if options.replacement and options.max_repeats:
+        parser.error("--replacement draws a record any number of times; leave it out, or leave out --max_repeats")
+    if options.pool and options.marks:
+        parser.error("--marks names records of the run, but --from draws others; leave one out")
+    if options.weight_field is not None and not options.all:
+        parser.error("--weight_field can only be used with --all")
+    return options
+
+
+def _of_selection(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--keep",
@@ -36,6 +55,9 @@ def parse(argv: list[str], about: str) -> argparse.Namespace:
         "--sample", metavar="N", type=_whole(1), help="N records drawn with probability proportional to c"
     )
     choice.add_argument("--all", action="store_true", help="all records, each with its weight in an extra field")
+
+
+def _of_draws(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="pool",
@@ -60,6 +82,9 @@ def parse(argv: list[str], about: str) -> argparse.Namespace:
         help="with --sample: the least share of any source, such as 0.01; the others are scaled down",
     )
     parser.add_argument("--replacement", action="store_true", help="with --sample: draw with replacement")
+
+
+def _of_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight_field", metavar="NAME", help="with --all: name of the extra field [weight]")
     parser.add_argument(
         "--source_field",
@@ -86,18 +111,6 @@ def parse(argv: list[str], about: str) -> argparse.Namespace:
         "or a name that ends in / for a new folder with a .jsonl for each source; never overwritten [beside the run "
         "folder a .jsonl, or such a folder if the sources have different layouts]",
     )
-    options = parser.parse_args(argv)
-    drawing = {"from": options.pool, "max_repeats": options.max_repeats, "shares": options.shares}
-    drawing |= {"floor": options.floor, "replacement": options.replacement}
-    if options.sample is None and (alone := [name for name, value in drawing.items() if value]):
-        parser.error(f"--{alone[0]} can only be used with --sample")
-    if options.replacement and options.max_repeats:
-        parser.error("--replacement draws a record any number of times; leave it out, or leave out --max_repeats")
-    if options.pool and options.marks:
-        parser.error("--marks names records of the run, but --from draws others; leave one out")
-    if options.weight_field is not None and not options.all:
-        parser.error("--weight_field can only be used with --all")
-    return options
 
 
 def _number(above: float, most: float) -> Callable[[str], float]:
