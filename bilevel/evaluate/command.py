@@ -144,6 +144,8 @@ def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
         ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
         ours += ("turns", "template_kwargs", "special_tokens_in_text")
         ours += ("fields", "prompt_suffix", "skip_bad_records", "seed")
+        if args.data is None:
+            ours += ("filters", "max_characters")  # of files that are given, no question is left out
         if (folder / "model" / "adapter_config.json").is_file():
             ours += ("lora_rank", "base_dtype")  # the model is stored as it was under the adapter
         config = read_yaml(str(folder / "config.yaml"))
