@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,45 @@ def test_flags_that_are_named_are_settings_or_options() -> None:
     for command in commands():
         for name in re.findall(r"(\w+)=\S+(?= .*run_F2SA\.sh)", command):
             assert name in FIELDS or name in own, (name, command)
+
+
+def papers_commands() -> list[list[str]]:
+    """The commands of docs/papers.md that need the hub or many GPUs, in words."""
+    blocks = re.findall(r"```text\n(.*?)```", PAGES["docs/papers.md"], flags=re.S)
+    return [shlex.split(line) for line in "\n".join(blocks).splitlines() if line]
+
+
+@pytest.mark.parametrize("words", papers_commands(), ids=lambda words: " ".join(words)[:90])
+def test_the_papers_commands_are_understood(words: list[str], tmp_path: Path) -> None:
+    """Those that cannot be run here: their run files and flags are right, and each run folder has been made before."""
+    from bilevel.compare import command as compare
+    from bilevel.evaluate import command as evaluate
+    from bilevel.export import options as export
+    from bilevel.settings.command_line import load_settings
+
+    made = [f"outputs/{line[line.index('--run_name') + 1]}" for line in papers_commands() if "--run_name" in line]
+    if words[1:3] == ["bash", "run_F2SA.sh"]:
+        config = words[0].removeprefix("CONFIG=")
+        load_settings(["--config", str(ROOT / config), *words[3:]])
+    elif words[1:3] == ["-m", "bilevel.prepare"]:
+        load_settings(["--config", str(ROOT / words[3])])
+    elif words[1:3] == ["-m", "bilevel.export"]:
+        given = export.parse(words[3:], "")
+        assert given.run in made and given.out.startswith("data/")
+    elif words[1:3] == ["-m", "bilevel.evaluate"]:
+        given = evaluate._parser().parse_args(words[3:])
+        assert given.model in made and given.answers_out
+    elif words[1:3] == ["-m", "bilevel.compare"]:
+        given, shared = compare.parse([str(ROOT / words[3]), *words[4:]])
+        compare.common_settings(shared)
+    else:
+        assert (ROOT / words[1]).is_file()
+
+
+def test_every_run_file_of_the_papers_has_its_commands() -> None:
+    files = {path.name for path in (ROOT / "configs" / "papers").glob("*.yaml")}
+    table = PAGES["docs/papers.md"].split("\n\n")[3]
+    assert files and all(name in table and f"configs/papers/{name}" in PAGES["docs/papers.md"] for name in files)
 
 
 def tracked() -> list[str]:

@@ -29,7 +29,7 @@ from bilevel.model.lisa import Lisa
 from bilevel.model.loading import drops, model_shape
 from bilevel.run.messages import MASKS
 from bilevel.run.state import Run
-from bilevel.seeding import Permutation, dropout_seed
+from bilevel.seeding import Permutation, dropout_seed, generator
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
 from bilevel.step.plain import plain_step
@@ -203,6 +203,11 @@ def ifd_score(s: Scoring) -> torch.Tensor:
 def uniform_score(s: Scoring) -> torch.Tensor:
     """1 for every sample; all samples are kept. This is plain fine-tuning on the mix."""
     return torch.ones(len(s.train), dtype=torch.float64)
+
+
+def random_score(s: Scoring) -> torch.Tensor:
+    """Numbers drawn by the seed, so that a random subset of the same size is kept: the plainest control."""
+    return torch.rand(len(s.train), generator=generator(s.settings.seed, "random scores"), dtype=torch.float64)
 
 
 def oracle_score(s: Scoring) -> torch.Tensor:

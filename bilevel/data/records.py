@@ -3,7 +3,7 @@
 1. sources   -> places: files, saved datasets, datasets of the hub (bilevel.data.sources)
 2. places    -> records, one at a time, whatever the container (bilevel.data.containers)
 3. records   -> rows {index, roles, contents, more, is_noisy}, cached by the content of their place (bilevel.data.rows)
-4. rows      -> those that can be read, and of these the ones that are drawn, if a source has #N
+4. rows      -> those that can be read and that no filter leaves out, and of these those drawn, if a source has #N
 """
 
 import dataclasses
@@ -82,10 +82,13 @@ def parts(source: Source) -> list[Part]:
     import pyarrow.compute
 
     tables = _tables(source)
-    good = [table["problem"].is_null() for _, _, table in tables]
-    counts = [pyarrow.compute.sum(mask).as_py() or 0 for mask in good]
-    if not sum(counts) or sum(table.num_rows for *_, table in tables) - sum(counts) > source.reading.skip_bad_records:
+    bad = sum(len(table) - table["problem"].null_count for *_, table in tables)
+    if bad == sum(map(len, (table for *_, table in tables))) or bad > source.reading.skip_bad_records:
         raise BadRecords(found := problems(source), len(found))
+    good = [pyarrow.compute.and_(table["problem"].is_null(), table["filtered"].is_null()) for *_, table in tables]
+    counts = [pyarrow.compute.sum(mask).as_py() or 0 for mask in good]
+    if not sum(counts):
+        raise DataError(f"{source}: no record is left: {'; '.join(filter_notes(source))}")
     drawn = None if source.take is None else _draw(source, counts)
     found, before, start = [], 0, 0
     for (place, key, table), mask, count in zip(tables, good, counts, strict=True):
@@ -159,6 +162,7 @@ def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:
     table, hashes = rows_table(source), row_hashes(source)
     left_out = [*problems(source), *refused]
     lines = [f"{len(left_out)} left out (skip_bad_records): {'; '.join(first(left_out, SHOWN))}"] if left_out else []
+    lines += filter_notes(source)
     lines += counted(table["index"], table["notes"])
     places = np.unique(hashes, return_index=True)[1]
     if count := len(hashes) - len(places):
@@ -167,6 +171,15 @@ def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:
         record = table["index"][int(again.argmax())].as_py()
         lines.append(line(count, record, "equal to an earlier record but for white space"))
     return lines
+
+
+def filter_notes(source: Source) -> list[str]:
+    """A line for each reason for which the filters leave out records of a source."""
+    counts: dict[str, int] = {}
+    for place in source.places:
+        for found in place_table(place, source.reading)[1]["filtered"].drop_null().value_counts().to_pylist():
+            counts[found["values"]] = counts.get(found["values"], 0) + found["counts"]
+    return [f"{count:,} left out by filters: {reason}" for reason, count in sorted(counts.items())]
 
 
 def row_hashes(source: Source) -> "np.ndarray":

@@ -1,6 +1,6 @@
 """The records of one place -> checked, format-free rows in the cache, by a reader per layout (bilevel.data.layouts).
 
-A record that cannot be read is a row with a problem.
+A record that cannot be read is a row with a problem; one that the filters leave out is a row that says why.
 """
 
 import functools
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 from bilevel.data.bad_records import SHOWN, BadRecords
 from bilevel.data.cache import cached_table
 from bilevel.data.containers import kinds
+from bilevel.data.filters import left_out
 from bilevel.data.layouts.detect import LAYOUTS, Layout, detect
-from bilevel.data.layouts.values import add_suffix, renamed
+from bilevel.data.layouts.values import NoAnswer, add_suffix, renamed
 from bilevel.data.notes import packed
 from bilevel.data.progress import Progress
 from bilevel.data.sources import Reading
 from bilevel.data.workers import in_order
 from bilevel.errors import DataError, short
+from bilevel.settings.data_fields import FILTERS
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import pyarrow
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
 LEARNED_ROLES = ("response", "assistant", "text")
 ROWS = 1000  # in a chunk
 LARGE = 1 << 20  # bytes or characters after which a chunk ends
-ROWS_VERSION = 4  # part of the cache key; raise it when rows change for the same file
+ROWS_VERSION = 5  # part of the cache key; raise it when rows change for the same file
 
 
 def place_table(place: str, reading: Reading) -> tuple[str, "pyarrow.Table"]:
@@ -59,6 +61,7 @@ def _schema() -> "pyarrow.Schema":
     texts = {"roles": pyarrow.list_(pyarrow.string()), "contents": pyarrow.list_(pyarrow.large_string())}
     texts |= {"more": pyarrow.large_string(), "notes": pyarrow.string()}
     texts |= {"read_as": pyarrow.string(), "problem": pyarrow.string()}
+    texts |= {"filtered": pyarrow.string()}
     return pyarrow.schema({"index": pyarrow.int64(), **texts, "is_noisy": pyarrow.bool_(), "hash": pyarrow.uint64()})
 
 
@@ -109,7 +112,7 @@ class _Reader:
 
     def __init__(self, reading: Reading):
         self.layout = None if reading.format == "auto" else LAYOUTS[reading.format]
-        self.fields, self.prompt_suffix = dict(reading.fields), reading.prompt_suffix
+        self.reading, self.fields = reading, dict(reading.fields)
         self.started = self.said = False
 
     def __call__(self, chunk: Chunk) -> "pyarrow.RecordBatch":
@@ -125,8 +128,10 @@ class _Reader:
         try:
             record = _checked(kinds.parsed(record, index)[0], self.fields, where)
             self.layout = self.layout or detect(record, where, self.fields)
-            row = _row(self.layout, record, self.prompt_suffix, where)
+            row = _row(self.layout, record, self.reading, where)
         except DataError as error:
+            if isinstance(error, NoAnswer) and "alternating_turns" in self.reading.filters:
+                return {"index": index, "filtered": FILTERS["alternating_turns"]}
             return {"index": index, "problem": str(error)}
         words, self.said = None if self.said else self.layout.words, True
         return {"index": index, **row, "read_as": words}
@@ -144,11 +149,11 @@ def _checked(record: Any, fields: dict[str, str], where: str) -> dict[str, Any]:
     return renamed(record, fields, where) if fields else record
 
 
-def _row(layout: Layout, record: dict[str, Any], prompt_suffix: str | None, where: str) -> dict[str, Any]:
+def _row(layout: Layout, record: dict[str, Any], reading: Reading, where: str) -> dict[str, Any]:
     """The row of a record. Raises DataError."""
     row = layout.read(record, where)
-    if prompt_suffix:
-        add_suffix(row, prompt_suffix)
+    if reading.prompt_suffix:
+        add_suffix(row, reading.prompt_suffix)
     roles, contents = zip(*row.turns, strict=True)
     notes = [f"{field}: not used" for field in row.unused]
     if any(role in LEARNED_ROLES and not text.strip() for role, text in row.turns):
@@ -157,6 +162,7 @@ def _row(layout: Layout, record: dict[str, Any], prompt_suffix: str | None, wher
     return {
         **{"roles": roles, "contents": contents, "more": more, "is_noisy": record.get("is_noisy")},
         **{"notes": packed(notes), "hash": _hash(roles, contents, more)},
+        "filtered": left_out(row.turns, reading.filters, reading.max_characters),
     }
 
 

@@ -25,7 +25,7 @@ from bilevel.data.progress import Progress
 from bilevel.data.records import Part, parts, problems, read_as, records_of, row_notes, shifted
 from bilevel.data.rows import LARGE, ROWS
 from bilevel.data.sources import Source
-from bilevel.data.tokenise import Tokeniser
+from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.data.workers import in_order
 from bilevel.errors import DataError
 from bilevel.processes import ALONE, World
@@ -119,6 +119,16 @@ class Samples:
         drawn = len(sample_ids) if drawn is None else drawn
         rows = self.tokens[sample_ids.tolist()] if len(sample_ids) else NO_ROWS
         return Batch(sample_ids, make_micro_batches(rows, sample_ids, counts, token_budget, world), counts, drawn, rows)
+
+
+def token_counts(samples: Samples, part: slice) -> tuple[int, int]:
+    """Number of tokens of these samples, and of those that are learned."""
+    tokens = learned = 0
+    for labels in samples.table.data.column("labels").slice(part.start, part.stop - part.start).chunks:
+        flat = pyarrow.compute.list_flatten(labels)
+        tokens += len(flat)
+        learned += pyarrow.compute.sum(pyarrow.compute.not_equal(flat, IGNORE)).as_py() or 0
+    return tokens, learned
 
 
 def load_samples(sources: list[Source], tokeniser: Tokeniser) -> Samples:

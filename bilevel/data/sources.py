@@ -33,16 +33,20 @@ class Reading:
     prompt_suffix: str | None = None
     skip_bad_records: int = 0
     seed: int = 0
+    filters: tuple[str, ...] = ()
+    max_characters: int | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> "Reading":
-        given = {name: getattr(settings, name) for name in ("format", "prompt_suffix", "skip_bad_records", "seed")}
+        same = ("format", "prompt_suffix", "skip_bad_records", "seed", "max_characters")
+        given = {name: getattr(settings, name) for name in same} | {"filters": tuple(sorted(settings.filters))}
         return cls(fields=tuple(sorted((settings.fields or {}).items())), **given)
 
     @property
     def key(self) -> str:
         """Changes with whatever changes the rows of a file."""
         more = [repr(self.fields), repr(self.prompt_suffix)] if self.fields or self.prompt_suffix else []
+        more += [repr(self.filters), repr(self.max_characters)] if self.filters or self.max_characters else []
         return " ".join([self.format, *more])
 
 

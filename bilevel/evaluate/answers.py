@@ -85,3 +85,12 @@ def _agree(answer: str, reference: str, how: str) -> bool | tuple[str, str]:
     if number is not None:
         return final_number(answer) == number
     return how != "final_number" and normalised(answer) == normalised(reference)
+
+
+def vote(answer: str, reference: str, how: str) -> object:
+    """What two answers to one question have in common if they are the same answer, judged as `correct` would."""
+    compared = _agree(answer, reference, how)
+    if isinstance(compared, tuple):
+        return normalised(compared[0])
+    number = None if how == "exact" or (how == "auto" and marked(reference) is None) else final_number(answer)
+    return normalised(answer) if number is None else number

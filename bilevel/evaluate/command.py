@@ -2,10 +2,11 @@
 
     python -m bilevel.evaluate outputs/mine --data test.json
 
-MODEL is a run folder, a model folder, an adapter folder or a hub id. Answers are generated greedily from the training
-prompts. Loss and perplexity are means over all supervised tokens. Results are printed as JSON and as a table: for all
-records, per file, and per kind of task if the records have a field `task` or `category`. Under an adapter the base
-model is stored as in its run, or for an adapter folder alone in the dtype of the passes.
+MODEL is a run folder, a model folder, an adapter folder or a hub id. Answers are generated from the training prompts,
+greedily unless there is a --temperature. Loss and perplexity are means over all supervised tokens. Results are printed
+as JSON and as a table: for all records, per file, and per kind of task if the records have a field `task`, `category`,
+`subject` or `type`. Under an adapter the base model is stored as in its run, or for an adapter folder alone in the
+dtype of the passes.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel.errors import UserError
-from bilevel.evaluate.answers import correct
+from bilevel.evaluate.asking import Asking, ask, kinds_of, write_answers
 from bilevel.files import whole_file
 from bilevel.run.start import quiet_libraries
 from bilevel.settings.command_line import read_yaml
@@ -30,17 +31,14 @@ if TYPE_CHECKING:  # imported in the functions that use it, so that --help and m
 
     from bilevel.data.sources import Source
 
-KINDS = ("task", "category")  # fields of a record that name its kind of task
-
 
 def main(argv: list[str]) -> int:
     """Run the command. Exit code: 0 done, 2 a mistake of the user."""
     args = _parser().parse_args(argv)
     try:
-        if args.out and os.path.lexists(args.out):
-            raise UserError(f"--out {args.out}: the file exists and is not overwritten; give another name")
+        asking = check(args)
         settings, files = find(args)
-        result = evaluate_model(settings, files, args.answer, args.max_new_tokens, args.batch_size)
+        result, answers = evaluate_model(settings, files, asking)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,7 +49,27 @@ def main(argv: list[str]) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(args.out, replace=False) as new:
             new.write_text(text + "\n", encoding="utf-8")
+    if args.answers_out and answers is not None:
+        args.answers_out.parent.mkdir(parents=True, exist_ok=True)
+        write_answers(answers, args.answers_out)
     return 0
+
+
+def check(args: argparse.Namespace) -> Asking:
+    """The options that say how questions are asked. Raises UserError for any that cannot be right."""
+    for name in ("out", "answers_out"):
+        path = getattr(args, name)
+        if path and os.path.lexists(path):
+            raise UserError(f"--{name} {path}: the file exists and is not overwritten; give another name")
+    if args.answers_out and args.answers_out == args.out:
+        raise UserError("--out and --answers_out name the same file; give another name to one")
+    if args.answers_out and args.answer == "none":
+        raise UserError("--answers_out: no answers are generated with --answer none; leave one of them out")
+    if args.samples > 1 and not args.temperature:
+        raise UserError(
+            f"--samples {args.samples}: at temperature 0 all answers to a question are the same; add --temperature 0.7"
+        )
+    return Asking(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Asking)})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
         default=32,
         help="answers generated at a time; affects memory and speed (default: 32)",
     )
+    parser.add_argument(
+        "--samples", type=_count, default=1, metavar="N",
+        help="answers to each question; with several, the results also have the share of questions of which the answer "
+        "most agree on is right (majority), and of which any is right (any_right) (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.0, metavar="T",
+        help="0 writes the likeliest token, above 0 tokens are drawn (default: 0)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws at a temperature above 0 (default: 0)")
     parser.add_argument("--format", help="record format, as in training (default: the run's, or auto)")
     parser.add_argument(
         "--max_length", type=int, help="maximum length of a record for the loss, in tokens (default: the run's)"
@@ -86,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         help="dtype of the forward passes (default: bf16 on a GPU that supports it, else fp32)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results to this file, as JSON")
+    parser.add_argument(
+        "--answers_out", type=Path, metavar="FILE", help="write every answer to this file, beside what was expected, "
+        "as JSON Lines",
+    )  # fmt: skip
     return parser
 
 
@@ -93,6 +125,12 @@ def _count(word: str) -> int:
     if (count := int(word)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return count
+
+
+def _temperature(word: str) -> float:
+    if not 0 <= (value := float(word)) < math.inf:
+        raise argparse.ArgumentTypeError("must be a number of at least 0")
+    return value
 
 
 def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
@@ -106,6 +144,8 @@ def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
         ours = ("test_data", "format", "max_length", "loss_on", "attn_implementation", "micro_batch_tokens")
         ours += ("turns", "template_kwargs", "special_tokens_in_text")
         ours += ("fields", "prompt_suffix", "skip_bad_records", "seed")
+        if args.data is None:
+            ours += ("filters", "max_characters")  # of files that are given, no question is left out
         if (folder / "model" / "adapter_config.json").is_file():
             ours += ("lora_rank", "base_dtype")  # the model is stored as it was under the adapter
         config = read_yaml(str(folder / "config.yaml"))
@@ -139,9 +179,12 @@ def _length(values: dict[str, Any]) -> int:
 
 
 def evaluate_model(
-    settings: Settings, files: list["Source"], answer: str = "auto", max_new_tokens: int = 64, batch_size: int = 32
-) -> dict[str, Any]:
-    """Scores {overall, by_file, by_task} of the model settings.model_name_or_path, with the options used."""
+    settings: Settings, files: list["Source"], asking: Asking
+) -> tuple[dict[str, Any], "pd.DataFrame | None"]:
+    """Scores {overall, by_file, by_task} of the model settings.model_name_or_path, with the options used; all answers.
+
+    The answers are None if none are asked for.
+    """
     import torch
 
     from bilevel.data.tokenise import make_tokeniser
@@ -167,14 +210,14 @@ def evaluate_model(
         put_on(model, settings.model_name_or_path)
     copy = TorchCopy(model, bf16=dtype == "bf16")
     tables = [heldout(copy, settings, files, tokeniser)]
-    if answer != "none":
-        tables.append(right(copy, files, tokeniser, answer, max_new_tokens, batch_size))
+    if asking.answer != "none":
+        tables.append(ask(copy, files, tokeniser, asking))
+    drawn = ("samples", "temperature", "seed") if asking.temperature else ()
     return {
         "model": settings.model_name_or_path,
         "data": [place for file in files for place in file.places],
-        "answer": answer,
-        "max_new_tokens": max_new_tokens,
-    } | scores(tables)
+        **{name: getattr(asking, name) for name in ("answer", "max_new_tokens", *drawn)},
+    } | scores(tables), (tables[1] if len(tables) > 1 else None)
 
 
 def heldout(copy: Any, settings: Settings, files: list["Source"], tokeniser: Any) -> "pd.DataFrame":
@@ -201,61 +244,6 @@ def heldout(copy: Any, settings: Settings, files: list["Source"], tokeniser: Any
     })  # fmt: skip
 
 
-def right(
-    copy: Any,
-    files: list["Source"],
-    tokeniser: Any,
-    answer: str,
-    max_new_tokens: int,
-    batch_size: int,
-) -> "pd.DataFrame":
-    """A row per record that has a prompt: file, task, right (whether the model's answer agrees with the reference)."""
-    import pandas as pd
-    from tqdm import tqdm
-
-    from bilevel.data.records import read_rows
-    from bilevel.evaluate.generation import generate
-
-    found, prompts = [], []
-    for file in files:
-        rows, kinds = read_rows(file)[:], kinds_of(file)
-        if rows["roles"][0][0] != "text":
-            prompts += tokeniser.prompts(rows)
-            found += [{"file": file.name, "task": kinds[place]} for place in rows["index"]]
-    _warn_of_ends(copy.model, prompts, tokeniser.tokenizer)
-    with (
-        copy.computing(),
-        tqdm(desc="answers", total=len(prompts), unit="record", disable=not sys.stderr.isatty()) as bar,
-    ):
-        answers = generate(copy.model, prompts, max_new_tokens, batch_size, bar.update)
-    texts = [tokeniser.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    marks = correct(texts, [prompt.response for prompt in prompts], answer)
-    return pd.DataFrame(found, columns=["file", "task"]).assign(right=marks)
-
-
-def _warn_of_ends(model: Any, prompts: list[Any], tokenizer: Any) -> None:
-    """Say it if the model's generation_config does not stop where training would end a response to these prompts."""
-    from bilevel.model.response_end import stop_tokens
-
-    if unknown := {prompt.stop for prompt in prompts}.difference(stop_tokens(model.generation_config)):
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(unknown)))
-        print(
-            f"warning: responses of this data end with {names}, at which the model's generation_config.json does not "
-            "stop (eos_token_id): its answers may go on after it, here and wherever the model is used",
-            file=sys.stderr,
-        )
-
-
-def kinds_of(file: "Source") -> list[str | None]:
-    """The kind of task of each record in a file; None for a record without one."""
-    from bilevel.data.records import raw_records
-
-    return [
-        next((str(record[kind]) for kind in KINDS if isinstance(record, dict) and record.get(kind)), None)
-        for record, _ in raw_records(file)
-    ]
-
-
 def scores(tables: "list[pd.DataFrame]") -> dict[str, Any]:
     """Scores of all rows together, per file, and per task."""
     return {
@@ -275,7 +263,13 @@ def _score(tables: "list[pd.DataFrame]") -> dict[str, float]:
     loss = float(losses["loss"].sum() / losses["tokens"].sum())
     row = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "tokens": int(losses["tokens"].sum())}
     if answers and len(answers[0]):
-        row |= {"exact_match": float(answers[0]["right"].mean()), "records": len(answers[0])}
+        table = answers[0]
+        first = table[table["sample"] == 0]
+        row |= {"exact_match": float(table["right"].mean()), "cut_off": float(table["cut_off"].mean())}
+        if len(first) < len(table):
+            each = table.groupby(["file", "index"])["right"]
+            row |= {"majority": float(first["majority"].mean()), "any_right": float(each.any().mean())}
+        row["records"] = len(first)
     return row
 
 

@@ -83,16 +83,23 @@ def at_least(c: np.ndarray, marks: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def draw(
-    c: np.ndarray, marks: np.ndarray, n: int, replacement: bool, seed: int, sizes: list[int] | None = None
+    c: np.ndarray,
+    marks: np.ndarray,
+    n: int,
+    replacement: bool,
+    seed: int,
+    sizes: list[int] | None = None,
+    repeats: int = 1,
 ) -> np.ndarray:
     """Counts with sum n, drawn in proportion to c; records marked KEEP are in once before the draw. Raises UserError.
 
     sizes: the records of each source, in order; each gets its expected number of draws, rounded by `quotas`. Within a
-    source, draws with replacement are independent and each is record i with probability c_i / sum c. Without, record i
-    is in with probability `inclusion`.
+    source, draws with replacement are independent and each is record i with probability c_i / sum c. Without, a record
+    is drawn at most `repeats` times, and its expected count is that of `inclusion`.
     """
-    generator, kept = np.random.default_rng(seed), marks == KEEP
+    generator, kept = np.random.default_rng(seed), (marks == KEEP).astype(np.int64)
     pool, left = np.where(np.isnan(c) | (marks == DROP), 0.0, c), n - int(kept.sum())
+    limits = repeats - kept
     if left < 0:
         raise UserError(f"--sample {n}: {int(kept.sum())} records are marked keep; draw at least as many")
     if replacement:
@@ -100,19 +107,30 @@ def draw(
             raise UserError(f"--sample {n}: no record has a weight above 0")
         if n > MOST_DRAWS * len(c):
             raise UserError(f"--sample {n}: at most {MOST_DRAWS:,} draws for each of the run's {len(c):,} records")
-    else:
-        pool[kept] = 0
-        if np.count_nonzero(pool) < left:
-            most = np.count_nonzero(pool) + n - left
-            raise UserError(
-                f"--sample {n}: {most} records have a weight above 0; draw at most as many, or add --replacement"
-            )
-    chances = pool if replacement else inclusion(pool, left)
+    elif (most := int(limits[pool > 0].sum())) < left:
+        raise UserError(_too_many(n, most + n - left, repeats))
+    expected = pool if replacement else inclusion(pool, left, limits)
     ends = np.cumsum([len(c)] if sizes is None else sizes)[:-1]
-    wanted = quotas(np.array([part.sum() for part in np.split(chances, ends)]), left)
-    one = _with_replacement if replacement else _without_replacement
-    drawn = [one(part, count, generator) for part, count in zip(np.split(pool, ends), wanted.tolist(), strict=True)]
-    return kept.astype(np.int64) + np.concatenate(drawn)
+    wanted = quotas(np.array([part.sum() for part in np.split(expected, ends)]), left)
+    drawn = [
+        _with_replacement(part, count, generator)
+        if replacement
+        else _without_replacement(part, count, generator, limit)
+        for part, limit, count in zip(np.split(pool, ends), np.split(limits, ends), wanted.tolist(), strict=True)
+    ]
+    return kept + np.concatenate(drawn)
+
+
+def _too_many(n: int, most: int, repeats: int) -> str:
+    if repeats == 1:
+        return (
+            f"--sample {n}: {most} records have a weight above 0; draw at most as many, or add --replacement, or "
+            "--max_repeats K, which draws a record at most K times"
+        )
+    return (
+        f"--sample {n}: the records that have a weight above 0, {repeats} times each, are {most}; draw at most as "
+        "many, or give a larger --max_repeats"
+    )
 
 
 def quotas(shares: np.ndarray, n: int) -> np.ndarray:
@@ -134,24 +152,32 @@ def _with_replacement(pool: np.ndarray, n: int, generator: np.random.Generator) 
     return counts
 
 
-def _without_replacement(pool: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
-    """Counts 0 and 1 with sum n: systematic sampling in random order (Madow 1949, Hartley and Rao 1962)."""
-    chances = inclusion(pool, n)
-    counts = (chances == 1).astype(np.int64)
-    order = generator.permutation(np.flatnonzero((chances > 0) & (chances < 1)))
-    ends = np.floor(chances[order].cumsum() + generator.random())
-    ends[-1:] = n - np.count_nonzero(chances == 1)  # exact, without rounding error
+def _without_replacement(pool: np.ndarray, n: int, generator: np.random.Generator, limits: np.ndarray) -> np.ndarray:
+    """Counts with sum n, at most limits (N,): systematic sampling in random order (Madow 1949, Hartley and Rao 1962).
+
+    A count is its expectation, rounded down or up.
+    """
+    expected = inclusion(pool, n, limits)
+    full = expected == limits
+    counts = np.where(full, limits, 0)
+    order = generator.permutation(np.flatnonzero((expected > 0) & ~full))
+    ends = np.floor(expected[order].cumsum() + generator.random())
+    ends[-1:] = n - counts.sum()  # exact, without rounding error
     counts[order] += np.diff(ends, prepend=0).astype(np.int64)
     return counts
 
 
-def inclusion(c: np.ndarray, n: int) -> np.ndarray:
-    """Probabilities (N,) with sum n: n c_i / sum c, where those above 1 become 1 and the others share the rest of n."""
-    chances, rest = np.zeros(len(c)), c > 0
-    while left := n - np.count_nonzero(chances == 1):
+def inclusion(c: np.ndarray, n: int, limits: np.ndarray | int = 1) -> np.ndarray:
+    """Expected counts (N,) with sum n: n c_i / sum c, where those above their limit become it, and others get the rest.
+
+    limits: (N,) or one for all, whole numbers; at 1, the expected counts are the probabilities that a record is in.
+    """
+    limits = np.broadcast_to(limits, c.shape)
+    expected, rest = np.zeros(len(c)), (c > 0) & (limits > 0)
+    while left := n - expected.sum():
         scaled = left * c / c[rest].sum()
-        over = rest & (scaled >= 1 - 1e-12)
+        over = rest & (scaled >= limits * (1 - 1e-12))
         if not over.any():
-            return np.where(rest, scaled, chances)
-        chances[over], rest = 1, rest & ~over
-    return chances
+            return np.where(rest, scaled, expected)
+        expected[over], rest = limits[over], rest & ~over
+    return expected

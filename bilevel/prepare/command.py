@@ -85,30 +85,18 @@ def table(parts: "dict[str, Samples]") -> str:
     """A row for each source: what it holds, how many of its tokens are learned, and how it is read."""
     import pandas as pd
 
+    from bilevel.data.samples import token_counts
+
     rows = []
     for part, samples in parts.items():
         ends = samples.sizes.cumsum(0).tolist()
         for number, (end, size) in enumerate(zip(ends, samples.sizes.tolist(), strict=True)):
-            tokens, learned = counts(samples, slice(end - size, end))
+            tokens, learned = token_counts(samples, slice(end - size, end))
             left_out = samples.unread[number] + samples.dropped[number]
             found = [samples.read[number][1], left_out, size, tokens, learned]
             rows.append([part, samples.sources[number], *found, samples.read_as[number]])
     names = ["part", "source", "records", "left out", "samples", "tokens", "learned", "read as"]
     return pd.DataFrame(rows, columns=names).to_string(index=False)
-
-
-def counts(samples: "Samples", part: slice) -> tuple[int, int]:
-    """Number of tokens of these samples, and of those that are learned."""
-    import pyarrow.compute as pc
-
-    from bilevel.data.tokenise import IGNORE
-
-    tokens = learned = 0
-    for labels in samples.table.data.column("labels").slice(part.start, part.stop - part.start).chunks:
-        flat = pc.list_flatten(labels)
-        tokens += len(flat)
-        learned += pc.sum(pc.not_equal(flat, IGNORE)).as_py() or 0
-    return tokens, learned
 
 
 def shown(samples: "Samples", tokenizer: "PreTrainedTokenizerBase", count: int) -> list[str]:

@@ -19,6 +19,12 @@ FIELD_NAMES = ("instruction", "input", "output", "messages", "text", "prompt", "
 FIELD_NAMES += ("answer", "problem", "solution", "query", "context", "system", "history", "tools", "is_noisy")
 FIELD_NAMES += ("role", "content")
 
+# Filters of records (bilevel.data.filters), and what is said of a record that one leaves out.
+FILTERS = {
+    "alternating_turns": "its turns do not alternate between user and assistant",
+    "no_empty_turns": "one of its turns is empty",
+}
+
 TAGS = ("list", "mapping")  # the two forms of a data setting, which messages do not name
 
 
@@ -63,6 +69,15 @@ class DataSettings:
     )
     skip_bad_records: int = setting(
         "data", "number of records of each source that are left out, and named, if they cannot be read", 0, ge=0
+    )
+    filters: list[Literal[*FILTERS]] = setting(
+        "data",
+        "records to leave out before #N draws: alternating_turns leaves out those in which user and assistant do not "
+        "take turns (a system turn may come first), no_empty_turns those with an empty turn",
+        [],
+    )
+    max_characters: int | None = setting(
+        "data", "leave out records whose turns have more characters together, before #N draws", None, ge=1
     )
     max_length: int = setting(
         "data", "maximum length of a sample, in tokens; longer samples are cut on the right", 512, ge=2

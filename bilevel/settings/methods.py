@@ -47,6 +47,7 @@ METHODS = {
     "f2sa": Method("bilevel.step.f2sa:step", copies=("u", "w"), learned=True),
     "fixed": Method("bilevel.step.plain:step", copies=("w",), validation=False),
     "uniform": Method("bilevel.baselines.scores:uniform_score"),
+    "random": Method("bilevel.baselines.scores:random_score"),
     "loss": Method("bilevel.baselines.scores:loss_score"),
     "perplexity": Method("bilevel.baselines.scores:perplexity_score"),
     "rho": Method("bilevel.baselines.scores:rho_score"),

@@ -103,6 +103,18 @@ def test_a_loss_filter_keeps_what_is_emptied():
     assert roc_auc_score(s.train.is_noisy, -METHODS["loss"].function()(s)) < 0.1
 
 
+def test_random_keeps_other_records_for_another_seed():
+    """As many as any selection, whatever they hold; equal chances."""
+    kept_ = [
+        kept(METHODS["random"].function()(make_scoring("random", n=64, seed=seed)), 0.25, seed) for seed in range(40)
+    ]
+    assert {int(found.sum()) for found in kept_} == {16} and len({tuple(found.tolist()) for found in kept_}) == 40
+    counts = torch.stack(kept_).sum(0)
+    assert counts.min() > 0 and counts.max() < 24
+    again = kept(METHODS["random"].function()(make_scoring("random", n=64, seed=3)), 0.25, 3)
+    assert torch.equal(again, kept_[3])
+
+
 def test_oracle_and_uniform():
     s = make_scoring("empty", n=10)
     assert METHODS["oracle"].function()(s).tolist() == [1, 0] * 5

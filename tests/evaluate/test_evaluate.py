@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from run_helpers import ROOT, TINY, dump, train
@@ -15,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from bilevel.data.tokenise import IGNORE, Prompt, Tokeniser
 from bilevel.evaluate import command as evaluate
+from bilevel.evaluate.answers import correct, marked
+from bilevel.evaluate.asking import Asking, majority
 from bilevel.evaluate.generation import generate
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
@@ -106,8 +109,26 @@ def test_batched_generation_is_that_of_one_prompt_after_the_other(family: str, b
     model.generation_config = GenerationConfig(eos_token_id=stops, do_sample=True, max_length=2, num_beams=3)
     prompts, told = [Prompt(ids, 0, "") for ids in texts], []
     found = generate(model, prompts, 6, batch_size, told.append)
-    assert found == [one_by_one(model, ids, stops, 6) for ids in texts]
-    assert any(0 < len(new) < 6 for new in found) and found[-1] == [] and sum(told) == sum(map(bool, free))
+    assert [one.ids for one in found] == [one_by_one(model, ids, stops, 6) for ids in texts]
+    assert any(0 < len(one.ids) < 6 for one in found) and found[-1].ids == [] and sum(told) == sum(map(bool, free))
+    assert [one.ended for one in found] == [bool(new) and one.ids != new for one, new in zip(found, free, strict=True)]
+
+
+def test_drawn_answers_depend_on_their_seeds_alone():
+    """And have the probabilities of a softmax: the first token of 600 draws, at two temperatures."""
+    model, prompts = make_model("gpt2"), [Prompt([1, 2, 3], 0, ""), Prompt([5] * 9, 0, "")]
+    model.generation_config = GenerationConfig(eos_token_id=[59])
+    state = torch.get_rng_state()
+    first = generate(model, prompts * 8, 6, 16, temperature=1.0, seeds=list(range(16)))
+    again = generate(model, prompts * 8, 6, 3, temperature=1.0, seeds=list(range(16)))
+    assert first == again and len({tuple(one.ids) for one in first}) > 8
+    assert torch.equal(torch.get_rng_state(), state)
+    for temperature in (1.0, 3.0):
+        drawn = generate(model, prompts[:1] * 600, 1, 600, temperature=temperature, seeds=list(range(600)))
+        counts = torch.bincount(torch.tensor([(one.ids or [59])[0] for one in drawn]), minlength=60)
+        with torch.no_grad():
+            p = (model(torch.tensor([prompts[0].ids])).logits[0, -1] / temperature).softmax(0)
+        assert ((counts - 600 * p).abs() < 4.5 * (600 * p * (1 - p)).sqrt() + 2).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -189,6 +210,83 @@ def test_text_has_a_loss_and_no_answers(learned: Path, tmp_path: Path, capsys: p
     assert '"loss"' in (said := capsys.readouterr().out) and "exact_match" not in said
 
 
+def test_answers_are_written_beside_what_was_expected(
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "new" / "answers.jsonl"
+    assert run(learned / "run", "--max_new_tokens", 12, "--answers_out", out) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["expected"] for line in lines] == [answer for *_, answer in FACTS]
+    assert all(line["answer"] == line["expected"] and line["right"] and not line["cut_off"] for line in lines)
+    assert lines[1] | {"prompt": None} == {
+        "file": "facts.json", "index": 1, "task": "sum", "sample": 0, "prompt": None, "expected": "So:\n#### 4",
+        "answer": "So:\n#### 4", "right": True, "cut_off": False,
+    }  # fmt: skip
+    assert "2 and 2" in lines[1]["prompt"] and "cut off" not in capsys.readouterr().err
+
+
+def test_answers_that_are_cut_off_are_told_with_a_remedy(learned: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(learned / "run", "--max_new_tokens", 2) == 0
+    said = capsys.readouterr()
+    share = json.loads(said.out[: said.out.rindex("}") + 1])["overall"]["cut_off"]
+    assert 0 < share < 1 and f"{round(4 * share)} of 4 answers ({share:.0%}) were cut off after 2 tokens" in said.err
+    more = int(said.err.split("give --max_new_tokens ")[1].split()[0])
+    assert run(learned / "run", "--max_new_tokens", more) == 0
+    assert "cut off" not in capsys.readouterr().err
+
+
+def test_several_answers_and_their_majority(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, arguments = tmp_path / "a.jsonl", ["--samples", 3, "--temperature", 1.5, "--max_new_tokens", 12]
+    assert run(learned / "run", *arguments, "--answers_out", out) == 0
+    said = capsys.readouterr().out
+    scores = json.loads(said[: said.rindex("}") + 1])["overall"]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["index"], line["sample"]) for line in lines] == [(i, k) for i in range(4) for k in range(3)]
+    right = [[line["right"] for line in lines[3 * i : 3 * i + 3]] for i in range(4)]
+    assert scores["records"] == 4 and scores["exact_match"] == pytest.approx(sum(map(sum, right)) / 12)
+    assert scores["any_right"] == sum(map(any, right)) / 4 and 0 <= scores["majority"] <= scores["any_right"]
+    assert run(learned / "run", *arguments, "--batch_size", 1, "--answers_out", tmp_path / "b.jsonl") == 0
+    assert (tmp_path / "b.jsonl").read_text() == out.read_text()
+
+
+def test_the_majority_is_that_of_final_answers():
+    """The ways differ; two of three end in 4. Of two answers given as often, the first counts."""
+    answers = ["2 + 2 is 5", "so #### 4", "it is 4.0", "7", "8", "9"]
+    right = [False, True, True, False, True, False]
+    table = pd.DataFrame({"answer": answers, "expected": ["#### 4"] * 3 + ["#### 8"] * 3, "right": right})
+    assert majority(table, Asking(samples=3)) == [True] * 3 + [False] * 3
+
+
+def test_gsm8k_and_math_are_read_as_they_are(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """GSM8K's lines, MATH's folders of a file for each problem, and the lines of MATH-500."""
+    asked = {"question": "How many?", "answer": "He has <<2*3=6>>6 and 1,194 more.\n#### 1,200"}
+    (tmp_path / "gsm8k.jsonl").write_text(json.dumps(asked) + "\n")
+    problem = {
+        "problem": "Find it.",
+        "level": "Level 3",
+        "type": "Algebra",
+        "solution": r"It is $\boxed{\frac{3}{4}}$.",
+    }
+    for number in (1, 2):
+        file = tmp_path / "MATH" / "algebra" / f"{number}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(problem))
+    line = problem | {"answer": r"\frac{3}{4}", "subject": "Algebra", "level": 3, "unique_id": "test/1.json"}
+    (tmp_path / "math500.jsonl").write_text(json.dumps(line | {"type": None}) + "\n")
+    data = [tmp_path / "gsm8k.jsonl", tmp_path / "MATH" / "algebra", tmp_path / "math500.jsonl"]
+    out = tmp_path / "answers.jsonl"
+    assert run(learned / "run", "--data", *data, "--max_new_tokens", 1, "--answers_out", out) == 0
+    said = capsys.readouterr().out
+    result = json.loads(said[: said.rindex("}") + 1])
+    assert {name: scores["records"] for name, scores in result["by_file"].items()} == {
+        "algebra": 2, "gsm8k.jsonl": 1, "math500.jsonl": 1}  # fmt: skip
+    assert result["by_task"]["Algebra"]["records"] == 3
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = [line["expected"] for line in lines]
+    assert marked(expected[2]) == "1,200" and marked(expected[0]) == r"\frac{3}{4}"
+    assert correct([r"\boxed{\frac{3}{4}}", "0 so 1200"], [expected[0], expected[2]], "auto") == [True, True]
+
+
 def test_mistakes(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()
     (tmp_path / "unfinished").mkdir()
@@ -202,6 +300,10 @@ def test_mistakes(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([learned / "run", "--data", there, "--out", there], "the file exists and is not overwritten"),
         ([learned / "run", "--data", there, "--max_length", "100"], "the model has only 64 positions"),
         ([tmp_path / "nowhere", "--data", there], "nowhere"),
+        ([learned / "run", "--answers_out", there], "the file exists and is not overwritten"),
+        ([learned / "run", "--answers_out", tmp_path / "a", "--answer", "none"], "no answers are generated"),
+        ([learned / "run", "--answers_out", tmp_path / "a", "--out", tmp_path / "a"], "name the same file"),
+        ([learned / "run", "--samples", "3"], "add --temperature 0.7"),
     ):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err

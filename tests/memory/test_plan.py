@@ -166,6 +166,26 @@ def test_run_files_fit_their_machine_and_their_heads_tell_the_plan(file: Path):
     assert row.endswith(f"| {found.total / GB:.1f} | {host} | {disk} |")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("scalebio-math", []),
+        ("scalebio-math", ["--model_name_or_path", "google/gemma-2-9b"]),
+        ("scalebio-math", ["--model_name_or_path", "Qwen/Qwen2-7B"]),
+        ("scalebio-math-lisa", []),
+        ("scalebio-math-lisa", ["--model_name_or_path", "Qwen/Qwen2.5-32B", "--micro_batch_tokens", "2048"]),
+        ("scalebio-math-adapters", []),
+    ],
+)
+def test_the_papers_run_files_fit_as_the_page_says(name: str, flags: list[str]):
+    run, _ = load_settings(["--config", str(ROOT / "configs" / "papers" / f"{name}.yaml"), *flags])
+    found = plan(run, run_shape(run), 1 if name.endswith("adapters") else 8, "bf16")
+    page = (ROOT / "docs" / "papers.md").read_text()
+    rows = [row for row in page.split("\n") if f"| {name}.yaml |" in row]
+    assert found.fits and any(f"| {found.total / GB:.1f} |" in row for row in rows)
+
+
 def test_bf16_run_files_keep_the_signal():
     for file in RUN_FILES:
         run, _ = load_settings(["--config", str(file)])

@@ -142,7 +142,11 @@ def test_every_setting_explains_itself(capsys: pytest.CaptureFixture[str]):
     assert all(f"--{name} " in help_text for name in names)
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "config",
+    sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "papers").glob("*.yaml")]),
+    ids=lambda path: path.name,
+)
 def test_shipped_configs_are_right(config: Path):
     settings, dry_run = load_settings(["--config", str(config)])
     assert settings.run_name == config.stem and not dry_run

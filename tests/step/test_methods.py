@@ -8,7 +8,7 @@ from run_helpers import make_data, settings, train, train_until
 
 import train_bilevel
 
-QUICK, OTHERS = ["influence", "uniform"], ["loss", "perplexity", "rho", "ifd", "oracle"]
+QUICK, OTHERS = ["influence", "uniform"], ["loss", "perplexity", "rho", "ifd", "random", "oracle"]
 MIXED = {"weights": "sample", "max_steps": None, "epochs": 1.0, "global_batch_size": 32}
 
 
@@ -38,7 +38,7 @@ def test_a_baseline_s_run_ends_in_weights(method: str, data: Path, tmp_path: Pat
     assert method == "uniform" or weights["score"][chosen].min() >= weights["score"][~chosen].max()
     assert len(metrics) == 1 and {"roc_auc", "weight/train_mixed"} <= set(metrics) and "loss_w" not in metrics
     timing = pd.read_csv(tmp_path / "run" / "timing.csv")
-    assert (timing["gflop"][0] > 0) == (method not in ("uniform", "oracle"))
+    assert (timing["gflop"][0] > 0) == (method not in ("uniform", "random", "oracle"))
     assert not (tmp_path / "run" / "model").exists() and (tmp_path / "run" / "weights.png").exists()
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from bilevel.data.layouts.turn import spoken
 from bilevel.data.layouts.values import (
+    NoAnswer,
     Row,
     checked_text,
     json_or_same,
@@ -37,7 +38,8 @@ def conversation(record: dict[str, Any], where: str) -> Row:
         raise DataError(f"{where}: no {' or '.join(CHAT_KEYS)} field")
     messages = json_or_same(record[key])  # text in a table
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: {key} must be a list of messages, got {typed(messages)}")
+        kind = NoAnswer if messages == [] else DataError
+        raise kind(f"{where}: {key} must be a list of messages, got {typed(messages)}")
     no_media(record, where)
     row = Row([], unused=unused_fields(record))
     if system := optional_text(record, "system", where):
@@ -50,7 +52,7 @@ def conversation(record: dict[str, Any], where: str) -> Row:
         row.turns.pop(0)
         row.more = _moved(row.more, -1)
     if all(role != "assistant" for role, _ in row.turns):
-        raise DataError(f"{where}: no message from the assistant, nothing to learn")
+        raise NoAnswer(f"{where}: no message from the assistant, nothing to learn")
     if tools := _tools(record, where):
         row.more["tools"] = tools
     if variables := _template_kwargs(record, where):

@@ -23,6 +23,10 @@ OPTIONAL = ("system", "system_prompt", "context", "input", "history", "tools", "
 RESPONSE = "\n\n### Response:\n"  # ends an Alpaca prompt
 
 
+class NoAnswer(DataError):
+    """A conversation in which the assistant says nothing. The filter alternating_turns leaves it out."""
+
+
 @dataclasses.dataclass
 class Row:
     """A record in the form that all formats share: role and text of each turn, and other input of a chat template.
