@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
+RESPONSES = {"response", "assistant", "text"}  # roles of what is answered
 CHARACTERS = 40_000_000  # of all shown records together; a browser loads them in a second or two
 LONGEST = 2_000_000  # characters of one text
 POINTS = 400  # per curve
@@ -34,7 +35,10 @@ _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 
 
 def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
-    """The data of the page, ready for JSON, with about `most` records."""
+    """The data of the page, ready for JSON, with about `most` records.
+
+    order: the records in the order in which the page shows them first. turns: their texts in this order.
+    """
     rows = [read_rows(source) for source in run.sources]
     noisy = known_noise([table.data.column("is_noisy") for table in rows])
     if noisy:
@@ -43,7 +47,9 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     metrics = read_metrics(run, sources)
     chosen, selection = choose(run, most)
     kind, several = "sample" if run.per_sample else "source", "s" if len(rows) > 1 else ""
-    files = read_data(run.folder)
+    files, turns = read_data(run.folder), turns_of(rows, chosen)
+    shown = records(run, noisy, chosen, turns)
+    first = np.argsort(shown["weight"] if run.per_sample else _ranks(chosen), kind="stable")
     return {
         "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
         "run": run.name,
@@ -58,7 +64,10 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "overlaps": [[overlap.amount, *overlap.places] for overlap in read_overlaps(run.folder)],
         "selection": selection,
         "files": [file.file for file in run.train],
-        "records": records(run, rows, noisy, chosen),
+        "records": shown,
+        "order": first.tolist(),
+        "turns": [turns[k] for k in first],
+        "responses": sorted(RESPONSES),
         "trained": trained_on(run),
         "settings": dump(run.settings),
         "files_read": "\n\n".join(
@@ -255,19 +264,23 @@ def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
     return parts, f"The {half:,} records with the lowest and the {half:,} with the highest weights, out of {total:,}."
 
 
-def records(
-    run: FinishedRun, rows: "list[datasets.Dataset]", noisy: list[np.ndarray] | None, chosen: list[np.ndarray]
-) -> dict[str, list | None]:
-    """One list per field, ordered by file and index. A turn is (role, text, length of the text before it was cut).
+def turns_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> list[list[tuple[str, str, int]]]:
+    """The turns of each record: (role, text, length of the text before it was cut).
 
     Long texts are cut to a common length, chosen so that all texts together have at most CHARACTERS.
     """
     lengths = [len(text) for _, texts in texts_of(rows, chosen) for text in texts]
     most = cut_length(np.array(lengths), CHARACTERS)
-    turns = [
+    return [
         [(role, text[:most], len(text)) for role, text in zip(roles, texts, strict=True)]
         for roles, texts in texts_of(rows, chosen)
     ]
+
+
+def records(
+    run: FinishedRun, noisy: list[np.ndarray] | None, chosen: list[np.ndarray], turns: list[list[tuple[str, str, int]]]
+) -> dict[str, list | None]:
+    """One list per field, ordered by file and index. Lengths are in characters, of all turns and of the responses."""
 
     def of(values: list[np.ndarray]) -> list:
         return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)]).tolist()
@@ -277,8 +290,14 @@ def records(
         "index": np.concatenate(chosen).tolist(),
         "weight": of(run.weights),
         "noisy": of([each.astype(int) for each in noisy]) if noisy else None,
-        "turns": turns,
+        "length": [sum(length for _, _, length in each) for each in turns],
+        "response": [sum(length for role, _, length in each if role in RESPONSES) for each in turns],
     }
+
+
+def _ranks(chosen: list[np.ndarray]) -> np.ndarray:
+    """(records,) place of each record among those of its file."""
+    return np.concatenate([np.arange(len(places)) for places in chosen])
 
 
 def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:

@@ -1,6 +1,8 @@
 """bilevel/report/command.py: the page of a finished run, used in a browser as its reader uses it."""
 
+import base64
 import dataclasses
+import gzip
 import json
 import os
 import re
@@ -212,8 +214,7 @@ def test_a_chat_is_shown_turn_by_turn_and_an_alpaca_prompt_without_its_outer_hea
         write("b.jsonl", json.dumps({"messages": chat})),
     ]
     rows, chosen = [read_rows(file_source(file)) for file in files], [np.array([0])] * 2
-    run = FinishedRun(Path(), None, [], [], [np.ones(1)] * 2, True)
-    assert report_data.records(run, rows, None, chosen)["turns"] == [
+    assert report_data.turns_of(rows, chosen) == [
         [("prompt", "Add.\n\n### Input:\n1 2", 20), ("response", "3", 1)],
         [("system", "s" * 9, 9), ("user", "u", 1), ("assistant", "a", 1)],
     ]
@@ -241,7 +242,8 @@ def test_no_text_ends_the_data(tmp_path: Path):
     before, _, after = page.partition('<script type="application/json" id="data">')
     text, end, rest = after.partition("</script>")
     assert not set("<>&\u2028\u2029") & set(text) and rest.count("<script>") == 1 and "{{" not in before + rest
-    turns = json.loads(text)["records"]["turns"]
+    packs = re.search(r'<script type="text/plain" id="packs">([^<]*)</script>', rest)[1].split("\n")
+    turns = json.loads(gzip.decompress(base64.b64decode(packs[0])))
     assert [tuple(text for _, text, _ in turns[i]) for i in (10, 11, 12)] == [HOSTILE[i] for i in (10, 11, 12)]
 
 
@@ -311,7 +313,7 @@ def page(started: webdriver.Chrome, run: Path) -> webdriver.Chrome:
     started.get(address)
     if started.execute_script("localStorage.clear(); return marks.size"):
         started.refresh()
-    assert console(started) == []
+    assert console(shown(started)) == []
     assert set(requests(started)) <= {address, "data:,"}
     return started
 
@@ -322,9 +324,19 @@ def places(page: webdriver.Chrome) -> list[str]:
     )
 
 
+SHOWN = "(function wait() { $('loading') || $('records').ariaBusy ? setTimeout(wait, 5) : done() })()"
+
+
+def shown(page: webdriver.Chrome) -> webdriver.Chrome:
+    """The page, once it shows the records that were asked for."""
+    page.execute_async_script("const done = arguments[0]; " + SHOWN)
+    return page
+
+
 def settle(page: webdriver.Chrome) -> None:
     """The page waits for 120 ms of silence before it looks for records."""
     page.execute_async_script("setTimeout(arguments[0], 130)")
+    shown(page)
 
 
 def choose(page: webdriver.Chrome, field: str, value: str) -> None:
@@ -373,6 +385,7 @@ def open_judged(started: webdriver.Chrome, tmp_path: Path) -> None:
     assert report.main([str(run)]) == 0
     console(started)
     started.get((run / "report.html").as_uri())
+    shown(started)
 
 
 @browsing
@@ -402,6 +415,7 @@ def test_it_shows_the_records_in_common(page: webdriver.Chrome, tmp_path: Path):
     other = make_run(tmp_path, {"a.json": 16}, np.ones(16))
     assert report.main([str(other)]) == 0
     page.get((other / "report.html").as_uri())
+    shown(page)
     assert not page.find_element(By.ID, "overlaps-section").is_displayed()
 
 
@@ -471,13 +485,14 @@ def test_it_searches_and_filters(page: webdriver.Chrome):
 def test_it_turns_pages(page: webdriver.Chrome):
     first = places(page)
     page.find_element(By.ID, "next").click()
+    shown(page)
     second = places(page)
     assert not set(first) & set(second)
     number = page.find_element(By.ID, "number")
     for typed, page_number in (("100", "100"), ("999", "200")):
         number.send_keys(Keys.CONTROL, "a")
         number.send_keys(typed, Keys.ENTER)
-        assert number.get_property("value") == page_number
+        assert shown(page) and number.get_property("value") == page_number
     assert len(places(page)) == 50 and not page.find_element(By.ID, "next").is_enabled()
     page.find_element(By.ID, "previous-below").click()
     assert number.get_property("value") == "199"
@@ -502,11 +517,13 @@ def test_marks_are_made_kept_and_saved(page: webdriver.Chrome, run: Path, downlo
     assert downloaded(downloads) == expected
 
     page.refresh()  # the next visit
+    shown(page)
     assert page.find_element(By.ID, "tally").text == "2 keep, 1 drop"
     choose(page, "marked", "keep")
     assert places(page) == ["a.json #11", f"{B} #5"]
     page.execute_script("localStorage.clear()")
     page.refresh()
+    shown(page)
     assert page.find_element(By.ID, "tally").text == "0 keep, 0 drop"
     (tmp_path / "marks.json").write_text(json.dumps(expected))
     assert read_marks(str(tmp_path / "marks.json"), read_finished(run)).nonzero()[0].tolist() == [10, 11, 6005]
@@ -527,7 +544,7 @@ def test_it_works_where_nothing_is_stored(page: webdriver.Chrome):
     script = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
     try:
         page.refresh()
-        page.find_element(By.CSS_SELECTOR, ".choice [value=keep]").click()
+        shown(page).find_element(By.CSS_SELECTOR, ".choice [value=keep]").click()
         assert page.find_element(By.ID, "tally").text == "1 keep, 0 drop"
         assert "save them before you leave" in page.find_element(By.ID, "storage").text
         assert console(page) == []
@@ -594,7 +611,8 @@ def test_weights_that_hardly_differ_are_told_apart(started: webdriver.Chrome, tm
     run = make_run(tmp_path, {"a.json": 100}, weights, noisy=False)
     assert report.main([str(run)]) == 0
     started.get((run / "report.html").as_uri())
+    shown(started)
     ends = re.findall(r"weight ([\d.]+) to ([\d.]+)", started.find_element(By.ID, "charts").text)
     assert ends and all(float(low) < float(high) for low, high in ends)
-    shown = [node.text.split()[0] for node in started.find_elements(By.CSS_SELECTOR, ".meta strong")]
-    assert len(set(shown)) > 40
+    told = [node.text.split()[0] for node in started.find_elements(By.CSS_SELECTOR, ".meta strong")]
+    assert len(set(told)) > 40
