@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bilevel.data.noise import known_noise
 from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, suggested_export, verdict
+from bilevel.report.marks import Mark, noisy_records, shared_with_validation
 from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import dump
@@ -40,15 +40,14 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     order: the records in the order in which the page shows them first. turns: their texts in this order.
     """
     rows = [read_rows(source) for source in run.sources]
-    noisy = known_noise([table.data.column("is_noisy") for table in rows])
-    if noisy:
-        noisy = [_of_all_records(*each) for each in zip(noisy, rows, run.weights, strict=True)]
+    files, noisy = read_data(run.folder), noisy_records(run, rows)
+    shared = shared_with_validation(run, rows, files.val)
     sources = source_table(run)
     metrics = read_metrics(run, sources)
     chosen, selection = choose(run, most)
     kind, several = "sample" if run.per_sample else "source", "s" if len(rows) > 1 else ""
-    files, turns = read_data(run.folder), turns_of(rows, chosen)
-    shown = records(run, noisy, chosen, turns)
+    turns = turns_of(rows, chosen)
+    shown = records(run, {"noisy": noisy, "shared": shared}, chosen, turns)
     first = np.argsort(shown["weight"] if run.per_sample else _ranks(chosen), kind="stable")
     return {
         "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
@@ -76,13 +75,6 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
             for file in getattr(files, part)
         ),
     }
-
-
-def _of_all_records(noisy: np.ndarray, rows: "datasets.Dataset", c: np.ndarray) -> np.ndarray:
-    """(records,) bool; False for the records that were not read."""
-    found = np.zeros(len(c), dtype=bool)
-    found[rows.data.column("index").to_numpy()] = noisy
-    return found
 
 
 def source_table(run: FinishedRun) -> list[dict[str, Any]]:
@@ -278,9 +270,15 @@ def turns_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> list[l
 
 
 def records(
-    run: FinishedRun, noisy: list[np.ndarray] | None, chosen: list[np.ndarray], turns: list[list[tuple[str, str, int]]]
+    run: FinishedRun,
+    marks: dict[str, Mark],
+    chosen: list[np.ndarray],
+    turns: list[list[tuple[str, str, int]]],
 ) -> dict[str, list | None]:
-    """One list per field, ordered by file and index. Lengths are in characters, of all turns and of the responses."""
+    """One list per field, ordered by file and index. Lengths are in characters, of all turns and of the responses.
+
+    marks: by the name of their field.
+    """
 
     def of(values: list[np.ndarray]) -> list:
         return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)]).tolist()
@@ -289,7 +287,7 @@ def records(
         "file": np.repeat(np.arange(len(chosen)), [len(places) for places in chosen]).tolist(),
         "index": np.concatenate(chosen).tolist(),
         "weight": of(run.weights),
-        "noisy": of([each.astype(int) for each in noisy]) if noisy else None,
+        **{name: of([each.astype(int) for each in found]) if found else None for name, found in marks.items()},
         "length": [sum(length for _, _, length in each) for each in turns],
         "response": [sum(length for role, _, length in each if role in RESPONSES) for each in turns],
     }

@@ -69,7 +69,8 @@ async function openMarks() {
 // Records: data.records holds one list per field, in order of file and index. Their turns are in compressed
 // packs of data.pack records, in the order shown first; a pack is read when a search or a page needs it.
 
-const { file: FILE, index: INDEX, weight: WEIGHT, noisy: NOISY, length: LENGTH, response: RESPONSE } = data.records;
+const { file: FILE, index: INDEX, weight: WEIGHT, length: LENGTH, response: RESPONSE } = data.records;
+const { noisy: NOISY, shared: SHARED } = data.records; // 0 or 1 of each record, or null if nothing is known
 const N = INDEX.length;
 const RESPONSES = new Set(data.responses);
 const PACKS = $("packs").textContent.trim().split("\n");
@@ -118,12 +119,13 @@ async function find() {
   if (words) await readAll();
   if (mine !== asked) return;
   pattern = words ? new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "iu") : null;
-  const [source, noisy, marked] = [$("source").value, $("noisy").value, $("marked").value];
+  const [source, noisy, shared, marked] = ["source", "noisy", "shared", "marked"].map((id) => $(id).value);
   const [least, most] = [$("least"), $("most")].map((input) => (input.value === "" ? NaN : Number(input.value)));
   found = [];
   for (let k = 0; k < N; k++) {
     if (source !== "" && FILE[k] !== Number(source)) continue;
     if (noisy !== "" && NOISY[k] !== Number(noisy)) continue;
+    if (shared !== "" && SHARED[k] !== Number(shared)) continue;
     if (WEIGHT[k] < least || WEIGHT[k] > most) continue;
     if (marked && (markOf(k) ?? "none") !== marked) continue;
     if (pattern && !matches(k)) continue;
@@ -234,7 +236,8 @@ function record(k) {
       track(WEIGHT[k] / HEAVIEST, 1 / HEAVIEST),
       make("div", {}, make("bdi", {}, ...lit(place))),
       make("div", {}, `${many(LENGTH[k], "character")}, response ${whole(RESPONSE[k])}`),
-      ...(NOISY && NOISY[k] === 1 ? [make("div", { class: "noisy" }, "known as noisy")] : [])),
+      ...(NOISY && NOISY[k] === 1 ? [make("div", { class: "noisy" }, "known as noisy")] : []),
+      ...(SHARED && SHARED[k] === 1 ? [make("div", { class: "noisy" }, "validation record, too")] : [])),
     make("div", { class: "turns" }, ...TURNS[k].flatMap(textNodes)),
     make("div", { class: "choice" }, ...buttons));
   const show = () => {
@@ -275,6 +278,7 @@ async function begin() {
   $("source").append(...present.map((k) => make("option", { value: k }, data.sources[k].name)));
   $("source").parentElement.hidden = present.length < 2;
   $("noisy-label").hidden = !NOISY;
+  $("shared-label").hidden = !SHARED;
   const orders = (values) => [...$("sort").options].filter((option) => values.includes(option.value));
   if (data.histogram) orders(["mixed"])[0].remove();
   else {

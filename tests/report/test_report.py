@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from bilevel.export.selection import read_marks
 from bilevel.report import command as report
 from bilevel.report import contents as report_data
 from bilevel.report.about import suggested_export
-from bilevel.run.finished import FinishedRun, read_finished
+from bilevel.run.finished import read_finished
 
 needs_browser = pytest.mark.skipif(
     not installed(), reason="no Chromium here: apt-get install chromium chromium-driver (CI has them)"
@@ -236,6 +237,31 @@ def test_records_in_common_are_told(tmp_path: Path):
     ]
 
 
+def with_validation(run: Path) -> Path:
+    """Add validation data to a run: its records 3 and 20 differ from those in training by white space only."""
+    data = json.loads((run / "data.json").read_text())
+    records = json.loads(Path(data["train"][0]["path"]).read_text(encoding="utf-8"))
+    shared = [record | {"output": f" {record['output']}\n"} for record in (records[3], records[20])]
+    val = run_helpers.dump(run.parent / "val.json", [*shared, {"instruction": "other", "input": "", "output": "one"}])
+    sha256 = hashlib.sha256(val.read_bytes()).hexdigest()
+    data["val"] = [{"file": val.name, "path": str(val), "sha256": sha256, "records": 3, "samples": 3}]
+    (run / "data.json").write_text(json.dumps(data))
+    write_overlaps(run, [Overlap("train", "val", 2, 3, [("val.json", 0, "a.json", 3)])])
+    return val
+
+
+def test_training_records_that_are_validation_records_too_are_marked(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 30, "b.json": 10}, np.ones(40)))
+    assert report_data.page_data(run, 40)["records"]["shared"] is None
+    val = with_validation(run.folder)
+    shared = report_data.page_data(run, 40)["records"]["shared"]
+    assert np.flatnonzero(shared).tolist() == [3, 20] and len(shared) == 40
+    val.write_text("[]")  # not what was compared
+    assert report_data.page_data(run, 40)["records"]["shared"] is None
+    val.unlink()
+    assert report_data.page_data(run, 40)["records"]["shared"] is None
+
+
 def test_no_text_ends_the_data(tmp_path: Path):
     run = read_finished(make_run(tmp_path, {"a.json": 16}, np.arange(16) / 7.5))
     page = report.as_html(report_data.page_data(run, 16)).decode()
@@ -417,6 +443,21 @@ def test_it_shows_the_records_in_common(page: webdriver.Chrome, tmp_path: Path):
     page.get((other / "report.html").as_uri())
     shown(page)
     assert not page.find_element(By.ID, "overlaps-section").is_displayed()
+
+
+@browsing
+def test_it_filters_by_records_in_validation(page: webdriver.Chrome, tmp_path: Path):
+    assert not page.find_element(By.ID, "shared").is_displayed()
+    run = make_run(tmp_path, {"a.json": 30}, np.ones(30))
+    with_validation(run)
+    assert report.main([str(run)]) == 0
+    page.get((run / "report.html").as_uri())
+    shown(page)
+    choose(page, "shared", "1")
+    assert places(page) == ["a.json #3", "a.json #20"]
+    assert "validation record, too" in page.find_element(By.CSS_SELECTOR, ".meta").text
+    choose(page, "shared", "0")
+    assert count_after(page) == "28 of 30 records"
 
 
 @browsing
