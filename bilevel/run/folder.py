@@ -11,6 +11,7 @@ from bilevel.monitor.metrics import Columns, MetricsLog
 from bilevel.monitor.tracker import NoTracker, WandbTracker, wandb_disabled
 from bilevel.run.finished import write_data
 from bilevel.run.lock import at_work, hold
+from bilevel.run.machine import write_machine
 from bilevel.run.messages import open_log
 from bilevel.run.preflight import folder_taken
 from bilevel.settings.written import dump
@@ -50,7 +51,7 @@ def open_folder(run: "Run", checkpoints: "Checkpoints") -> MetricsLog:
 
 
 def _take(run: "Run", checkpoints: "Checkpoints") -> None:
-    """Lock the folder and write config.yaml, data.json and overlap.json. Raises UserError before it writes anything.
+    """Lock the folder and write the files that a run begins with. Raises UserError before it writes anything.
 
     It checks the folder again, because another run may have begun there, and even ended, while this one was loading.
     """
@@ -65,6 +66,7 @@ def _take(run: "Run", checkpoints: "Checkpoints") -> None:
         raise UserError(at_work(folder) or f"a process is still at work in {folder}: wait for it, and start again")
     with whole_file(folder / "config.yaml") as file:
         file.write_text(dump(run.settings), encoding="utf-8")
+    write_machine(folder, run.world.size)
     write_data(folder, run.train, run.val, run.test)
     parts = {"train": run.train, "val": run.val, "test": run.test}
     files = {name: part.files for name, part in parts.items() if part is not None}

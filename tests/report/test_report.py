@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import run_helpers
+import torch
 from browser_helpers import chromium, console, installed, requests
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -29,6 +30,7 @@ from bilevel.report import command as report
 from bilevel.report import contents as report_data
 from bilevel.report.about import suggested_export
 from bilevel.run.finished import read_finished
+from bilevel.run.machine import write_machine
 
 needs_browser = pytest.mark.skipif(
     not installed(), reason="no Chromium here: apt-get install chromium chromium-driver (CI has them)"
@@ -121,7 +123,10 @@ def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: P
     assert about["finished"].startswith("20") and about["settings"] == "the defaults"
     assert about["the same again"].endswith(f"/a run/config.yaml' --output_dir '{tmp_path / 'a run_again'}'")
     (tmp_path / "a run" / "timing.csv").write_text("step,seconds,memory_mib\n0,1,9\n8,125.5,1000\n")
+    assert "machine" not in about and "version" not in about  # of a run that did not write them down
+    write_machine(tmp_path / "a run", 2)
     again = dict(report_data.page_data(read_finished(tmp_path / "a run"), 100)["about"])
+    assert again["machine"].endswith(", 2 processes") and f"torch {torch.__version__}, " in again["version"]
     assert again["finished"].endswith(", after 2 min, 1.0 GB of memory")
     plain = report_data.page_data(read_finished(make_run(tmp_path / "plain", {"a.json": 3, "b.json": 3})), 100)
     assert plain["verdict"] == "the weights were given, not learned" and plain["export"].endswith("a run' --all")

@@ -54,6 +54,7 @@ def test_the_folder_of_a_run(finished: tuple[Path, str]):
     files = {
         "config.yaml",
         "data.json",
+        "machine.json",
         "overlap.json",
         "metrics.csv",
         "timing.csv",
