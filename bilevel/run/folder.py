@@ -9,9 +9,10 @@ from bilevel.errors import ConfigError, UserError
 from bilevel.files import whole_file
 from bilevel.monitor.metrics import Columns, MetricsLog
 from bilevel.monitor.tracker import NoTracker, WandbTracker, wandb_disabled
+from bilevel.run.commands import again
 from bilevel.run.finished import write_data
 from bilevel.run.lock import at_work, hold
-from bilevel.run.machine import write_machine
+from bilevel.run.machine import commit, write_machine
 from bilevel.run.messages import open_log
 from bilevel.run.preflight import folder_taken
 from bilevel.settings.written import dump
@@ -92,5 +93,8 @@ def open_metrics(run: "Run") -> MetricsLog:
         if off := wandb_disabled():
             log.info(f"wandb is off: {off}")
             return metrics
-        metrics.tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
+        folder = s.run_folder
+        command = again(s, folder, folder.with_name(f"{folder.name}_again"))
+        config = dataclasses.asdict(s) | {"commit": commit(), "the same again": command}
+        metrics.tracker = WandbTracker(folder, folder.name, config)
     return metrics
