@@ -36,7 +36,7 @@ from bilevel.errors import ConfigError, TrainingStopped, UserError
 from bilevel.model.copies import make_copies, start_world
 from bilevel.model.loading import load_tokenizer, model_shape
 from bilevel.monitor.evaluation import evaluate
-from bilevel.monitor.findings import evidence_row
+from bilevel.monitor.findings import evidence_row, source_table
 from bilevel.monitor.metrics import MetricsLog
 from bilevel.monitor.source_columns import source_row
 from bilevel.report.command import report_on
@@ -139,6 +139,7 @@ def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Inte
                 row = log_row(run, metrics, True, interrupt.check)
         keep_state(run, checkpoints)
         interrupt.check()
+        metrics.tracker.sources(source_table(run.weights, run.train.sources, run.train.sizes))
         metrics.close()
         return write_results(run, row, checkpoints, interrupt, report_on)
     except TrainingStopped as error:

@@ -14,19 +14,19 @@ output folder holds results.csv (a row per seed and method), compare.csv and com
 import argparse
 import contextlib
 import dataclasses
-import gc
 import io
 import json
 import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from bilevel.compare.table import RESULTS, draw, markdown, summed_up
+from bilevel.compare.runs import KEPT, Row, Runs, run_both, weights_table
+from bilevel.compare.table import draw, for_screen, in_words, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
 from bilevel.files import is_unfinished, whole_file
-from bilevel.run.finished import read_data, read_table
+from bilevel.monitor.words import many
 from bilevel.run.lock import hold
 from bilevel.run.preflight import check_files
 from bilevel.settings.command_line import load_settings, read_yaml
@@ -37,7 +37,6 @@ from bilevel.settings.written import differing, dump
 if TYPE_CHECKING:  # imported in the functions that use it, so that --help and mistakes are answered at once
     import pandas as pd
 
-KEPT = "f2sa_kept"  # the weights of the same seed's f2sa, used like the scores of a baseline
 COMPARED = [*(name for name, method in METHODS.items() if not method.weights_stay), KEPT]
 OURS = ("method", "x_init", "seed", "output_dir", "run_name", "save_model", "dry_run")
 
@@ -98,44 +97,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, ["--config", options.config, "--tracker", "none", *rest]
 
 
-class Row(NamedTuple):
-    """One method with one seed: a scoring run that ends in weights, and a training run that uses them."""
-
-    out: Path
-    method: str
-    seed: int
-
-    @property
-    def folder(self) -> Path:
-        return self.out / f"{self.method}-seed{self.seed}"
-
-    @property
-    def scorer(self) -> str:
-        return "f2sa" if self.method == KEPT else self.method
-
-    @property
-    def scoring(self) -> Path:
-        return self._replace(method=self.scorer).folder / "scoring"
-
-    @property
-    def training(self) -> Path:
-        return self.folder / "training"
-
-    @property
-    def weights(self) -> Path:
-        """The constant weights of the training run (its x_init)."""
-        return self.folder / "weights.csv" if self.method == KEPT else self.scoring
-
-    def command_lines(self, shared: list[str], scoring_steps: int | None) -> tuple[list[str], list[str]]:
-        """The command lines of the scoring run and the training run."""
-        ours = ["--seed", str(self.seed), "--output_dir"]
-        blind = ["--test_data", "[]", "--val_in_training", "false", "--save_model", "none"]
-        shorter = ["--max_steps", str(scoring_steps)] if scoring_steps else []
-        scoring = ["--method", self.scorer, "--x_init", "uniform", *blind, *shorter, *ours, str(self.scoring)]
-        training = ["--method", "fixed", "--x_init", str(self.weights), "--save_model", "w", *ours, str(self.training)]
-        return [*shared, *scoring], [*shared, *training]
-
-
 def check(options: argparse.Namespace, shared: list[str]) -> None:
     """Raise UserError for anything that would stop a run later, or mix two comparisons in one folder."""
     settings = common_settings(shared)
@@ -177,7 +138,6 @@ def compare(options: argparse.Namespace, shared: list[str]) -> int:
     """Make the missing runs, row by row, and write the summary. Returns the exit code."""
     import pandas as pd
     import yaml
-    from tqdm import tqdm
 
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -190,58 +150,26 @@ def compare(options: argparse.Namespace, shared: list[str]) -> int:
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     done = {(row["method"], row["seed"]) for row in rows}
     wanted = [(method, seed) for seed in range(options.seeds) for method in options.methods]
-    missing = [row for row in wanted if row not in done]
-    print(f"{len(missing)} of {len(wanted)} methods and seeds are to come, of two runs each; {len(done)} are done")
-    for number, (method, seed) in enumerate(tqdm(missing, unit="method", disable=not sys.stderr.isatty()), start=1):
-        print(f"{number} of {len(missing)}: method={method}, seed {seed}", flush=True)
-        row = Row(out, method, seed)
-        if code := run_both(row, *row.command_lines(shared, options.scoring_steps)):
+    missing = [Row(out, *row) for row in wanted if row not in done]
+    runs = Runs(missing)
+    print(f"{many(len(runs.folders), 'run')} to come, for {len(missing)} of {len(wanted)} pairs of method and seed")
+    for row in missing:
+        if code := run_both(row, runs, *row.command_lines(shared, options.scoring_steps)):
             return code
-        rows.append({"method": method, "seed": seed} | measured(row, options.max_new_tokens))
+        print(f"evaluating the model of {row.method}, seed {row.seed}", flush=True)
+        rows.append({"method": row.method, "seed": row.seed} | measured(row, options.max_new_tokens))
         with whole_file(path) as file:
             pd.DataFrame(rows).to_csv(file, index=False)
-        print(f"{method} seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if k in RESULTS))
+        print(f"{row.method}, seed {row.seed}: {in_words(rows[-1])}", flush=True)
     table = summed_up(pd.DataFrame(rows).query("method in @options.methods and seed < @options.seeds"), options.methods)
     table.to_csv(out / "compare.csv")
-    text = markdown(table, options.seeds)
-    (out / "compare.md").write_text(text, encoding="utf-8")
+    (out / "compare.md").write_text(markdown(table, options.seeds), encoding="utf-8")
     draw(pd.DataFrame(rows), table, out / "compare.png")
     lock.close()
     (out / "lock").unlink()
-    print(f"{text}\nin {out}: results.csv, compare.csv, compare.md, compare.png")
+    print(f"\n{for_screen(table, options.seeds)}\n")
+    print(f"all results, in {out}:\nresults.csv, compare.csv, compare.md, compare.png")
     return 0
-
-
-def run_both(row: Row, scoring: list[str], training: list[str]) -> int:
-    """Make the runs that are not finished. Returns the exit code of a run that was stopped, or 0."""
-    if code := run(scoring):
-        return code
-    if row.method == KEPT:
-        keep_best(row.scoring, row.weights, load_settings(training)[0])
-    return run(training)
-
-
-def run(line: list[str]) -> int:
-    """Train with these settings and return the exit code; a finished run returns 0 at once."""
-    import train_bilevel
-
-    finished = (load_settings(line)[0].run_folder / "weights.csv").exists()
-    code = 0 if finished else train_bilevel.main(line)
-    gc.collect()  # the objects of a run form reference cycles
-    return code
-
-
-def keep_best(scoring: Path, file: Path, settings: Settings) -> None:
-    """Write weights.csv in which the best fraction `keep` of the records have equal weights and the others 0."""
-    import torch
-
-    from bilevel.baselines.scores import kept
-
-    table = weights_table(scoring)
-    table["weight"] = kept(torch.tensor(table["weight"]), settings.keep, settings.seed).double()
-    file.parent.mkdir(exist_ok=True)
-    with whole_file(file) as new:
-        table.to_csv(new, index=False)
 
 
 def measured(row: Row, max_new_tokens: int) -> dict[str, float]:
@@ -285,12 +213,6 @@ def against_is_noisy(row: Row) -> dict[str, float]:
         scores = table.get("score", table["weight"]).to_numpy()
         found["roc_auc"] = roc_area(scores.__getitem__, noisy)
     return found | {"clean_share": float(weights[~noisy].sum() / weights.sum())}
-
-
-def weights_table(run: Path, file: Path | None = None) -> "pd.DataFrame":
-    """The weights.csv of a run, or another file of weights of the same records."""
-    per_sample = read_yaml(str(run / "config.yaml"))["weights"] == "sample"
-    return read_table(file or run / "weights.csv", per_sample, read_data(run).train)
 
 
 def elapsed(seconds: "pd.Series") -> float:

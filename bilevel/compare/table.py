@@ -21,6 +21,15 @@ RESULTS = {
 JUDGED = ("test_loss", "exact_match")  # also reported as differences, seed by seed, to each method in BESIDE
 BESIDE = ("uniform", "f2sa")
 
+WIDTH = 80  # of a terminal
+SCREEN = {  # column of the summary -> its head on the screen, the most important first
+    "test_loss": "test loss",
+    "test_loss_to_uniform": "minus uniform's",
+    "exact_match": "right answers",
+    "clean_share": "clean share",
+    "roc_auc": "ROC area",
+}
+
 
 def summed_up(rows: "pd.DataFrame", methods: list[str]) -> "pd.DataFrame":
     """A row per method: mean and standard error over seeds of each result and of its differences, paired by seed."""
@@ -43,10 +52,45 @@ def markdown(table: "pd.DataFrame", seeds: int) -> str:
     lines = [f"Means ± standard errors; seeds: {seeds}; to_uniform, to_f2sa: differences, paired by seed.", ""]
     lines += ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for method, row in table.iterrows():
-        spread = {name: row[f"{name}_se"] for name in names}  # NaN if there is only one seed
-        cells = [f"{row[n]:.4g}" + ("" if math.isnan(spread[n]) else f" ± {spread[n]:.2g}") for n in names]
+        cells = [_with_error(row[name], row[f"{name}_se"]) for name in names]  # no error if there is only one seed
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def for_screen(table: "pd.DataFrame", seeds: int) -> str:
+    """What matters of the table as text of at most WIDTH columns; the last of SCREEN are left out if it takes more."""
+    heads, columns = ["method"], [list(table.index)]
+    for name, head in SCREEN.items():
+        if name in table and table[name].notna().any():
+            heads.append(head)
+            columns.append([*map(_rounded, table[name], table[f"{name}_se"])])
+    widths = [max(map(len, [head, *column])) for head, column in zip(heads, columns, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        widths.pop()
+    lines = [heads, *zip(*columns, strict=True)]
+    rows = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines]
+    means = "the only seed" if seeds == 1 else f"means ± standard errors of {seeds} seeds"
+    return "\n".join([f"retrained models, {means}:", *rows])
+
+
+def _with_error(value: float, error: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4g}" if math.isnan(error) else f"{value:.4g} ± {error:.2g}"
+
+
+def _rounded(value: float, error: float) -> str:
+    """A value to the decimals that its error leaves: two figures of the error."""
+    if not 1e-4 <= error < 10:
+        return _with_error(value, error)
+    decimals = 1 - math.floor(math.log10(error))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def in_words(row: dict[str, float]) -> str:
+    """What matters of one method with one seed."""
+    names = [name for name in SCREEN if name in row and not math.isnan(row[name])]
+    return ", ".join(f"{SCREEN[name]} {row[name]:.4g}" for name in names)
 
 
 def draw(rows: "pd.DataFrame", table: "pd.DataFrame", path: Path) -> None:

@@ -79,6 +79,13 @@ def find_overlaps(files: dict[str, list[Source]]) -> list[Overlap]:
     return found
 
 
+def also_in(file: Source, others: list[Source]) -> "np.ndarray":
+    """(rows,) bool: which rows of the file are also in one of the others, equal except for white space."""
+    import numpy as np
+
+    return np.isin(row_hashes(file), np.concatenate([row_hashes(other) for other in others]))
+
+
 def write_overlaps(folder: Path, overlaps: list[Overlap]) -> None:
     """Write overlap.json into a run's folder: a list of Overlaps as objects, empty if no record is in two parts."""
     with whole_file(folder / "overlap.json") as file:

@@ -2,8 +2,11 @@
 
 import math
 
+import torch
+
 from bilevel.weights.evidence import Finding
 from bilevel.weights.fixed import Weights
+from bilevel.weights.statistics import source_shares
 
 MOST = 100_000  # steps; no number is given for a verdict that is further off
 
@@ -25,6 +28,15 @@ def lines(weights: Weights, sources: list[str]) -> list[str]:
         return []
     found = weights.evidence.findings(weights.x)
     return [f"{name}: {words(each)}" for name, each in zip(sources, found, strict=True)]
+
+
+def source_table(weights: Weights, sources: list[str], sizes: torch.Tensor) -> list[tuple[str, int, float, str]]:
+    """Per source its name, number of samples, share of the weight, and verdict with its numbers; sizes (S,)."""
+    shares = source_shares(weights, sizes).tolist()
+    verdicts = [""] * len(sources)
+    if weights.evidence is not None:
+        verdicts = [words(each) for each in weights.evidence.findings(weights.x)]
+    return list(zip(sources, sizes.tolist(), shares, verdicts, strict=True))
 
 
 def words(found: Finding) -> str:

@@ -17,12 +17,16 @@ if TYPE_CHECKING:  # importing it takes a second, so it is done late
     import wandb
 
 log = logging.getLogger("bilevel")
+SOURCES = ("source", "samples", "weight", "verdict")  # columns of the table of sources
 
 
 class NoTracker:
     """Ignores all metrics."""
 
     def log(self, row: dict[str, Any], weights: FixedSampleWeights | None) -> None:
+        pass
+
+    def sources(self, table: list[tuple[Any, ...]]) -> None:
         pass
 
     def close(self) -> None:
@@ -47,6 +51,10 @@ class WandbTracker:
     def log(self, row: dict[str, Any], weights: FixedSampleWeights | None) -> None:
         self.queue.put((row, histogram(weights, weights.n, 64) if weights else None))
 
+    def sources(self, table: list[tuple[Any, ...]]) -> None:
+        """Send what is known of each source at the end of a run: (source, samples, weight, verdict)."""
+        self.queue.put(table)
+
     def close(self) -> None:
         """Wait until everything is sent or stored, three times PATIENCE at most."""
         self.queue.put(None)
@@ -58,12 +66,25 @@ class WandbTracker:
             sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
             log.info(sync if run.offline else f"wandb: {run.url}")
             while (item := self.queue.get()) is not None:
+                if isinstance(item, list):
+                    self._table(run, item)
+                    continue
                 row, counted = item
                 extra = {} if counted is None else {"weights": self.wandb.Histogram(np_histogram=counted)}
                 run.log(row | extra, step=row["step"])
             run.finish()
         except Exception as error:  # training must go on after any failure in wandb
             log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
+
+    def _table(self, run: "wandb.Run", rows: list[tuple[Any, ...]]) -> None:
+        """Store the table of sources, whose file wandb keeps in the run's folder instead of the user's home."""
+        given = os.environ.get("WANDB_DATA_DIR")
+        os.environ["WANDB_DATA_DIR"] = given or str((self.folder / "wandb").absolute())
+        try:
+            run.summary["sources"] = self.wandb.Table(columns=list(SOURCES), data=[list(row) for row in rows])
+        finally:
+            if given is None:
+                del os.environ["WANDB_DATA_DIR"]
 
     def _start(self) -> "wandb.Run":
         """Start a run online if possible, else offline."""

@@ -8,6 +8,7 @@ from bilevel.files import open_regular
 from bilevel.monitor.words import duration, memory
 from bilevel.run.commands import again, export_command
 from bilevel.run.finished import FinishedRun, read_data
+from bilevel.run.machine import read_machine
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
 from bilevel.weights.record_evidence import LIKELY
@@ -33,6 +34,8 @@ def about(run: FinishedRun) -> list[tuple[str, str]]:
     hidden = {"train_data", "val_data", "test_data", "model_name_or_path", "model_config", "run_name", "output_dir"}
     given = {name: value for name, value in changed(s).items() if name not in hidden | {"method"}}
     rows += [("settings", ", ".join(f"{name}={value}" for name, value in given.items()) or "the defaults")]
+    if machine := read_machine(run.folder):
+        rows += [("machine", machine.hardware), ("version", machine.version)]
     same = again(s, run.folder, run.folder.with_name(f"{run.name}_again"))
     return [(name, value if len(value) <= LONGEST else value[:LONGEST] + " ...") for name, value in rows] + [
         ("the same again", same)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bilevel.data.noise import known_noise
 from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, suggested_export, verdict
+from bilevel.report.marks import Mark, noisy_records, shared_with_validation
 from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import dump
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
+RESPONSES = {"response", "assistant", "text"}  # roles of what is answered
 CHARACTERS = 40_000_000  # of all shown records together; a browser loads them in a second or two
 LONGEST = 2_000_000  # characters of one text
 POINTS = 400  # per curve
@@ -34,16 +35,20 @@ _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 
 
 def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
-    """The data of the page, ready for JSON, with about `most` records."""
+    """The data of the page, ready for JSON, with about `most` records.
+
+    order: the records in the order in which the page shows them first. turns: their texts in this order.
+    """
     rows = [read_rows(source) for source in run.sources]
-    noisy = known_noise([table.data.column("is_noisy") for table in rows])
-    if noisy:
-        noisy = [_of_all_records(*each) for each in zip(noisy, rows, run.weights, strict=True)]
+    files, noisy = read_data(run.folder), noisy_records(run, rows)
+    shared = shared_with_validation(run, rows, files.val)
     sources = source_table(run)
     metrics = read_metrics(run, sources)
     chosen, selection = choose(run, most)
     kind, several = "sample" if run.per_sample else "source", "s" if len(rows) > 1 else ""
-    files = read_data(run.folder)
+    turns = turns_of(rows, chosen)
+    shown = records(run, {"noisy": noisy, "shared": shared}, chosen, turns)
+    first = np.argsort(shown["weight"] if run.per_sample else _ranks(chosen), kind="stable")
     return {
         "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
         "run": run.name,
@@ -58,7 +63,10 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "overlaps": [[overlap.amount, *overlap.places] for overlap in read_overlaps(run.folder)],
         "selection": selection,
         "files": [file.file for file in run.train],
-        "records": records(run, rows, noisy, chosen),
+        "records": shown,
+        "order": first.tolist(),
+        "turns": [turns[k] for k in first],
+        "responses": sorted(RESPONSES),
         "trained": trained_on(run),
         "settings": dump(run.settings),
         "files_read": "\n\n".join(
@@ -67,13 +75,6 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
             for file in getattr(files, part)
         ),
     }
-
-
-def _of_all_records(noisy: np.ndarray, rows: "datasets.Dataset", c: np.ndarray) -> np.ndarray:
-    """(records,) bool; False for the records that were not read."""
-    found = np.zeros(len(c), dtype=bool)
-    found[rows.data.column("index").to_numpy()] = noisy
-    return found
 
 
 def source_table(run: FinishedRun) -> list[dict[str, Any]]:
@@ -255,19 +256,29 @@ def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
     return parts, f"The {half:,} records with the lowest and the {half:,} with the highest weights, out of {total:,}."
 
 
-def records(
-    run: FinishedRun, rows: "list[datasets.Dataset]", noisy: list[np.ndarray] | None, chosen: list[np.ndarray]
-) -> dict[str, list | None]:
-    """One list per field, ordered by file and index. A turn is (role, text, length of the text before it was cut).
+def turns_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> list[list[tuple[str, str, int]]]:
+    """The turns of each record: (role, text, length of the text before it was cut).
 
     Long texts are cut to a common length, chosen so that all texts together have at most CHARACTERS.
     """
     lengths = [len(text) for _, texts in texts_of(rows, chosen) for text in texts]
     most = cut_length(np.array(lengths), CHARACTERS)
-    turns = [
+    return [
         [(role, text[:most], len(text)) for role, text in zip(roles, texts, strict=True)]
         for roles, texts in texts_of(rows, chosen)
     ]
+
+
+def records(
+    run: FinishedRun,
+    marks: dict[str, Mark],
+    chosen: list[np.ndarray],
+    turns: list[list[tuple[str, str, int]]],
+) -> dict[str, list | None]:
+    """One list per field, ordered by file and index. Lengths are in characters, of all turns and of the responses.
+
+    marks: by the name of their field.
+    """
 
     def of(values: list[np.ndarray]) -> list:
         return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)]).tolist()
@@ -276,9 +287,15 @@ def records(
         "file": np.repeat(np.arange(len(chosen)), [len(places) for places in chosen]).tolist(),
         "index": np.concatenate(chosen).tolist(),
         "weight": of(run.weights),
-        "noisy": of([each.astype(int) for each in noisy]) if noisy else None,
-        "turns": turns,
+        **{name: of([each.astype(int) for each in found]) if found else None for name, found in marks.items()},
+        "length": [sum(length for _, _, length in each) for each in turns],
+        "response": [sum(length for role, _, length in each if role in RESPONSES) for each in turns],
     }
+
+
+def _ranks(chosen: list[np.ndarray]) -> np.ndarray:
+    """(records,) place of each record among those of its file."""
+    return np.concatenate([np.arange(len(places)) for places in chosen])
 
 
 def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:

@@ -66,14 +66,35 @@ async function openMarks() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Records: data.records holds one list per field, in order of file and index.
+// Records: data.records holds one list per field, in order of file and index. Their turns are in compressed
+// packs of data.pack records, in the order shown first; a pack is read when a search or a page needs it.
 
-const { file: FILE, index: INDEX, weight: WEIGHT, noisy: NOISY, turns: TURNS } = data.records;
+const { file: FILE, index: INDEX, weight: WEIGHT, length: LENGTH, response: RESPONSE } = data.records;
+const { noisy: NOISY, shared: SHARED } = data.records; // 0 or 1 of each record, or null if nothing is known
 const N = INDEX.length;
-const RESPONSES = new Set(["response", "assistant", "text"]);
-const size = (k, counts) => TURNS[k].reduce((sum, [role, , length]) => sum + (counts(role) ? length : 0), 0);
-const LENGTH = INDEX.map((_, k) => size(k, () => true));
-const RESPONSE = INDEX.map((_, k) => size(k, (role) => RESPONSES.has(role)));
+const RESPONSES = new Set(data.responses);
+const PACKS = $("packs").textContent.trim().split("\n");
+const TURNS = []; // of the records whose pack has been read
+const reading = []; // of each pack: the promise that it is read
+const SLOT = [];
+data.order.forEach((k, slot) => (SLOT[k] = slot));
+
+async function unpack(pack) {
+  const text = atob(PACKS[pack]), bytes = new Uint8Array(text.length);
+  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const turns = JSON.parse(await new Response(stream).text());
+  turns.forEach((turn, k) => (TURNS[data.order[pack * data.pack + k]] = turn));
+  PACKS[pack] = null;
+}
+function read(records) {
+  const packs = new Set(records.map((k) => Math.floor(SLOT[k] / data.pack)));
+  return Promise.all([...packs].map((pack) => (reading[pack] ??= unpack(pack))));
+}
+async function readAll() {
+  for (const pack of PACKS.keys()) await (reading[pack] ??= unpack(pack));
+}
+
 const HEAVIEST = WEIGHT.reduce((a, b) => Math.max(a, b), 1);
 const SEEN = []; // of each file: records before this one
 const RANK = FILE.map((file) => (SEEN[file] = (SEEN[file] ?? -1) + 1));
@@ -85,21 +106,26 @@ const placeOf = (k) => `${data.files[FILE[k]]} #${INDEX[k]}`;
 
 let found = []; // records that pass the filters, in the chosen order
 let page = 0;
+let [asked, turned] = [0, 0]; // searches and turns of a page so far: one that waits for texts gives way to a newer one
 let pattern = null; // regular expression of the search, or null
 
 function matches(k) {
   return TURNS[k].some(([, text]) => pattern.test(text)) || pattern.test(placeOf(k));
 }
 
-function find() {
-  const words = $("search").value;
+async function find() {
+  const mine = ++asked, words = $("search").value;
+  $("records").setAttribute("aria-busy", true);
+  if (words) await readAll();
+  if (mine !== asked) return;
   pattern = words ? new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "iu") : null;
-  const [source, noisy, marked] = [$("source").value, $("noisy").value, $("marked").value];
+  const [source, noisy, shared, marked] = ["source", "noisy", "shared", "marked"].map((id) => $(id).value);
   const [least, most] = [$("least"), $("most")].map((input) => (input.value === "" ? NaN : Number(input.value)));
   found = [];
   for (let k = 0; k < N; k++) {
     if (source !== "" && FILE[k] !== Number(source)) continue;
     if (noisy !== "" && NOISY[k] !== Number(noisy)) continue;
+    if (shared !== "" && SHARED[k] !== Number(shared)) continue;
     if (WEIGHT[k] < least || WEIGHT[k] > most) continue;
     if (marked && (markOf(k) ?? "none") !== marked) continue;
     if (pattern && !matches(k)) continue;
@@ -109,17 +135,18 @@ function find() {
   if (sort === "source") found.sort((a, b) => FILE[a] - FILE[b] || WEIGHT[a] - WEIGHT[b] || a - b);
   else if (values) found.sort((a, b) => sign * (values[a] - values[b]) || a - b);
   $("count").textContent = found.length === N ? many(N, "record") : `${whole(found.length)} of ${many(N, "record")}`;
-  turn(0, false);
+  await turn(0, false);
 }
 
-function findWeights(least, most) {
+async function findWeights(least, most) {
   $("filters").reset();
   [$("least").value, $("most").value] = [least, most];
-  find();
+  await find();
   $("filters").scrollIntoView({ block: "start" });
 }
 
-function turn(to, scroll = true) {
+async function turn(to, scroll = true) {
+  const mine = ++turned;
   const pages = Math.max(1, Math.ceil(found.length / PAGE));
   page = Math.max(0, Math.min(pages - 1, to));
   $("number").value = page + 1;
@@ -127,8 +154,13 @@ function turn(to, scroll = true) {
   $("pages").textContent = whole(pages);
   for (const id of ["previous", "previous-below"]) $(id).disabled = page === 0;
   for (const id of ["next", "next-below"]) $(id).disabled = page === pages - 1;
-  const shown = found.slice(page * PAGE, (page + 1) * PAGE).map(record);
+  const wanted = found.slice(page * PAGE, (page + 1) * PAGE);
+  $("records").setAttribute("aria-busy", true);
+  await read(wanted);
+  if (mine !== turned) return;
+  const shown = wanted.map(record);
   $("records").replaceChildren(...(shown.length ? shown : [make("li", { class: "note" }, "No record is like that.")]));
+  $("records").removeAttribute("aria-busy");
   if (scroll) $("records").scrollIntoView({ block: "start" });
 }
 
@@ -204,7 +236,8 @@ function record(k) {
       track(WEIGHT[k] / HEAVIEST, 1 / HEAVIEST),
       make("div", {}, make("bdi", {}, ...lit(place))),
       make("div", {}, `${many(LENGTH[k], "character")}, response ${whole(RESPONSE[k])}`),
-      ...(NOISY && NOISY[k] === 1 ? [make("div", { class: "noisy" }, "known as noisy")] : [])),
+      ...(NOISY && NOISY[k] === 1 ? [make("div", { class: "noisy" }, "known as noisy")] : []),
+      ...(SHARED && SHARED[k] === 1 ? [make("div", { class: "noisy" }, "validation record, too")] : [])),
     make("div", { class: "turns" }, ...TURNS[k].flatMap(textNodes)),
     make("div", { class: "choice" }, ...buttons));
   const show = () => {
@@ -230,20 +263,22 @@ function record(k) {
   return item;
 }
 
-function step(item, by) {
+async function step(item, by) {
   const next = by > 0 ? item.nextElementSibling : item.previousElementSibling;
   const before = page;
-  if (!next) turn(page + by);
+  if (!next) await turn(page + by);
   if (!next && page === before) return;
   (next ?? $("records")[by > 0 ? "firstElementChild" : "lastElementChild"]).focus();
 }
 
-function begin() {
+async function begin() {
+  if (!window.DecompressionStream) throw ($("loading").textContent = "This page needs a browser of 2023 or later.");
   overview();
   const present = [...new Set(FILE)];
   $("source").append(...present.map((k) => make("option", { value: k }, data.sources[k].name)));
   $("source").parentElement.hidden = present.length < 2;
   $("noisy-label").hidden = !NOISY;
+  $("shared-label").hidden = !SHARED;
   const orders = (values) => [...$("sort").options].filter((option) => values.includes(option.value));
   if (data.histogram) orders(["mixed"])[0].remove();
   else {
@@ -275,9 +310,10 @@ function begin() {
   $("open").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", openMarks);
   remember();
-  find();
+  await find();
   $("loading").remove();
   $("page").hidden = false;
+  await readAll(); // so that the first search need not
 }
 
 begin();

@@ -25,6 +25,7 @@ from bilevel.settings.fields import Settings
 from bilevel.weights import csv_file
 
 log = logging.getLogger("bilevel")
+AFTERWARDS = "bilevel.afterwards"  # the logger of the commands that come next, which a program can turn off
 
 
 def keep_state(run: Run, checkpoints: Checkpoints) -> bool:
@@ -93,7 +94,7 @@ def _close(run: Run, row: Row, removed: int, report: Report) -> int:
     log.info(results.summary(run, row))
     if removed:
         log.info(f"checkpoints removed, {memory(removed)}; with keep_checkpoints=2 the newest two stay")
-    log.info("\n".join(["", *next_commands(run)]))
+    logging.getLogger(AFTERWARDS).info("\n".join(["", *next_commands(run)]))
     try:
         (folder / lock.NAME).unlink()
     except OSError as error:

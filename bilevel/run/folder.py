@@ -9,8 +9,10 @@ from bilevel.errors import ConfigError, UserError
 from bilevel.files import whole_file
 from bilevel.monitor.metrics import Columns, MetricsLog
 from bilevel.monitor.tracker import NoTracker, WandbTracker, wandb_disabled
+from bilevel.run.commands import again
 from bilevel.run.finished import write_data
 from bilevel.run.lock import at_work, hold
+from bilevel.run.machine import commit, write_machine
 from bilevel.run.messages import open_log
 from bilevel.run.preflight import folder_taken
 from bilevel.settings.written import dump
@@ -50,7 +52,7 @@ def open_folder(run: "Run", checkpoints: "Checkpoints") -> MetricsLog:
 
 
 def _take(run: "Run", checkpoints: "Checkpoints") -> None:
-    """Lock the folder and write config.yaml, data.json and overlap.json. Raises UserError before it writes anything.
+    """Lock the folder and write the files that a run begins with. Raises UserError before it writes anything.
 
     It checks the folder again, because another run may have begun there, and even ended, while this one was loading.
     """
@@ -65,6 +67,7 @@ def _take(run: "Run", checkpoints: "Checkpoints") -> None:
         raise UserError(at_work(folder) or f"a process is still at work in {folder}: wait for it, and start again")
     with whole_file(folder / "config.yaml") as file:
         file.write_text(dump(run.settings), encoding="utf-8")
+    write_machine(folder, run.world.size)
     write_data(folder, run.train, run.val, run.test)
     parts = {"train": run.train, "val": run.val, "test": run.test}
     files = {name: part.files for name, part in parts.items() if part is not None}
@@ -90,5 +93,8 @@ def open_metrics(run: "Run") -> MetricsLog:
         if off := wandb_disabled():
             log.info(f"wandb is off: {off}")
             return metrics
-        metrics.tracker = WandbTracker(s.run_folder, s.run_folder.name, dataclasses.asdict(s))
+        folder = s.run_folder
+        command = again(s, folder, folder.with_name(f"{folder.name}_again"))
+        config = dataclasses.asdict(s) | {"commit": commit(), "the same again": command}
+        metrics.tracker = WandbTracker(folder, folder.name, config)
     return metrics

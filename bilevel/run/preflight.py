@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported where they are used: mistakes are told at once
 
 # Files and folders that a run writes into its folder.
 FILES = ("config.yaml", "data.json", "metrics.csv", "timing.csv", "run.log")
-FILES += ("overlap.json", "weights.csv", "weights.png", "report.html")
+FILES += ("machine.json", "overlap.json", "weights.csv", "weights.png", "report.html")
 FOLDERS = ("checkpoints", "model", "wandb")
 
 

@@ -15,6 +15,7 @@ from run_helpers import SHIPPED, dump, emptied, finished_run, settings
 
 import train_bilevel
 from bilevel.compare import command as compare
+from bilevel.compare import runs as compare_runs
 from bilevel.compare import table as compared
 from bilevel.run.state import Run
 
@@ -37,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_comparison_goes_on_where_it_was_stopped(data: Path, tmp_path: Path):
+def test_a_comparison_goes_on_where_it_was_stopped(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """SIGTERM in the second method's retraining; the first method's runs stay as they are."""
     line, one_step, steps = command(data, tmp_path, "--methods", "uniform,oracle", "--seeds", "1"), [], []
     one_step = train_bilevel.one_step
@@ -54,11 +55,20 @@ def test_a_comparison_goes_on_where_it_was_stopped(data: Path, tmp_path: Path):
     assert steps[-1] == out / "oracle-seed0" / "training" and not (out / "compare.csv").exists()
     before = contents(out / "uniform-seed0") | contents(out / "oracle-seed0" / "scoring")
     assert len(pd.read_csv(out / "results.csv")) == 1
+    said = capsys.readouterr().out
+    assert "4 runs to come, for 2 of 2 pairs of method and seed" in said
+    assert "--- run 1 of 4: uniform, seed 0, finding the weights ---" in said
+    assert "--- run 4 of 4: oracle, seed 0, training on the weights (about " in said
+    assert "python -m bilevel.export" not in said  # what comes after a single run does not come after these
 
     steps.clear()
     with mock.patch.object(train_bilevel, "one_step", lambda run: steps.append(run.step) or one_step(run)):
         assert compare.main(line) == 0
     assert len(steps) == 1
+    said = capsys.readouterr().out
+    assert "1 run to come, for 1 of 2 pairs" in said and "--- run 1 of 1: oracle, seed 0, training" in said
+    table = said[said.index("\nretrained models, the only seed:") :].splitlines()
+    assert len(table) > 5 and max(map(len, table[:5])) <= 80
     assert contents(out / "uniform-seed0") | contents(out / "oracle-seed0" / "scoring") == before
 
     rows = pd.read_csv(out / "results.csv")
@@ -162,13 +172,50 @@ def test_the_table_has_standard_errors_of_means_and_of_paired_differences():
     assert "| rho | 0.6 ± " in compared.markdown(table, 3) and "-0.4 ± 0.1" in compared.markdown(table, 3)
 
 
+def test_runs_are_counted_once_and_named_when_they_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """f2sa_kept uses the scoring run of f2sa; a run with weights.csv is finished."""
+    rows = [compare.Row(tmp_path, method, seed) for seed in (0, 1) for method in ("f2sa", "f2sa_kept")]
+    finished = rows[2].scoring
+    finished.mkdir(parents=True)
+    (finished / "weights.csv").write_text("")
+    runs, begun = compare_runs.Runs(rows), []
+    assert runs.folders == [rows[0].scoring, rows[0].training, rows[1].training, rows[2].training, rows[3].training]
+    with mock.patch.object(compare_runs, "run", lambda line: begun.append(line) or 0):
+        assert compare_runs.run_both(rows[0], runs, ["scoring"], ["training"]) == 0
+        assert compare_runs.run_both(rows[2], runs, ["scoring"], ["training"]) == 0
+    assert begun == [["scoring"], ["training"], ["training"]]
+    said = capsys.readouterr().out.split("\n---")[1:]
+    words = [" run 1 of 5: f2sa, seed 0, finding", " run 2 of 5: f2sa, seed 0, training", " run 4 of 5: f2sa, seed 1"]
+    assert all(line.startswith(start) for line, start in zip(said, words, strict=True))
+    assert "left" not in said[0] and "(about " in said[1]
+
+
+@pytest.mark.parametrize("large", [1.0, 1.2345e100])
+def test_the_screen_shows_what_matters_in_80_columns(large: float):
+    rows = pd.DataFrame(
+        [
+            {"method": method, "seed": seed} | dict.fromkeys(compared.RESULTS, -large / (3 + seed + len(method)))
+            for method in ("uniform", "influence")
+            for seed in range(3)
+        ]
+    )
+    rows["roc_auc"] = math.nan
+    table = compared.summed_up(rows, ["uniform", "influence"])
+    head, names, *lines = compared.for_screen(table, 3).splitlines()
+    assert head == "retrained models, means ± standard errors of 3 seeds:" and len(lines) == 2
+    assert max(map(len, [names, *lines])) <= 80
+    assert names.split("  ")[0] == "method" and "test loss" in names and "minus uniform's" in names
+    assert ("clean share" in names) == (large == 1.0) and "ROC" not in names
+    assert ("-0.0772 ± 0.0034" if large == 1.0 else "-9.534e+98 ± 4.2e+97") in lines[1]
+
+
 def test_operations_that_are_not_known_are_left_out(tmp_path: Path):
     """Scoring takes none where there is nothing to score by, whatever the model."""
     known = dict.fromkeys(compared.RESULTS, 1.0) | {"training_gflop": math.nan, "seed": 0}
     rows = pd.DataFrame([known | {"method": m, "scoring_gflop": g} for m, g in (("uniform", 0.0), ("f2sa", math.nan))])
     table = compared.summed_up(rows, ["uniform", "f2sa"])
     text = compared.markdown(table, 1)
-    assert "training_gflop" not in text and "| f2sa | 1 | 0 | 0 | 1 | 0 | 0 | 1 | 1 | nan | 1 | 1 |" in text
+    assert "training_gflop" not in text and "| f2sa | 1 | 0 | 0 | 1 | 0 | 0 | 1 | 1 | - | 1 | 1 |" in text
     compared.draw(rows, table, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
 

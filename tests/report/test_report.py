@@ -1,6 +1,9 @@
 """bilevel/report/command.py: the page of a finished run, used in a browser as its reader uses it."""
 
+import base64
 import dataclasses
+import gzip
+import hashlib
 import json
 import os
 import re
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import run_helpers
+import torch
 from browser_helpers import chromium, console, installed, requests
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -25,7 +29,8 @@ from bilevel.export.selection import read_marks
 from bilevel.report import command as report
 from bilevel.report import contents as report_data
 from bilevel.report.about import suggested_export
-from bilevel.run.finished import FinishedRun, read_finished
+from bilevel.run.finished import read_finished
+from bilevel.run.machine import write_machine
 
 needs_browser = pytest.mark.skipif(
     not installed(), reason="no Chromium here: apt-get install chromium chromium-driver (CI has them)"
@@ -118,7 +123,10 @@ def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: P
     assert about["finished"].startswith("20") and about["settings"] == "the defaults"
     assert about["the same again"].endswith(f"/a run/config.yaml' --output_dir '{tmp_path / 'a run_again'}'")
     (tmp_path / "a run" / "timing.csv").write_text("step,seconds,memory_mib\n0,1,9\n8,125.5,1000\n")
+    assert "machine" not in about and "version" not in about  # of a run that did not write them down
+    write_machine(tmp_path / "a run", 2)
     again = dict(report_data.page_data(read_finished(tmp_path / "a run"), 100)["about"])
+    assert again["machine"].endswith(", 2 processes") and f"torch {torch.__version__}, " in again["version"]
     assert again["finished"].endswith(", after 2 min, 1.0 GB of memory")
     plain = report_data.page_data(read_finished(make_run(tmp_path / "plain", {"a.json": 3, "b.json": 3})), 100)
     assert plain["verdict"] == "the weights were given, not learned" and plain["export"].endswith("a run' --all")
@@ -212,8 +220,7 @@ def test_a_chat_is_shown_turn_by_turn_and_an_alpaca_prompt_without_its_outer_hea
         write("b.jsonl", json.dumps({"messages": chat})),
     ]
     rows, chosen = [read_rows(file_source(file)) for file in files], [np.array([0])] * 2
-    run = FinishedRun(Path(), None, [], [], [np.ones(1)] * 2, True)
-    assert report_data.records(run, rows, None, chosen)["turns"] == [
+    assert report_data.turns_of(rows, chosen) == [
         [("prompt", "Add.\n\n### Input:\n1 2", 20), ("response", "3", 1)],
         [("system", "s" * 9, 9), ("user", "u", 1), ("assistant", "a", 1)],
     ]
@@ -235,13 +242,39 @@ def test_records_in_common_are_told(tmp_path: Path):
     ]
 
 
+def with_validation(run: Path) -> Path:
+    """Add validation data to a run: its records 3 and 20 differ from those in training by white space only."""
+    data = json.loads((run / "data.json").read_text())
+    records = json.loads(Path(data["train"][0]["path"]).read_text(encoding="utf-8"))
+    shared = [record | {"output": f" {record['output']}\n"} for record in (records[3], records[20])]
+    val = run_helpers.dump(run.parent / "val.json", [*shared, {"instruction": "other", "input": "", "output": "one"}])
+    sha256 = hashlib.sha256(val.read_bytes()).hexdigest()
+    data["val"] = [{"file": val.name, "path": str(val), "sha256": sha256, "records": 3, "samples": 3}]
+    (run / "data.json").write_text(json.dumps(data))
+    write_overlaps(run, [Overlap("train", "val", 2, 3, [("val.json", 0, "a.json", 3)])])
+    return val
+
+
+def test_training_records_that_are_validation_records_too_are_marked(tmp_path: Path):
+    run = read_finished(make_run(tmp_path, {"a.json": 30, "b.json": 10}, np.ones(40)))
+    assert report_data.page_data(run, 40)["records"]["shared"] is None
+    val = with_validation(run.folder)
+    shared = report_data.page_data(run, 40)["records"]["shared"]
+    assert np.flatnonzero(shared).tolist() == [3, 20] and len(shared) == 40
+    val.write_text("[]")  # not what was compared
+    assert report_data.page_data(run, 40)["records"]["shared"] is None
+    val.unlink()
+    assert report_data.page_data(run, 40)["records"]["shared"] is None
+
+
 def test_no_text_ends_the_data(tmp_path: Path):
     run = read_finished(make_run(tmp_path, {"a.json": 16}, np.arange(16) / 7.5))
     page = report.as_html(report_data.page_data(run, 16)).decode()
     before, _, after = page.partition('<script type="application/json" id="data">')
     text, end, rest = after.partition("</script>")
     assert not set("<>&\u2028\u2029") & set(text) and rest.count("<script>") == 1 and "{{" not in before + rest
-    turns = json.loads(text)["records"]["turns"]
+    packs = re.search(r'<script type="text/plain" id="packs">([^<]*)</script>', rest)[1].split("\n")
+    turns = json.loads(gzip.decompress(base64.b64decode(packs[0])))
     assert [tuple(text for _, text, _ in turns[i]) for i in (10, 11, 12)] == [HOSTILE[i] for i in (10, 11, 12)]
 
 
@@ -311,7 +344,7 @@ def page(started: webdriver.Chrome, run: Path) -> webdriver.Chrome:
     started.get(address)
     if started.execute_script("localStorage.clear(); return marks.size"):
         started.refresh()
-    assert console(started) == []
+    assert console(shown(started)) == []
     assert set(requests(started)) <= {address, "data:,"}
     return started
 
@@ -322,9 +355,19 @@ def places(page: webdriver.Chrome) -> list[str]:
     )
 
 
+SHOWN = "(function wait() { $('loading') || $('records').ariaBusy ? setTimeout(wait, 5) : done() })()"
+
+
+def shown(page: webdriver.Chrome) -> webdriver.Chrome:
+    """The page, once it shows the records that were asked for."""
+    page.execute_async_script("const done = arguments[0]; " + SHOWN)
+    return page
+
+
 def settle(page: webdriver.Chrome) -> None:
     """The page waits for 120 ms of silence before it looks for records."""
     page.execute_async_script("setTimeout(arguments[0], 130)")
+    shown(page)
 
 
 def choose(page: webdriver.Chrome, field: str, value: str) -> None:
@@ -373,6 +416,7 @@ def open_judged(started: webdriver.Chrome, tmp_path: Path) -> None:
     assert report.main([str(run)]) == 0
     console(started)
     started.get((run / "report.html").as_uri())
+    shown(started)
 
 
 @browsing
@@ -402,7 +446,23 @@ def test_it_shows_the_records_in_common(page: webdriver.Chrome, tmp_path: Path):
     other = make_run(tmp_path, {"a.json": 16}, np.ones(16))
     assert report.main([str(other)]) == 0
     page.get((other / "report.html").as_uri())
+    shown(page)
     assert not page.find_element(By.ID, "overlaps-section").is_displayed()
+
+
+@browsing
+def test_it_filters_by_records_in_validation(page: webdriver.Chrome, tmp_path: Path):
+    assert not page.find_element(By.ID, "shared").is_displayed()
+    run = make_run(tmp_path, {"a.json": 30}, np.ones(30))
+    with_validation(run)
+    assert report.main([str(run)]) == 0
+    page.get((run / "report.html").as_uri())
+    shown(page)
+    choose(page, "shared", "1")
+    assert places(page) == ["a.json #3", "a.json #20"]
+    assert "validation record, too" in page.find_element(By.CSS_SELECTOR, ".meta").text
+    choose(page, "shared", "0")
+    assert count_after(page) == "28 of 30 records"
 
 
 @browsing
@@ -471,13 +531,14 @@ def test_it_searches_and_filters(page: webdriver.Chrome):
 def test_it_turns_pages(page: webdriver.Chrome):
     first = places(page)
     page.find_element(By.ID, "next").click()
+    shown(page)
     second = places(page)
     assert not set(first) & set(second)
     number = page.find_element(By.ID, "number")
     for typed, page_number in (("100", "100"), ("999", "200")):
         number.send_keys(Keys.CONTROL, "a")
         number.send_keys(typed, Keys.ENTER)
-        assert number.get_property("value") == page_number
+        assert shown(page) and number.get_property("value") == page_number
     assert len(places(page)) == 50 and not page.find_element(By.ID, "next").is_enabled()
     page.find_element(By.ID, "previous-below").click()
     assert number.get_property("value") == "199"
@@ -502,11 +563,13 @@ def test_marks_are_made_kept_and_saved(page: webdriver.Chrome, run: Path, downlo
     assert downloaded(downloads) == expected
 
     page.refresh()  # the next visit
+    shown(page)
     assert page.find_element(By.ID, "tally").text == "2 keep, 1 drop"
     choose(page, "marked", "keep")
     assert places(page) == ["a.json #11", f"{B} #5"]
     page.execute_script("localStorage.clear()")
     page.refresh()
+    shown(page)
     assert page.find_element(By.ID, "tally").text == "0 keep, 0 drop"
     (tmp_path / "marks.json").write_text(json.dumps(expected))
     assert read_marks(str(tmp_path / "marks.json"), read_finished(run)).nonzero()[0].tolist() == [10, 11, 6005]
@@ -527,7 +590,7 @@ def test_it_works_where_nothing_is_stored(page: webdriver.Chrome):
     script = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
     try:
         page.refresh()
-        page.find_element(By.CSS_SELECTOR, ".choice [value=keep]").click()
+        shown(page).find_element(By.CSS_SELECTOR, ".choice [value=keep]").click()
         assert page.find_element(By.ID, "tally").text == "1 keep, 0 drop"
         assert "save them before you leave" in page.find_element(By.ID, "storage").text
         assert console(page) == []
@@ -594,7 +657,8 @@ def test_weights_that_hardly_differ_are_told_apart(started: webdriver.Chrome, tm
     run = make_run(tmp_path, {"a.json": 100}, weights, noisy=False)
     assert report.main([str(run)]) == 0
     started.get((run / "report.html").as_uri())
+    shown(started)
     ends = re.findall(r"weight ([\d.]+) to ([\d.]+)", started.find_element(By.ID, "charts").text)
     assert ends and all(float(low) < float(high) for low, high in ends)
-    shown = [node.text.split()[0] for node in started.find_elements(By.CSS_SELECTOR, ".meta strong")]
-    assert len(set(shown)) > 40
+    told = [node.text.split()[0] for node in started.find_elements(By.CSS_SELECTOR, ".meta strong")]
+    assert len(set(told)) > 40

@@ -54,6 +54,7 @@ def test_the_folder_of_a_run(finished: tuple[Path, str]):
     files = {
         "config.yaml",
         "data.json",
+        "machine.json",
         "overlap.json",
         "metrics.csv",
         "timing.csv",
@@ -128,6 +129,12 @@ def check_screen(out: Path, screen: str) -> None:
 def test_wandb_holds_every_logged_weight(finished: tuple[Path, str]):
     metrics = pd.read_csv(finished[0] / "metrics.csv")
     history = read_wandb(finished[0])
+    (table,) = finished[0].glob("wandb/offline-run-*/files/media/table/sources*.json")
+    columns, rows = (json.loads(table.read_text())[name] for name in ("columns", "data"))
+    assert columns == ["source", "samples", "weight", "verdict"] and len(rows) == 2
+    assert rows[0][0] == "train_clean" and sum(row[2] for row in rows) == pytest.approx(1)
+    assert all("no difference shown" in row[3] for row in rows)
+    assert not list((Path.home() / ".local/share/wandb").rglob(table.name))
     assert [row["step"] for row in history] == metrics["step"].tolist()
     for name in [f"weight/{source}" for source in SOURCES]:
         assert [row[name] for row in history] == metrics[name].tolist()
