@@ -88,7 +88,7 @@ class Scoring:
         for step in range(self.steps):
             if lisa:
                 lisa.switch(step, {"w": w})
-            batch = samples.batch(next(stream), s.micro_batch_tokens, w.world)
+            batch = samples.batch(next(stream), s.micro_batch_tokens, w.world, packed=w.packed)
             try:
                 result = plain_step(w, batch, self.lr_y(step), dropout_seed(s.seed, step))
             except NonFiniteLoss as error:

@@ -110,15 +110,17 @@ class Samples:
         world: World = ALONE,
         counts: torch.Tensor | None = None,
         drawn: int | None = None,
+        packed: bool = False,
     ) -> Batch:
-        """A global batch of these samples (n,), cut for this rank by make_micro_batches.
+        """A global batch of these samples (n,), cut for this rank by make_micro_batches, which explains packed.
 
         counts (n,) and drawn as in Batch; None means that every sample drawn is computed.
         """
         counts = torch.ones(len(sample_ids), dtype=torch.float64) if counts is None else counts
         drawn = len(sample_ids) if drawn is None else drawn
         rows = self.tokens[sample_ids.tolist()] if len(sample_ids) else NO_ROWS
-        return Batch(sample_ids, make_micro_batches(rows, sample_ids, counts, token_budget, world), counts, drawn, rows)
+        micro_batches = make_micro_batches(rows, sample_ids, counts, token_budget, world, packed=packed)
+        return Batch(sample_ids, micro_batches, counts, drawn, rows)
 
 
 def token_counts(samples: Samples, part: slice) -> tuple[int, int]:

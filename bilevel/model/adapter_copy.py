@@ -47,9 +47,9 @@ class AdapterCopy(TorchCopy):
         return super().computing()
 
     def shared_losses(
-        self, batch: MicroBatch, counts: dict[str, int], seed: int, factors: torch.Tensor
+        self, batch: MicroBatch, shares: dict[str, int], seed: int, factors: torch.Tensor
     ) -> torch.Tensor:
-        """Losses (B,) of a micro-batch with rows of several copies: so many of each, in this order.
+        """Losses (B,) of a micro-batch with rows of several copies: so many tokens of each, in this order.
 
         The pass is counted as one of this copy. seed, factors: as in ModelCopy.losses.
         """
@@ -59,7 +59,7 @@ class AdapterCopy(TorchCopy):
         with super().computing():
             self.adapters.select(self.name)
             knows_head(self.model, batch)  # it runs one row through the model, the first time
-            self.adapters.share(counts, batch.input_ids.shape[1])
+            self.adapters.share(shares)
             return sample_losses(self.model, batch, factors, self.in_place)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:

@@ -19,14 +19,14 @@ from bilevel.model.pretrained import read_by_a_library
 from bilevel.settings.fields import Settings
 
 CONV = transformers.pytorch_utils.Conv1D
-Rows = dict[str, slice]  # adapter -> its rows of a micro-batch
+Shares = dict[str, slice]  # adapter -> its tokens of a flattened micro-batch
 
 
 class Adapters:
-    """The adapters of a model, by name (u, w), and which rows of the next pass belong to which.
+    """The adapters of a model, by name (u, w), and which tokens of the next pass belong to which.
 
-    `rows` covers a micro-batch of `size` rows of `length` tokens without gaps and in order. It stays as it is until the
-    next pass, because gradient checkpointing computes layers again in the backward pass.
+    `shares` covers the `size` tokens of a micro-batch, row by row, without gaps and in order. It stays as it is until
+    the next pass, because gradient checkpointing computes layers again in the backward pass.
     """
 
     def __init__(self, model: transformers.PreTrainedModel, names: tuple[str, ...]):
@@ -34,23 +34,22 @@ class Adapters:
 
         self.model, self.names = model, names
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        self.rows: Rows = {names[-1]: slice(None)}
-        self.size: int | None = None  # None: all rows are those of one adapter, whatever a layer makes of them
-        self.length = 0
+        self.shares: Shares = {names[-1]: slice(None)}
+        self.size: int | None = None  # None: all tokens are those of one adapter, whatever a layer makes of them
         for layer in self.layers.values():
             layer.forward = _Forward(self, layer)
         self.parameters = {name: _of_adapter(model, name) for name in names}  # by name of the adapter and of each
 
     def select(self, name: str) -> None:
-        """All rows of the next pass belong to this adapter."""
-        self.rows, self.size = {name: slice(None)}, None
+        """All tokens of the next pass belong to this adapter."""
+        self.shares, self.size = {name: slice(None)}, None
 
-    def share(self, counts: dict[str, int], length: int) -> None:
-        """The next pass has rows of several adapters, all of this length: so many of each, in this order."""
-        self.rows, self.length, start = {}, length, 0
-        for name, count in counts.items():
+    def share(self, tokens: dict[str, int]) -> None:
+        """The next pass has rows of several adapters: so many tokens of each, padding included, in this order."""
+        self.shares, start = {}, 0
+        for name, count in tokens.items():
             if count:
-                self.rows[name] = slice(start, start + count)
+                self.shares[name] = slice(start, start + count)
                 start += count
         self.size = start
 
@@ -68,7 +67,7 @@ class Adapters:
         was_training = self.model.training
         self.model.eval()  # evaluation mode draws no random numbers
         tokens = torch.zeros(3, 5, dtype=torch.long, device=self.model.device)
-        self.share({self.names[0]: 1, self.names[-1]: 2}, length=5)
+        self.share({self.names[0]: 5, self.names[-1]: 10})
         try:
             self.model(input_ids=tokens, use_cache=False)
         except RowsMixed:
@@ -89,30 +88,22 @@ def _of_adapter(model: transformers.PreTrainedModel, name: str) -> dict[str, tor
 
 
 class _Forward:
-    """The forward function of one adapted layer: the frozen layer, plus each row's own adapter."""
+    """The forward function of one adapted layer: the frozen layer, plus each token's own adapter."""
 
     def __init__(self, adapters: Adapters, layer: Any):
         self.adapters, self.layer = adapters, layer
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        layer, rows = self.layer, self.adapters.rows
+        layer, shares = self.layer, self.adapters.shares
         out = layer.base_layer(x, *args, **kwargs)
         if self.adapters.size is None:
-            (name,) = rows
+            (name,) = shares
             return out + self._adapted(name, x).to(out.dtype)
-        each = self._positions(x)
-        parts = [self._adapted(name, x[at.start * each : at.stop * each]) for name, at in rows.items()]
-        return out + torch.cat(parts).to(out.dtype)
-
-    def _positions(self, x: torch.Tensor) -> int:
-        """Places in the first dimension of x that each row takes: 1, or T if the layer sees rows as one long list.
-
-        Raises RowsMixed.
-        """
-        each = 1 if x.dim() > 2 else self.adapters.length
-        if len(x) != each * self.adapters.size:
-            raise RowsMixed(f"{len(x)} positions of {self.adapters.size} rows of {self.adapters.length} tokens")
-        return each
+        flat = x.flatten(0, -2)
+        if len(flat) != self.adapters.size:
+            raise RowsMixed(f"{len(flat)} positions of {self.adapters.size} tokens")
+        parts = [self._adapted(name, flat[at]) for name, at in shares.items()]
+        return out + torch.cat(parts).view_as(out).to(out.dtype)
 
     def _adapted(self, name: str, x: torch.Tensor) -> torch.Tensor:
         layer = self.layer

@@ -26,6 +26,7 @@ class ModelCopy:
     world: World
     bf16: bool  # dtype of the forward and backward passes
     in_place = False  # whether the head may accumulate its gradient already in the forward pass
+    packed = False  # whether its passes take packed rows (bilevel.model.packing)
     passed: Passes  # counts the passes of this process, without evaluations
 
     @property

@@ -11,6 +11,7 @@ from bilevel.errors import UserError
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.model.loading import drops, load_model, trained_shape
+from bilevel.model.packing import check_rows_stay_apart, use_packed_rows, why_padded
 from bilevel.model.response_end import taught_ends
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import World
@@ -39,8 +40,10 @@ def make_copies(
     if not s.copies:
         return {}, None
     dtype = chosen_dtype(s, world.device)
+    packed = why_padded(s, shape, world.device, dtype) is None
     if s.lora_rank is not None:
-        return _adapter_copies(s, world, shape, tokenizer, dtype), None
+        copies = _adapter_copies(s, world, shape, tokenizer, dtype)
+        return (_packed(copies, s) if packed else copies), None
     if s.backend == "deepspeed":
         from bilevel.model.zero_copy import ZeroCopy, load_copies
 
@@ -59,7 +62,15 @@ def make_copies(
     for name, model in models.items():
         active = lisa.active(name) if lisa else None
         copies[name] = make(model, weight_decay=s.weight_decay, active=active)
-    return copies, lisa
+    return (_packed(copies, s) if packed else copies), lisa
+
+
+def _packed(copies: dict[str, ModelCopy], settings: Settings) -> dict[str, ModelCopy]:
+    """The copies, changed so that they take packed rows. Raises UserError if the model mixes them."""
+    for each in copies.values():
+        use_packed_rows(each, settings)
+    check_rows_stay_apart(copies["w"])
+    return copies
 
 
 def _adapter_copies(

@@ -17,7 +17,8 @@ class Passes:
     """Sums of B T, B T^2, B and M over all micro-batches of B rows, T tokens and M supervised tokens.
 
     A pass takes a B T + b B T^2 + c B + d M operations in every architecture: a for the blocks, b for attention scores,
-    c for what a row costs besides its tokens, d for the head, which runs on supervised positions only.
+    c for what a row costs besides its tokens, d for the head, which runs on supervised positions only. Packed rows have
+    lengths of their own, whose sums stand in the place of B T and B T^2.
     """
 
     def __init__(self):
@@ -25,14 +26,14 @@ class Passes:
         self.model: tuple[transformers.PretrainedConfig, np.ndarray] | None = None  # the last one, and its coefficients
 
     def add(self, micro: MicroBatch, backward: bool) -> None:
-        terms = _terms(*micro.input_ids.shape, int((micro.targets != IGNORE).sum()))
+        terms = _of(micro)
         self.forward += terms
         if backward:
             self.backward += terms
 
     def add_last_block(self, micro: MicroBatch, blocks: int) -> None:
         """Add a forward pass, and a backward pass through the head and the last of `blocks` decoder blocks only."""
-        terms = _terms(*micro.input_ids.shape, int((micro.targets != IGNORE).sum()))
+        terms = _of(micro)
         self.forward += terms
         self.backward += terms * (1 / blocks, 1 / blocks, 1 / blocks, 0.5)  # no gradient of the head's matrix
 
@@ -45,6 +46,13 @@ class Passes:
             self.model = config, _coefficients(type(config), config.to_json_string())
         coefficients = self.model[1]
         return float(self.forward @ coefficients[:, 0] + self.backward @ coefficients[:, 1])
+
+
+def _of(micro: MicroBatch) -> np.ndarray:
+    """The terms of a micro-batch, padded or packed, (4,)."""
+    lengths = micro.row_lengths.double()
+    supervised = int((micro.targets != IGNORE).sum())
+    return np.array([float(lengths.sum()), float(lengths.square().sum()), len(lengths), supervised])
 
 
 SHAPES = ((1, 8, 4), (2, 8, 5), (2, 16, 7), (3, 10, 20), (4, 30, 11))  # B, T, M

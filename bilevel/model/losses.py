@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from bilevel.data.batches import MicroBatch
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
-from bilevel.model.masks import unpacked_rows
+from bilevel.model.masks import pass_arguments, unsearched_positions
 
 _returned_as_they_are: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
@@ -22,8 +22,7 @@ def token_losses(
     The head runs on supervised positions only: its input (B, T, H) is cut to (1, M, H), so the logits are (1, M, V). If
     the model returns the head's output unchanged and the head is linear, the head computes the losses itself in chunks
     of M, and the full logits never exist. It must then know the gradients before the backward pass: factors (B,) are
-    what the rows' mean losses will be multiplied by. in_place: see bilevel.model.chunked_head. Rows are padded on the
-    right, so causal attention needs no mask.
+    what the rows' mean losses will be multiplied by. in_place: see bilevel.model.chunked_head.
     """
     at = batch.supervised
     head = model.get_output_embeddings()
@@ -33,9 +32,9 @@ def token_losses(
         if factors is not None:
             scales = (factors / at.sizes.clamp_min(1)).index_select(0, at.rows)
         with _head_on(head, at.positions, lambda hidden: head_losses(head, hidden, at.targets, scales, in_place)):
-            return _forward(model, batch.input_ids)[0, :, 0], at.rows
+            return _forward(model, batch)[0, :, 0], at.rows
     with _head_on(head, at.positions, (lambda hidden: wide_linear(head, hidden)) if is_linear(head) else None):
-        logits = _forward(model, batch.input_ids)[0]
+        logits = _forward(model, batch)[0]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(wide, at.targets, reduction="none"), at.rows
 
@@ -53,10 +52,10 @@ def sample_losses(
     return torch.segment_reduce(losses, "sum", lengths=sizes, unsafe=True) / sizes.clamp_min(1)
 
 
-def _forward(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def _forward(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     """The model's output, (1, M, V) logits or (1, M, 1) losses, within _head_on."""
-    with unpacked_rows():
-        return model(input_ids=input_ids, use_cache=False).logits
+    with unsearched_positions():
+        return model(**pass_arguments(batch), use_cache=False).logits
 
 
 def knows_head(model: torch.nn.Module, batch: MicroBatch) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bilevel.data.overlap import read_overlaps
 from bilevel.model.loading import drops
+from bilevel.model.packing import why_padded
 from bilevel.monitor.source_columns import tokens_of
 from bilevel.run.stages import stage
 from bilevel.run.state import Run
@@ -82,6 +83,7 @@ def describe(run: Run) -> str:
         lines.append(f"{copies}: w is trained with validation data, u without; their losses differ by the gap")
     if run.copies and drops(run.copies["w"].shape):
         lines.append(MASKS)
+    lines += _rows(run)
     if run.lisa:
         lines.append(
             f"LISA: {s.lisa_layers} of {run.lisa.blocks} blocks train at a time, redrawn every {s.lisa_interval} steps"
@@ -108,6 +110,18 @@ def describe(run: Run) -> str:
     if run.step:
         lines.append(f"going on after step {run.step}, from its checkpoint")
     return "\n".join(lines)
+
+
+def _rows(run: Run) -> list[str]:
+    """Whether rows are packed, and if not, why; nothing where a user expects padded rows."""
+    s, device = run.settings, run.world.device
+    if not run.copies or s.packing is False or (s.packing is None and device.type == "cpu"):
+        return []
+    w = run.copies["w"]
+    if not w.packed:
+        return [f"rows are padded: {why_padded(s, w.shape, device, 'bf16' if w.bf16 else 'fp32')}"]
+    how = "torch's varlen_attn" if device.type == "cuda" else "one attention per row"
+    return [f"rows are packed, by {s.attn_implementation or how}"]
 
 
 def _adapters(run: Run) -> list[str]:

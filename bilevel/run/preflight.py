@@ -187,3 +187,11 @@ def check_shape(settings: Settings, shape: "transformers.PretrainedConfig") -> N
     from bilevel.model.frozen_base import check_quantised
 
     check_quantised(settings, shape)
+    if settings.packing:
+        import torch
+
+        from bilevel.model.copies import chosen_dtype
+        from bilevel.model.packing import why_padded
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        why_padded(settings, shape, device, chosen_dtype(settings, device))

@@ -80,12 +80,12 @@ class Run:
     def draw(self) -> tuple[Batch, Batch | None]:
         """The step's batches: of training samples and, if the weights are learned, of validation samples."""
         s = self.settings
-        drawn = next(self.streams["train"])
+        drawn, packed = next(self.streams["train"]), self.copies["w"].packed
         if not s.learned:
-            return self.pool.batch(drawn, s.micro_batch_tokens, self.world), None
+            return self.pool.batch(drawn, s.micro_batch_tokens, self.world, packed=packed), None
         sample_ids, counts = choose(drawn, self.weights, s, self.step)
-        train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world, counts, len(drawn))
-        validation = self.val.batch(next(self.streams["val"]), s.micro_batch_tokens, self.world)
+        train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world, counts, len(drawn), packed)
+        validation = self.val.batch(next(self.streams["val"]), s.micro_batch_tokens, self.world, packed=packed)
         return train, validation
 
     def skip(self, error: NonFiniteLoss) -> None:

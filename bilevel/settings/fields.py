@@ -37,6 +37,12 @@ class Settings(DataSettings):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = setting(
         "model", "attention implementation; null lets transformers choose", None
     )
+    packing: bool | None = setting(
+        "model",
+        "rows of a pass stand one after another in one sequence, without padding; null: on a GPU in bf16, where the "
+        "model allows it; true: required",
+        None,
+    )
     rounding_guard: Literal["stop", "warn", "off"] = setting(
         "model",
         "if bf16 rounding error hides the loss gaps that move x: stop the run, only warn, or do not check",

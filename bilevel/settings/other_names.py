@@ -34,6 +34,7 @@ NAMES = {
     "run_name": "name exp_name experiment_name wandb_run_name wandb_name",
     "dtype": "bf16 fp16 pure_bf16 mixed_precision torch_dtype precision compute_type",
     "attn_implementation": "flash_attn flash_attention use_flash_attention_2 sdpa_attention",
+    "packing": "sample_packing padding_free neat_packing eval_packing",
     "lora_rank": "lora_r peft use_peft use_lora adapter finetuning_type",
     "loss_on": "train_on_inputs completion_only_loss assistant_only_loss train_on_prompt train_on_responses_only",
     "turns": "mask_history roles_to_train train_on_eos",
@@ -53,6 +54,7 @@ NAMES = {
 }
 # Words for names that are not simply another name: what the setting counts, or why there is none.
 WORDS = {
+    "packing": "it is null, true or false; records are never cut or joined, and results are those of padded rows",
     "warmup_ratio": "it is the fraction of the steps in which both learning rates rise; x_warmup_steps holds x still",
     "test_data": "test_data is for evaluation only; the data that you trust, which decide on the weights, are val_data",
     "lora_rank": "it is the rank of the adapters; null trains the whole model",
@@ -72,7 +74,7 @@ UNNEEDED = {
     "x_lr_schedule is the schedule of lr_x",
     "optim optimizer adam_beta1 adam_beta2 adam_epsilon": "the model trains with AdamW (weight_decay); x_optimizer "
     "moves the weights of the data",
-    "packing sample_packing group_by_length length_column_name": "not needed: micro_batch_tokens fills a pass with "
+    "group_by_length length_column_name": "not needed: micro_batch_tokens fills a pass with "
     "records of about equal length",
     "template chat_template": "the chat template is the model's own; template_kwargs has its variables",
     "val_size val_set_size validation_split eval_split_size": "nothing is split off: give val_data, a file of records "

@@ -45,16 +45,17 @@ def _together(parts: list[Part]) -> tuple[list[torch.Tensor], int]:
     names = [copy.name for copy in copies]
     first = copies[0]
     groups = [names.index(part.copy.name) for part in parts]
-    table = joined([part.batch for part in parts], groups, first.token_budget, first.world)
+    table = joined([part.batch for part in parts], groups, first.token_budget, first.world, first.packed)
     factors = torch.cat([part.factors(part.batch.sample_ids) * part.batch.counts / part.batch.drawn for part in parts])
     group = torch.tensor(groups).repeat_interleave(torch.tensor([len(part.batch.sample_ids) for part in parts]))
     losses = []
     for micro in table.micro_batches:
         real, at = micro.places >= 0, micro.places.clamp_min(0)
         owners = torch.where(real, group[at], len(names) - 1)
-        counts = dict(zip(names, owners.bincount(minlength=len(names)).tolist(), strict=True))
+        tokens = owners.bincount(micro.row_lengths, len(names)).long()
+        shares = dict(zip(names, tokens.tolist(), strict=True))
         (factor,) = moved([factors[at] * real], first.world.device)
-        loss = first.shared_losses(micro, counts, parts[0].seed, factor)
+        loss = first.shared_losses(micro, shares, parts[0].seed, factor)
         (factor.to(loss.dtype) * loss).sum().backward()
         losses.append(loss.detach())
     for copy in copies:

@@ -44,6 +44,7 @@ RUN = ("datasets", "pandas", "sklearn", "tqdm")  # what a whole run needs
 PARTS = {  # the most telling first, if time runs out
     "exactness": Part("gpu.exactness", 60),
     "steps": Part("gpu.steps", 90),
+    "packing": Part("gpu.packing", 60),
     "waits": Part("gpu.waits", 60, gpu=True),
     "size": Part("gpu.size", 240, gpu=True),
     "trainer": Part("gpu.trainer", 120, ("accelerate",)),

@@ -13,6 +13,7 @@ from gpu.rows import Rows
 
 from bilevel.memory.plan import plan
 from bilevel.model.lisa import Lisa
+from bilevel.model.packing import use_packed_rows
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import World
 from bilevel.settings.fields import Settings
@@ -36,6 +37,8 @@ CELLS = {
     "LISA, 4 of 28 layers": {"lisa_layers": 4},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "16k tokens": {"micro_batch_tokens": 16384, "gradient_checkpointing": True},
+    "packed rows, 4k tokens": {"packing": True},
+    "packed rows, 16k tokens": {"packing": True, "micro_batch_tokens": 16384, "gradient_checkpointing": True},
     "eager attention": {"attn_implementation": "eager"},
 }
 WARM, MEASURED, BATCH = 2, 5, 64
@@ -73,6 +76,9 @@ def cell(name: str, changes: dict, data: work.Data, rate: float, rows: Rows) -> 
         models[copy_name] = model.train()
     lisa = Lisa(settings, models) if settings.lisa_layers else None
     copies = {n: TorchCopy(m, active=lisa.active(n) if lisa else None, bf16=True) for n, m in models.items()}
+    if settings.packing:
+        for copy in copies.values():
+            use_packed_rows(copy, settings)
     weights = SourceWeights(data.source_ids, torch.tensor([0.5, 0.5]), 10.0, "adam")
     generator, world = torch.Generator().manual_seed(0), World()
     for step in range(WARM + MEASURED):
@@ -81,7 +87,7 @@ def cell(name: str, changes: dict, data: work.Data, rate: float, rows: Rows) -> 
             start, before = time.perf_counter(), operations(copies)
         numbers = torch.randperm(512, generator=generator)
         batches = [
-            data.batch(numbers[part], settings.micro_batch_tokens, world)
+            data.batch(numbers[part], settings.micro_batch_tokens, world, packed=copies["w"].packed)
             for part in (slice(BATCH), slice(-BATCH, None))
         ]
         penalty_step(**copies, weights=weights, train=batches[0], validation=batches[1], nu=0.1, lr_y=1e-6, seed=step)

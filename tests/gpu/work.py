@@ -58,11 +58,12 @@ class Data:
             self.labels.append([IGNORE] * prompt + ids[prompt:].tolist())
         self.source_ids = torch.arange(n) % 2
 
-    def batch(self, numbers: torch.Tensor, token_budget: int, world: World) -> Batch:
-        """The samples of these numbers (n,) in micro-batches."""
+    def batch(self, numbers: torch.Tensor, token_budget: int, world: World, packed: bool = False) -> Batch:
+        """The samples of these numbers (n,) in micro-batches of padded or packed rows."""
         rows = {
             "input_ids": [self.ids[i] for i in numbers.tolist()],
             "labels": [self.labels[i] for i in numbers.tolist()],
         }
         counts = torch.ones(len(numbers), dtype=torch.float64)
-        return Batch(numbers, make_micro_batches(rows, numbers, counts, token_budget, world), counts, len(numbers))
+        micro_batches = make_micro_batches(rows, numbers, counts, token_budget, world, packed=packed)
+        return Batch(numbers, micro_batches, counts, len(numbers))

@@ -94,12 +94,14 @@ def weights_of(per_sample: bool) -> SourceWeights | SampleWeights:
     return SourceWeights(TRAIN.source_ids, torch.tensor([0.4, 0.6]), 1 / NU, "adam")
 
 
-def trained(copies, x, steps: int = STEPS, order: int = 1, world=ALONE) -> list[torch.Tensor]:
+def trained(copies, x, steps: int = STEPS, order: int = 1, world=ALONE, packed: bool = False) -> list[torch.Tensor]:
     """Train the copies and x; the gaps and losses of each step."""
     generator, found = torch.Generator().manual_seed(5), []
     for step in range(steps):
-        train = TRAIN.batch(torch.randperm(len(TRAIN), generator=generator)[:8], 60, world)
-        validation = VALIDATION.batch(torch.randperm(len(VALIDATION), generator=generator)[:5], 60, world)
+        train = TRAIN.batch(torch.randperm(len(TRAIN), generator=generator)[:8], 60, world, packed=packed)
+        validation = VALIDATION.batch(
+            torch.randperm(len(VALIDATION), generator=generator)[:5], 60, world, packed=packed
+        )
         result = penalty_step(copies["u"], copies["w"], x, train, validation, NU, LR, 1000 * step, order)
         found.append(torch.cat([result.gaps, torch.tensor([result.loss_u, result.loss_w, result.val_loss])]))
         x.step(0.05)

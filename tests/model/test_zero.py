@@ -94,12 +94,20 @@ def check_intervals(row: dict, processes: int) -> None:
 @pytest.mark.parametrize("processes", TASKS)
 def test_every_stage_follows_one_process_of_plain_torch(report, processes):
     found = [row for row in report(processes, "compare") if row["file"] is None and row["lisa"] != "independent"]
-    rows = [row for row in found if row["order"] == 1]
+    rows = [row for row in found if row["order"] == 1 and not row["packed"]]
     kinds = {(row["stage"], row["lisa"], row["weights"]) for row in rows}
     assert len(rows) == len(kinds) == 16
     assert {(row["stage"], row["lisa"], row["checkpointing"]) for row in rows} == {
         (stage, lisa, recompute) for stage in STAGES for lisa in (None, "shared") for recompute in (False, True)
     }
+    for row in rows:
+        check_case(row, processes)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_packed_rows_follow_one_process_with_padded_ones(report, processes):
+    rows = [row for row in report(processes, "compare") if row["packed"]]
+    assert [(row["stage"], row["lisa"]) for row in rows] == [(2, None), (3, None), (3, "shared")]
     for row in rows:
         check_case(row, processes)
 

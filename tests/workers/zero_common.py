@@ -130,10 +130,11 @@ def penalty_steps(
     tokens: int = BUDGET,
     samples: tuple[Samples, Samples] = (TRAIN, VALIDATION),
     order: int = 1,
+    packed: bool = False,
 ) -> Iterator[StepResult]:
     """Steps of u, w and x on training and validation samples, yielded one by one.
 
-    tokens: budget of the micro-batches of all ranks together.
+    tokens: budget of the micro-batches of all ranks together. packed: rows are, and the copies must take such.
     """
     # 10 is no multiple of 4 and 7 none of 2, so that rows which only fill up a share occur.
     streams = BatchStream(len(samples[0]), 10, 0), BatchStream(len(samples[1]), 7, 1)
@@ -141,7 +142,8 @@ def penalty_steps(
         if lisa:
             lisa.switch(step, copies)
         train, validation = (
-            part.batch(next(stream), tokens // world.size, world) for part, stream in zip(samples, streams, strict=True)
+            part.batch(next(stream), tokens // world.size, world, packed=packed)
+            for part, stream in zip(samples, streams, strict=True)
         )
         result = penalty_step(copies["u"], copies["w"], x, train, validation, nu, lr_y, 1000 * step, order)
         if (step + 1) % upper_every == 0:

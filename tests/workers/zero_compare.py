@@ -28,6 +28,7 @@ from zero_common import (
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.heldout import heldout_loss
 from bilevel.model.lisa import Lisa
+from bilevel.model.packing import check_rows_stay_apart, use_packed_rows
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.model.zero_copy import ZeroCopy
 from bilevel.processes import ALONE, World
@@ -59,6 +60,10 @@ def train(make_copy: Callable[..., ModelCopy], world: World, case: dict[str, Any
         name: make_copy(model, active=lisa.active(name) if lisa else None, clip_grad_norm=case["clip"])
         for name, model in models.items()
     }
+    if case["packed"]:
+        for each in copies.values():
+            use_packed_rows(each, settings())
+        check_rows_stay_apart(copies["w"])
     if case["weights"] == "sample":
         x = SampleWeights(len(TRAIN), None, "sigmoid", 1 / NU, "adam")
     else:
@@ -66,7 +71,13 @@ def train(make_copy: Callable[..., ModelCopy], world: World, case: dict[str, Any
     losses = [
         [result.loss_u, result.loss_w, result.val_loss, result.grad_norm_u, result.grad_norm_w]
         for result in penalty_steps(
-            copies, x, world, STEPS, lr_y=1e-4, nu=NU, upper_every=3, lisa=lisa, order=case["order"]
+            *(copies, x, world, STEPS),
+            lr_y=1e-4,
+            nu=NU,
+            upper_every=3,
+            lisa=lisa,
+            order=case["order"],
+            packed=case["packed"],
         )
     ]
     if lisa:
@@ -123,7 +134,7 @@ def moments(copy: ModelCopy) -> int:
 def cases(folder: Path, processes: int) -> Iterator[dict[str, Any]]:
     """Every stage, full and LISA, per source and per sample; one process offloads too, two draw u and w apart too.
 
-    Those two follow order 2 as well, in which the last gradient of u is another.
+    Those two follow order 2 as well, in which the last gradient of u is another. Several have packed rows, too.
     """
     for lisa, weights, stage in itertools.product((None, "shared"), ("source", "sample"), range(4)):
         # Under each stage, full and LISA, one of the two kinds of weights recomputes activations.
@@ -139,18 +150,23 @@ def cases(folder: Path, processes: int) -> Iterator[dict[str, Any]]:
         yield {"lisa": "independent", "weights": "source", "stage": 2, "file": None, "checkpointing": False}
         for stage, lisa in ((2, None), (3, "shared")):
             yield {"lisa": lisa, "weights": "source", "stage": stage, "file": None, "checkpointing": False, "order": 2}
+    if processes > 1:
+        for stage, lisa in ((2, None), (3, None), (3, "shared")):
+            case = {"lisa": lisa, "weights": "source", "stage": stage, "file": None, "checkpointing": stage == 3}
+            yield case | {"packed": True}
 
 
 def compare(world: World, folder: Path) -> list[dict[str, Any]]:
     """All cases against one process of plain torch, whose runs come first: ZeRO-3 replaces torch's linear function."""
     todo = [
-        {"order": 1, "clip": CLIP if case["weights"] == "sample" else None} | case for case in cases(folder, world.size)
+        {"order": 1, "packed": False, "clip": CLIP if case["weights"] == "sample" else None} | case
+        for case in cases(folder, world.size)
     ]
     plain = {}
     for case in todo:
         kind = case["lisa"], case["weights"], case["order"]
         if world.main and kind not in plain:
-            run = train(TorchCopy, ALONE, case | {"checkpointing": False})
+            run = train(TorchCopy, ALONE, case | {"checkpointing": False, "packed": False})
             plain[kind] = run, {name: flat(whole_state(c)) for name, c in run.copies.items()}
     start = flat(whole_state(TorchCopy(make_model())))
     report = []

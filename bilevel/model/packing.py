@@ -1,0 +1,196 @@
+"""Packed rows in a model: which models and machines can compute them, and the attention that keeps rows apart.
+
+A packed micro-batch is one sequence of several rows. Only attention lets tokens of a sequence see each other, so it
+alone must know where rows begin and end. It is told by the arguments that transformers has for this: position_ids,
+cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k. transformers' flash_attention_2 reads them. Otherwise models
+get `attention`, which does: on a GPU by torch's varlen_attn, on a CPU by one scaled_dot_product_attention per row.
+"""
+
+import importlib.util
+import inspect
+from typing import Any
+
+import torch
+import transformers
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bilevel.data.batches import MicroBatch
+from bilevel.errors import UserError
+from bilevel.model.base_copy import ModelCopy
+from bilevel.model.loading import drops, trained_shape
+from bilevel.model.masks import pass_arguments, unsearched_positions
+from bilevel.settings.fields import Settings
+
+NAME = "packed_rows"  # of `attention` among transformers' implementations
+HALF = (torch.bfloat16, torch.float16)
+WIDEST = 256  # head dimension of the flash kernels
+SEPARATE = ("full_attention", "sliding_attention")  # layers whose tokens see each other through attention only
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of packed rows, (1, T, heads, width), or of padded ones as by sdpa if there are no bounds.
+
+    query (1, heads, T, width), key and value with as many heads or fewer. cu_seq_lens_q (B + 1,): the bounds of the
+    rows. An implementation of transformers' AttentionInterface.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    assert attention_mask is None, "a model has made a mask for packed rows"
+    if query.device.type == "cuda":
+        assert dropout == 0.0, "varlen_attn has no dropout"
+        return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
+    bounds, found = cu_seq_lens_q.tolist(), []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        row = (tensor[:, :, start:end] for tensor in (query, key, value))
+        found.append(sdpa_attention_forward(module, *row, None, dropout=dropout, scaling=scaling, **others)[0])
+    return torch.cat(found, 1), None
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    cu_seq_lens: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """The same by torch's varlen_attn, which is for GPUs and 16 bits."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    width, short = query.shape[-1], query.shape[-1] - value.shape[-1]
+    value = torch.nn.functional.pad(value, (0, short)) if short else value  # the kernel wants equal widths
+    query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    scaling = width**-0.5 if scaling is None else scaling
+    out = varlen_attn(
+        *(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest),
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None, ..., : width - short]
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)  # for padded rows, which evaluations have
+
+
+def why_padded(
+    settings: Settings, config: transformers.PretrainedConfig, device: torch.device, dtype: str
+) -> str | None:
+    """Why the rows of a run are padded; None if they are to be packed. Raises UserError if packing=true cannot be.
+
+    config: the model's own. dtype: of the passes, fp32 or bf16.
+    """
+    if settings.packing is False:
+        return "packing=false"
+    reason = _of_settings(settings, config) or _of_model(settings, config) or _of_machine(settings, device, dtype)
+    if reason is not None and settings.packing:
+        raise UserError(f"packing=true: {reason}; leave packing out, and rows are padded")
+    if reason is None and settings.packing is None and device.type != "cuda":
+        return "on a CPU rows are packed with packing=true only"
+    return reason
+
+
+def _of_settings(settings: Settings, config: transformers.PretrainedConfig) -> str | None:
+    """Why these settings cannot have packed rows."""
+    if settings.attn_implementation in ("eager", "sdpa"):
+        return f"attn_implementation={settings.attn_implementation} cannot keep packed rows apart"
+    if drops(trained_shape(settings, config)):
+        return "attention of packed rows has no dropout, and the model has (dropout=0 turns it off)"
+    return None
+
+
+def _of_model(settings: Settings, config: transformers.PretrainedConfig) -> str | None:
+    """Why models of this shape cannot have packed rows."""
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    name, text = f"{config.model_type} models", config.get_text_config()
+    if kind is None or not kind._supports_attention_backend or "position_ids" not in _arguments(kind):
+        return f"{name} do not let another attention take the place of their own"
+    types = set(getattr(text, "layer_types", None) or SEPARATE[:1])
+    if getattr(kind, "_is_stateful", False) or not types.issubset(SEPARATE):
+        return f"{name} have layers besides attention that carry something from token to token"
+    if settings.attn_implementation == "flash_attention_2":
+        return None
+    if not kind._supports_sdpa:
+        return f"the attention of {name} is more than softmax of scaled products (such as a soft cap)"
+    window = getattr(text, "sliding_window", None)
+    sliding = "sliding_attention" in types or not getattr(text, "layer_types", None)
+    if sliding and window is not None and window < settings.max_length:
+        return f"the model's sliding window of {window} tokens is shorter than max_length {settings.max_length}"
+    return None
+
+
+def _arguments(kind: type[transformers.PreTrainedModel]) -> list[str]:
+    return list(inspect.signature(kind.forward).parameters)
+
+
+def _of_machine(settings: Settings, device: torch.device, dtype: str) -> str | None:
+    """Why packed rows cannot be computed on this device."""
+    if device.type != "cuda":
+        return None
+    if dtype != "bf16":
+        return "on a GPU, attention of packed rows needs dtype=bf16"
+    if settings.method == "align":
+        return "method=align has passes in fp32, and attention of packed rows on a GPU needs bf16"
+    if settings.attn_implementation == "flash_attention_2":
+        return None
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this torch was built without flash attention"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return f"torch {torch.__version__} has no varlen_attn"
+    from torch.nn.attention.varlen import varlen_attn
+
+    if missing := {"window_size", "enable_gqa", "scale"} - set(inspect.signature(varlen_attn).parameters):
+        return f"varlen_attn of torch {torch.__version__} lacks {', '.join(sorted(missing))}"
+    return None
+
+
+def use_packed_rows(copy: ModelCopy, settings: Settings) -> None:
+    """Give the copy an attention that keeps packed rows apart; flash_attention_2 does already."""
+    copy.packed = True
+    if settings.attn_implementation != "flash_attention_2":
+        getattr(copy, "module", copy.model).set_attn_implementation(NAME)  # without DeepSpeed's engine around it
+
+
+def check_rows_stay_apart(copy: ModelCopy) -> None:
+    """Raises UserError if a token of a packed row depends on another row.
+
+    Tried with two rows of four tokens: what does the second one change by when the first has other tokens? It must be
+    little beside the change where both are one row of eight.
+    """
+    model, device = copy.model, copy.world.device
+    was_training = model.training
+    model.eval()  # evaluation mode draws no random numbers
+
+    def second(first: int, lengths: list[int]) -> torch.Tensor:
+        ids = torch.tensor([[first] * 4 + [2, 3, 2, 3]])
+        none = torch.zeros(len(lengths), dtype=torch.int64)
+        micro = MicroBatch(ids, torch.full_like(ids, -100), none, none, none.double(), torch.tensor(lengths)).to(device)
+        with copy.computing(), unsearched_positions():
+            logits = model(**pass_arguments(micro), use_cache=False).logits
+        return logits[0, 4:].double()
+
+    with torch.no_grad():
+        apart, together = (second(0, lengths) - second(1, lengths) for lengths in ([4, 4], [8]))
+    model.train(was_training)
+    if not apart.norm() <= together.norm() / 20:
+        raise UserError(
+            "packing: tokens of one packed row depend on another row in this model; use packing=false, and report the "
+            "model"
+        )
