@@ -117,7 +117,9 @@ def _add_gradients(
     slopes = slopes.to(hidden.dtype)
     if grads[0] is not None:
         grads[0][rows] = product(slopes, weight.t())
-    if grads[1] is not None:
+    if grads[1] is not None and slopes.device.type != "cpu" and slopes.dtype == grads[1].dtype:
+        grads[1].addmm_(slopes.t(), hidden)  # tiles are for products that must be converted, and for a CPU's cache
+    elif grads[1] is not None:
         for start in range(0, len(weight), TILE):
             tile = slice(start, start + TILE)
             grads[1][tile].add_(product(slopes[:, tile].t(), hidden.t()))

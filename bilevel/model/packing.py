@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,8 +25,8 @@ from bilevel.model.masks import pass_arguments, unsearched_positions
 from bilevel.settings.fields import Settings
 
 NAME = "packed_rows"  # of `attention` among transformers' implementations
-HALF = (torch.bfloat16, torch.float16)
-WIDEST = 256  # head dimension of the flash kernels
+WIDEST = 256  # head of the flash kernels
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # what transformers can ask of attention and varlen_attn cannot do
 SEPARATE = ("full_attention", "sliding_attention")  # layers whose tokens see each other through attention only
 
 
@@ -44,13 +45,16 @@ def attention(
     """Causal attention of packed rows, (1, T, heads, width), or of padded ones as by sdpa if there are no bounds.
 
     query (1, heads, T, width), key and value with as many heads or fewer. cu_seq_lens_q (B + 1,): the bounds of the
-    rows. An implementation of transformers' AttentionInterface.
+    rows. An implementation of transformers' AttentionInterface. Raises UserError if the model wants of packed rows what
+    varlen_attn cannot do, which check_rows_stay_apart finds at the start.
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     assert attention_mask is None, "a model has made a mask for packed rows"
+    if wanted := [name for name in UNKNOWN if others.get(name) is not None]:
+        raise UserError(f"packing: this model's attention has {' and '.join(wanted)}; use packing=false")
     if query.device.type == "cuda":
         assert dropout == 0.0, "varlen_attn has no dropout"
         return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
@@ -73,17 +77,19 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
-    width, short = query.shape[-1], query.shape[-1] - value.shape[-1]
-    value = torch.nn.functional.pad(value, (0, short)) if short else value  # the kernel wants equal widths
-    query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
-    scaling = width**-0.5 if scaling is None else scaling
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    width, full = value.shape[-1], -(-query.shape[-1] // 8) * 8  # the kernel wants equal widths, in eights
+    query, key, value = (
+        functional.pad(tensor[0].transpose(0, 1).to(dtype), (0, full - tensor.shape[-1]))
+        for tensor in (query, key, value)
+    )
     out = varlen_attn(
         *(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest),
         scale=scaling,
         window_size=(-1, 0),  # causal
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out[None, ..., : width - short]
+    return out[None, ..., :width]
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
@@ -99,7 +105,9 @@ def why_padded(
     """
     if settings.packing is False:
         return "packing=false"
-    reason = _of_settings(settings, config) or _of_model(settings, config) or _of_machine(settings, device, dtype)
+    reason = (
+        _of_settings(settings, config) or _of_model(settings, config) or _of_machine(settings, config, device, dtype)
+    )
     if reason is not None and settings.packing:
         raise UserError(f"packing=true: {reason}; leave packing out, and rows are padded")
     if reason is None and settings.packing is None and device.type != "cuda":
@@ -140,7 +148,9 @@ def _arguments(kind: type[transformers.PreTrainedModel]) -> list[str]:
     return list(inspect.signature(kind.forward).parameters)
 
 
-def _of_machine(settings: Settings, device: torch.device, dtype: str) -> str | None:
+def _of_machine(
+    settings: Settings, config: transformers.PretrainedConfig, device: torch.device, dtype: str
+) -> str | None:
     """Why packed rows cannot be computed on this device."""
     if device.type != "cuda":
         return None
@@ -148,6 +158,8 @@ def _of_machine(settings: Settings, device: torch.device, dtype: str) -> str | N
         return "on a GPU, attention of packed rows needs dtype=bf16"
     if settings.method == "align":
         return "method=align has passes in fp32, and attention of packed rows on a GPU needs bf16"
+    if (width := _widest_head(config.get_text_config())) > WIDEST:
+        return f"the model's heads are {width} wide, and flash attention takes {WIDEST}"
     if settings.attn_implementation == "flash_attention_2":
         return None
     if not torch.backends.cuda.is_flash_attention_available():
@@ -159,6 +171,11 @@ def _of_machine(settings: Settings, device: torch.device, dtype: str) -> str | N
     if missing := {"window_size", "enable_gqa", "scale"} - set(inspect.signature(varlen_attn).parameters):
         return f"varlen_attn of torch {torch.__version__} lacks {', '.join(sorted(missing))}"
     return None
+
+
+def _widest_head(config: transformers.PretrainedConfig) -> int:
+    given = [getattr(config, name, None) or 0 for name in ("head_dim", "global_head_dim")]
+    return max(given) or config.hidden_size // config.num_attention_heads
 
 
 def use_packed_rows(copy: ModelCopy, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Packed rows have the losses and gradients of padded ones, or are refused with the reason."""
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch.nn import functional
 from bilevel.data.batches import Batch, make_micro_batches
 from bilevel.data.tokenise import IGNORE
 from bilevel.errors import UserError
+from bilevel.model import packing
 from bilevel.model.copies import make_copies
 from bilevel.model.losses import sample_losses
-from bilevel.model.packing import NAME, check_rows_stay_apart, why_padded
+from bilevel.model.packing import NAME, attention, check_rows_stay_apart, why_padded
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import ALONE, HOST, World
 from bilevel.settings.fields import Settings
@@ -153,10 +155,11 @@ def test_steps_are_those_of_padded_rows(changes: dict) -> None:
 def test_adapters_share_a_packed_pass(family: str) -> None:
     """Also when layers are computed again in the backward pass."""
     found = {}
-    for packing in (True, False):
-        copies = shared(family, packing=packing, gradient_checkpointing=packing)
+    for rows_packed in (True, False):
+        copies = shared(family, packing=rows_packed, gradient_checkpointing=rows_packed)
         assert all(each.one_pass for each in copies.values())
-        found[packing] = trained(copies, x := weights_of(per_sample=True), steps=2, packed=packing), x.x
+        x = weights_of(per_sample=True)
+        found[rows_packed] = trained(copies, x, steps=2, packed=rows_packed), x.x
     for ours, theirs in zip(*(each for each, _ in found.values()), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=1e-4)
@@ -190,6 +193,7 @@ def test_reasons() -> None:
     assert why_padded(settings(), config("gpt2", resid_pdrop=0.1), HOST, "fp32") is None  # the setting turns it off
     assert "attn_implementation=eager" in reason("llama", attn_implementation="eager")
     assert "needs dtype=bf16" in reason("llama", device="cuda")
+    assert "heads are 512 wide" in reason("llama", {"head_dim": 512}, device="cuda", dtype="bf16")
     assert "method=align" in reason("llama", device="cuda", dtype="bf16", method="align")
 
 
@@ -204,6 +208,11 @@ def test_without_the_setting_a_cpu_pads_and_a_gpu_packs(monkeypatch: pytest.Monk
     assert "without flash attention" in why_padded(auto, config("llama"), gpu, "bf16")
 
 
+def test_what_the_kernel_cannot_do_is_refused() -> None:
+    with pytest.raises(UserError, match="this model's attention has softcap; use packing=false"):
+        attention(None, *torch.zeros(3, 1, 1, 2, 4), None, cu_seq_lens_q=torch.tensor([0, 2]), softcap=3.0)
+
+
 def test_a_model_that_mixes_rows_is_found() -> None:
     """Its attention gets no bounds: the rows are one to it."""
     apart, mixing = TorchCopy(model("llama")), TorchCopy(model("llama"))
@@ -211,3 +220,31 @@ def test_a_model_that_mixes_rows_is_found() -> None:
     check_rows_stay_apart(apart)
     with pytest.raises(UserError, match="depend on another row"):
         check_rows_stay_apart(mixing)
+
+
+def test_what_varlen_attn_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the GPU's kernel: rows, heads and widths as it wants them, and the answer of a CPU."""
+
+    def stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert query.shape == (12, 4, 16) and key.shape == value.shape == (12, 2, 16) and enable_gqa
+        assert (max_q, max_k) == (7, 7) and window_size == (-1, 0) and cu_seq_q is cu_seq_k
+        rows = [slice(start, end) for start, end in itertools.pairwise(cu_seq_q.tolist())]
+        parts = [[tensor[None, row].transpose(1, 2) for tensor in (query, key, value)] for row in rows]
+        found = [
+            functional.scaled_dot_product_attention(*part, scale=scale, is_causal=True, enable_gqa=True)
+            for part in parts
+        ]
+        return torch.cat(found, 2)[0].transpose(0, 1)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 12, width, generator=generator) for heads, width in ((4, 12), (2, 12), (2, 10))
+    )
+    bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
+    found = packing._varlen(query, key, value, None, bounds, 7)
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = True, 2
+    wanted, _ = attention(module, query, key, value, None, cu_seq_lens_q=bounds, max_length_q=7)
+    assert found.shape == (1, 12, 4, 10)
+    torch.testing.assert_close(found, wanted)

@@ -7,8 +7,13 @@ import torch
 import transformers
 from pretended_device import DEVICE, Waits, put
 from step_helpers import NU, VOCABULARY, cut, sample_weights, tiny_model
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bilevel.data.batches import Batch, make_micro_batches
+from bilevel.model.packing import NAME
 from bilevel.model.torch_copy import TorchCopy
+from bilevel.processes import ALONE
 from bilevel.step.f2sa import penalty_step
 from bilevel.step.plain import plain_step
 
@@ -52,3 +57,39 @@ def test_a_plain_step_waits_twice() -> None:
         with Waits() as waits:
             plain_step(w, cut(list(range(12)), 2), 1e-3, 0)
     assert sum(waits.found.values()) == 2, waits.found
+
+
+def packed(start: int, number: int) -> Batch:
+    """Samples of 4 to 9 tokens, whose second half is supervised, packed into micro-batches of 40 tokens."""
+    ids = [[(start + i + place) % VOCABULARY for place in range(5 + i % 6)] for i in range(number)]
+    rows = {"input_ids": ids, "labels": [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]}
+    numbers, ones = torch.arange(start, start + number), torch.ones(number, dtype=torch.float64)
+    return Batch(numbers, make_micro_batches(rows, numbers, ones, 40, ALONE, packed=True), ones, number)
+
+
+def masked_attention(module, query, key, value, attention_mask, cu_seq_lens_q=None, **others):
+    """In the place of varlen_attn, which a CPU lacks: a mask from the bounds, made on the device."""
+    if cu_seq_lens_q is None:  # one token, to look at how the model uses its head
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+    at = torch.arange(query.shape[2], device=query.device)
+    row = (at[:, None] >= cu_seq_lens_q[None, 1:]).sum(1)
+    mask = (row[:, None] == row) & (at[:, None] >= at)
+    return sdpa_attention_forward(module, query, key, value, mask[None, None], **others)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_on_packed_rows_waits_no_more(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = MODELS[model]()
+    start.set_attn_implementation(NAME)
+    here, there = ({name: TorchCopy(made(copy.deepcopy(start))) for name in "uw"} for made in (lambda same: same, put))
+    x = sample_weights()
+    expected = penalty_step(**here, weights=x, train=packed(0, 12), validation=packed(20, 5), nu=NU, lr_y=0.0, seed=0)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, NAME, masked_attention)
+    for _ in range(2):  # the first one also looks at how the model uses its head
+        train, validation = packed(0, 12), packed(20, 5)
+        with Waits() as waits:
+            found = penalty_step(**there, weights=x, train=train, validation=validation, nu=NU, lr_y=0.0, seed=0)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=0)
+    assert sum(waits.found.values()) == 3, waits.found
+    passes = 2 * len(train.micro_batches) + len(validation.micro_batches)
+    assert waits.copies == 2 * passes + 3
