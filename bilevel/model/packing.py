@@ -1,99 +1,24 @@
-"""Packed rows in a model: which models and machines can compute them, and the attention that keeps rows apart.
+"""Packed rows in a model: which models and machines can have them, and a trial that rows do not see each other.
 
 A packed micro-batch is one sequence of several rows. Only attention lets tokens of a sequence see each other, so it
-alone must know where rows begin and end. It is told by the arguments that transformers has for this: position_ids,
-cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k. transformers' flash_attention_2 reads them. Otherwise models
-get `attention`, which does: on a GPU by torch's varlen_attn, on a CPU by one scaled_dot_product_attention per row.
+alone must know where rows begin and end. transformers' flash_attention_2 does; other models get the attention of
+bilevel.model.packed_attention.
 """
 
-import importlib.util
 import inspect
-from typing import Any
 
 import torch
 import transformers
-from torch.nn import functional
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bilevel.data.batches import MicroBatch
 from bilevel.errors import UserError
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.loading import drops, trained_shape
 from bilevel.model.masks import pass_arguments, unsearched_positions
+from bilevel.model.packed_attention import NAME, WIDEST, why_no_varlen
 from bilevel.settings.fields import Settings
 
-NAME = "packed_rows"  # of `attention` among transformers' implementations
-WIDEST = 256  # head of the flash kernels
-UNKNOWN = ("softcap", "s_aux", "position_bias")  # what transformers can ask of attention and varlen_attn cannot do
 SEPARATE = ("full_attention", "sliding_attention")  # layers whose tokens see each other through attention only
-
-
-def attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention of packed rows, (1, T, heads, width), or of padded ones as by sdpa if there are no bounds.
-
-    query (1, heads, T, width), key and value with as many heads or fewer. cu_seq_lens_q (B + 1,): the bounds of the
-    rows. An implementation of transformers' AttentionInterface. Raises UserError if the model wants of packed rows what
-    varlen_attn cannot do, which check_rows_stay_apart finds at the start.
-    """
-    if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
-    assert attention_mask is None, "a model has made a mask for packed rows"
-    if wanted := [name for name in UNKNOWN if others.get(name) is not None]:
-        raise UserError(f"packing: this model's attention has {' and '.join(wanted)}; use packing=false")
-    if query.device.type == "cuda":
-        assert dropout == 0.0, "varlen_attn has no dropout"
-        return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
-    bounds, found = cu_seq_lens_q.tolist(), []
-    for start, end in zip(bounds, bounds[1:], strict=False):
-        row = (tensor[:, :, start:end] for tensor in (query, key, value))
-        found.append(sdpa_attention_forward(module, *row, None, dropout=dropout, scaling=scaling, **others)[0])
-    return torch.cat(found, 1), None
-
-
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    cu_seq_lens: torch.Tensor,
-    longest: int,
-) -> torch.Tensor:
-    """The same by torch's varlen_attn, which is for GPUs and 16 bits."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    width, full = value.shape[-1], -(-query.shape[-1] // 8) * 8  # the kernel wants equal widths, in eights
-    query, key, value = (
-        functional.pad(tensor[0].transpose(0, 1).to(dtype), (0, full - tensor.shape[-1]))
-        for tensor in (query, key, value)
-    )
-    out = varlen_attn(
-        *(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest),
-        scale=scaling,
-        window_size=(-1, 0),  # causal
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out[None, ..., :width]
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)  # for padded rows, which evaluations have
 
 
 def why_padded(
@@ -158,19 +83,10 @@ def _of_machine(
         return "on a GPU, attention of packed rows needs dtype=bf16"
     if settings.method == "align":
         return "method=align has passes in fp32, and attention of packed rows on a GPU needs bf16"
-    if (width := _widest_head(config.get_text_config())) > WIDEST:
-        return f"the model's heads are {width} wide, and flash attention takes {WIDEST}"
-    if settings.attn_implementation == "flash_attention_2":
-        return None
-    if not torch.backends.cuda.is_flash_attention_available():
-        return "this torch was built without flash attention"
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return f"torch {torch.__version__} has no varlen_attn"
-    from torch.nn.attention.varlen import varlen_attn
-
-    if missing := {"window_size", "enable_gqa", "scale"} - set(inspect.signature(varlen_attn).parameters):
-        return f"varlen_attn of torch {torch.__version__} lacks {', '.join(sorted(missing))}"
-    return None
+    width = _widest_head(config.get_text_config())
+    if settings.attn_implementation != "flash_attention_2":
+        return why_no_varlen(device, width)
+    return f"the model's heads are {width} wide, and flash attention takes {WIDEST}" if width > WIDEST else None
 
 
 def _widest_head(config: transformers.PretrainedConfig) -> int:

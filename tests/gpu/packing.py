@@ -9,7 +9,8 @@ from gpu.rows import Rows
 from gpu.waits import waits
 from torch.nn import functional
 
-from bilevel.model.packing import attention, check_rows_stay_apart, use_packed_rows, why_padded
+from bilevel.model.packed_attention import attention
+from bilevel.model.packing import check_rows_stay_apart, use_packed_rows, why_padded
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import World
 from bilevel.settings.fields import Settings

@@ -16,10 +16,11 @@ from torch.nn import functional
 from bilevel.data.batches import Batch, make_micro_batches
 from bilevel.data.tokenise import IGNORE
 from bilevel.errors import UserError
-from bilevel.model import packing
+from bilevel.model import packed_attention
 from bilevel.model.copies import make_copies
 from bilevel.model.losses import sample_losses
-from bilevel.model.packing import NAME, attention, check_rows_stay_apart, why_padded
+from bilevel.model.packed_attention import NAME, attention, why_no_varlen
+from bilevel.model.packing import check_rows_stay_apart, why_padded
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import ALONE, HOST, World
 from bilevel.settings.fields import Settings
@@ -198,14 +199,12 @@ def test_reasons() -> None:
 
 
 def test_without_the_setting_a_cpu_pads_and_a_gpu_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr("bilevel.model.packing.why_no_varlen", lambda device, width: None)
     auto, gpu = settings(packing=None), torch.device("cuda")
     assert "packing=true only" in why_padded(auto, config("llama"), HOST, "bf16")
     assert why_padded(auto, config("llama"), gpu, "bf16") is None
     assert "needs dtype=bf16" in why_padded(auto, config("llama"), gpu, "fp32")
     assert why_padded(settings(packing=False), config("llama"), gpu, "bf16") == "packing=false"
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
-    assert "without flash attention" in why_padded(auto, config("llama"), gpu, "bf16")
 
 
 def test_what_the_kernel_cannot_do_is_refused() -> None:
@@ -222,19 +221,20 @@ def test_a_model_that_mixes_rows_is_found() -> None:
         check_rows_stay_apart(mixing)
 
 
+def stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """varlen_attn, which a CPU lacks, by an attention of each row."""
+    assert query.shape[-1] % 8 == 0 and key.shape == value.shape and enable_gqa == (query.shape[1] > key.shape[1])
+    assert max_q == max_k == cu_seq_q.diff().max() and window_size == (-1, 0) and cu_seq_q is cu_seq_k
+    rows = [slice(start, end) for start, end in itertools.pairwise(cu_seq_q.tolist())]
+    parts = [[tensor[None, row].transpose(1, 2) for tensor in (query, key, value)] for row in rows]
+    found = [
+        functional.scaled_dot_product_attention(*part, scale=scale, is_causal=True, enable_gqa=True) for part in parts
+    ]
+    return torch.cat(found, 2)[0].transpose(0, 1)
+
+
 def test_what_varlen_attn_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the GPU's kernel: rows, heads and widths as it wants them, and the answer of a CPU."""
-
-    def stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
-        assert query.shape == (12, 4, 16) and key.shape == value.shape == (12, 2, 16) and enable_gqa
-        assert (max_q, max_k) == (7, 7) and window_size == (-1, 0) and cu_seq_q is cu_seq_k
-        rows = [slice(start, end) for start, end in itertools.pairwise(cu_seq_q.tolist())]
-        parts = [[tensor[None, row].transpose(1, 2) for tensor in (query, key, value)] for row in rows]
-        found = [
-            functional.scaled_dot_product_attention(*part, scale=scale, is_causal=True, enable_gqa=True)
-            for part in parts
-        ]
-        return torch.cat(found, 2)[0].transpose(0, 1)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
     generator = torch.Generator().manual_seed(0)
@@ -242,9 +242,25 @@ def test_what_varlen_attn_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.randn(1, heads, 12, width, generator=generator) for heads, width in ((4, 12), (2, 12), (2, 10))
     )
     bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
-    found = packing._varlen(query, key, value, None, bounds, 7)
+    found = packed_attention._varlen(query, key, value, None, bounds, 7)
     module = torch.nn.Module()
     module.is_causal, module.num_key_value_groups = True, 2
     wanted, _ = attention(module, query, key, value, None, cu_seq_lens_q=bounds, max_length_q=7)
     assert found.shape == (1, 12, 4, 10)
     torch.testing.assert_close(found, wanted)
+
+
+def test_the_trial_of_varlen_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "varlen_attn fails here" in why_no_varlen(HOST, 16)  # a CPU has no kernel
+    assert why_no_varlen(HOST, 264) == "the model's heads are 264 wide, and flash attention takes 256"
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    assert why_no_varlen(HOST, 16) is None
+
+    def mixing(query, key, value, bounds, *others, scale, window_size, enable_gqa):
+        return stand_in(query, key, value, whole := torch.tensor([0, 8]), whole, 8, 8, scale=scale,
+                        window_size=window_size, enable_gqa=enable_gqa)  # fmt: skip
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", mixing)
+    assert "gives other results" in why_no_varlen(HOST, 16)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value, is_causal: query)
+    assert "lacks enable_gqa, scale, window_size" in why_no_varlen(HOST, 16)

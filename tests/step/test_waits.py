@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bilevel.data.batches import Batch, make_micro_batches
-from bilevel.model.packing import NAME
+from bilevel.model.packed_attention import NAME
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import ALONE
 from bilevel.step.f2sa import penalty_step
