@@ -95,3 +95,9 @@ def test_no_function_has_more_than_60_lines() -> None:
         if isinstance(node, ast.FunctionDef)
     ]
     assert len(functions) > 100 and max(functions)[0] <= 60, max(functions)
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by their names alone: of two with one name, one is not collected."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)

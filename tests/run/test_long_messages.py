@@ -8,7 +8,7 @@ import pytest
 from bilevel.errors import UserError
 from bilevel.processes import ALONE
 from bilevel.run.checkpoint import Checkpoints
-from bilevel.run.checkpoint_file import read_manifest, write_manifest
+from bilevel.run.checkpoint_file import STATE_VERSION, read_manifest, write_manifest
 from bilevel.settings.written import differing
 
 LONG = "a" * 5000
@@ -19,7 +19,7 @@ def sealed(folder: Path, settings: dict, data: dict) -> Path:
     path = folder / "step_000001"
     path.mkdir(parents=True)
     (path / "rank0.sums").write_text(json.dumps({}))
-    write_manifest(path, {"version": 2, "step": 1, "processes": 1, "settings": settings, "data": data})
+    write_manifest(path, {"version": STATE_VERSION, "step": 1, "processes": 1, "settings": settings, "data": data})
     assert read_manifest(path)["step"] == 1
     return path
 
