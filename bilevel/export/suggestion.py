@@ -11,8 +11,7 @@ import numpy as np
 from bilevel.errors import UserError, first
 from bilevel.export.selection import DROP, KEEP, at_least
 from bilevel.run.finished import FinishedRun
-from bilevel.weights.record_evidence import LIKELY
-from bilevel.weights.removable import LITTLE, can_go
+from bilevel.weights.removable import LIKELY, LITTLE, can_go
 from bilevel.weights.two_groups import split
 
 

@@ -11,8 +11,7 @@ from bilevel.run.finished import FinishedRun, read_data
 from bilevel.run.machine import read_machine
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
-from bilevel.weights.record_evidence import LIKELY
-from bilevel.weights.removable import can_go
+from bilevel.weights.removable import LIKELY, can_go
 
 LONGEST = 300  # characters of a value
 

@@ -29,12 +29,12 @@ import torch
 
 from bilevel.weights.chunks import chunks
 from bilevel.weights.evidence import SAME
+from bilevel.weights.removable import LIKELY
 
 REACH, BINS = 8.0, 4096  # the histogram of m: from -REACH to REACH; an even number of bins, so that 0 is an edge
 WIDTH = 2 * REACH / BINS
 LEAST = 8  # records beyond t; fewer prove nothing
 CALL, KEPT = 3.5, 2.5  # z from which harmful records are shown, and down to which that verdict is kept
-LIKELY = 0.5  # a record with a larger P is more likely harmful than not
 TAIL = 0.05  # part of the records below 0 that is cut off
 
 

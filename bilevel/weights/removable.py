@@ -1,5 +1,6 @@
-"""Which sources the cleaned data leave out by themselves."""
+"""Which sources and records the cleaned data leave out by themselves."""
 
+LIKELY = 0.5  # a record that is harmful with a larger probability is more likely harmful than not
 LITTLE = 0.1  # weight of a record, whose mean is 1: a source of such records can be left out if it is worse
 
 
