@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.activations import ACT2FN
-from transformers.modeling_utils import load_state_dict
 
 from bilevel.errors import UserError, first, short
 from bilevel.model.frozen_base import is_four_bit
@@ -96,6 +94,8 @@ def _renamed(report: dict[str, Any]) -> str:
 
 def _integer_tensors(model: torch.nn.Module, folder: Path) -> list[str]:
     """A fault for parameters that a folder stores as integers, which would be taken for the weights themselves."""
+    from transformers.modeling_utils import load_state_dict  # a second and more
+
     names = set(model.state_dict()) - {name for name, _ in model.named_buffers()}
     files = next((found for kind in _WEIGHT_FILES if (found := sorted(folder.glob(kind)))), [])
     stored = {name: tensor for file in files for name, tensor in load_state_dict(str(file), "meta").items()}
@@ -109,6 +109,8 @@ def _integer_tensors(model: torch.nn.Module, folder: Path) -> list[str]:
 
 def _check_activations(config: transformers.PretrainedConfig, where: str) -> None:
     """Raises UserError if transformers does not know an activation function of the configuration."""
+    from transformers.activations import ACT2FN  # a second and more
+
     for name, value in config.to_dict().items():
         if not re.fullmatch(r"hidden_act|(hidden_)?activation(_function)?", name) or not isinstance(value, str):
             continue

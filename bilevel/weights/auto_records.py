@@ -38,6 +38,8 @@ class AutoRecords(XOptimizer):
         evidence = weights.records
         harm = evidence.harm()
         evidence.note(harm)
+        if not harm.seen:  # w and u have been the same so far
+            return None
         factors = torch.empty(self.n)
         for part in chunks(self.n):
             factors[part] = torch.from_numpy(1 - evidence.p_worse(harm, part)).clamp_min(LEAST).float()

@@ -405,7 +405,8 @@ def test_it_loads_and_every_control_has_a_name(page: webdriver.Chrome, run: Path
     facts = page.find_element(By.ID, "facts").text
     assert "10,000" in facts and "2.000" in facts and "0.900" in facts
     controls = page.find_elements(By.CSS_SELECTOR, "button, input:not([hidden]), select, svg[tabindex]")
-    assert all(control.accessible_name for control in controls[:60])
+    seen = [control for control in controls[:60] if control.is_displayed()]
+    assert len(seen) > 50 and all(control.accessible_name for control in seen)
     heads = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#sources tr:nth-child(1) td:first-child")]
     assert heads == ["a"]
 

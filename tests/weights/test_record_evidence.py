@@ -173,6 +173,17 @@ def test_harmful_records_lose_their_weight_and_others_stay_equal(x_map: str):
     assert even.effective_share() == pytest.approx(1) and not even.records.harm().shown
 
 
+def test_while_w_and_u_are_the_same_nothing_moves():
+    """The first step sees more than a quarter of the records, and all gaps are 0."""
+    weights = SampleWeights(20, None, "sigmoid", 10.0, "auto")
+    weights.accumulate(torch.arange(16), torch.zeros(16))
+    weights.step(0.0)
+    assert torch.equal(weights.coefficients(slice(0, 20)), torch.ones(20, dtype=torch.float64))
+    weights.accumulate(torch.arange(16), torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    weights.step(0.0)
+    assert weights.coefficients(slice(0, 20)).isfinite().all()
+
+
 def test_it_starts_from_the_weights_that_are_given():
     rng, bad = np.random.default_rng(7), np.arange(N) % 2 == 0
     start = torch.linspace(0.5, 1.5, N, dtype=torch.float64)
