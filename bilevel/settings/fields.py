@@ -303,4 +303,4 @@ def choices(name: str) -> list[str]:
 
 
 DATA = {"train_data", "val_data", "test_data"}
-LISTS = DATA | {"lora_targets"}
+LISTS = DATA | {"lora_targets", "filters"}
