@@ -2,8 +2,8 @@
 
 Per source, the verdicts decide (bilevel.weights.evidence). A source is left out if it is worse than the others, and its
 records count at most a tenth as much as the mean record. A source that is worse but keeps more weight is needed in
-part. Per record, those go that are more likely harmful than not (bilevel.weights.record_evidence). Where no record is
-shown to be harmful, two-means on the weights finds a threshold, and a histogram tells whether there are two groups.
+part. Per record, those go that are called harmful (bilevel.weights.record_evidence). Where no record is, two-means on
+the weights finds a threshold, and a histogram tells whether there are two groups.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from bilevel.errors import UserError, first
 from bilevel.export.selection import DROP, KEEP, at_least
 from bilevel.run.finished import FinishedRun
-from bilevel.weights.removable import LIKELY, LITTLE, can_go
+from bilevel.weights.removable import HARMFUL, LITTLE, can_go
 from bilevel.weights.two_groups import split
 
 
@@ -48,12 +48,11 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     c = np.concatenate(run.weights)
-    if run.p_worse is not None and ((p := np.concatenate(run.p_worse)) > LIKELY).any():
-        kept = ~np.isnan(c) & ~(p > LIKELY)
-        out, sound = int((p > LIKELY).sum()), float((1 - p)[p > LIKELY].sum())
-        words = f"left out: {out:,} records that are more likely harmful than not"
-        counts = ((marks == KEEP) | kept & (marks != DROP)).astype(np.int64)
-        return counts, f"{words}; about {sound:,.0f} of them are expected to be sound"
+    if run.harmful_share is not None and ((share := np.concatenate(run.harmful_share)) > HARMFUL).any():
+        out = share > HARMFUL
+        counts = ((marks == KEEP) | ~np.isnan(c) & ~out & (marks != DROP)).astype(np.int64)
+        sound = out.sum() * (1 - share[out].min())  # the least of these shares is that among all of them
+        return counts, f"left out: {out.sum():,} records called harmful; about {sound:,.0f} of them may be sound"
     logarithm = run.settings.x_map == "softmax"
     found = split(c[~np.isnan(c)], logarithm)
     if found is None:

@@ -31,7 +31,7 @@ def evaluate(
         row |= {f"weight/{name}": share for name, share in zip(train.sources, shares, strict=True)}
         if weights.records is not None:
             harm = weights.records.harm()
-            row |= {"harmful": harm.number if harm.shown else 0}
+            row |= {"harmful": harm.number}
             row |= {"harmful_z": harm.z} if math.isfinite(harm.z) else {}
         row |= dict(zip((f"weight_q/{q}" for q in QUANTILES), quantiles(weights, QUANTILES), strict=True))
     if train.is_noisy is not None:

@@ -47,5 +47,4 @@ def harm_words(weights: FixedSampleWeights) -> str:
         return "no record has been visited with w and u apart, so nothing is known about the records"
     if not harm.shown:
         return f"no record is shown to be harmful (z {harm.z:.1f}, shown from {CALL:g})"
-    likely = f"{harm.number:,} of {harm.seen:,} records are more likely harmful than not"
-    return f"{likely}: validation loses by them (z {harm.z:.1f})"
+    return f"{harm.number:,} of {harm.seen:,} records are called harmful: validation loses by them (z {harm.z:.1f})"

@@ -11,7 +11,7 @@ from bilevel.run.finished import FinishedRun, read_data
 from bilevel.run.machine import read_machine
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
-from bilevel.weights.removable import LIKELY, can_go
+from bilevel.weights.removable import HARMFUL, can_go
 
 LONGEST = 300  # characters of a value
 
@@ -54,12 +54,12 @@ def _cost(run: FinishedRun) -> str:
 
 def verdict(run: FinishedRun) -> str:
     """The sentence that the page begins with."""
-    if run.p_worse is not None:
-        p = np.concatenate(run.p_worse)
-        number, seen = int((p > LIKELY).sum()), int(np.isfinite(p).sum())
+    if run.harmful_share is not None:
+        share = np.concatenate(run.harmful_share)
+        number, seen = int((share > HARMFUL).sum()), int(np.isfinite(share).sum())
         if not number:
             return f"none of {seen:,} records is shown to be harmful"
-        return f"{number:,} of {seen:,} records are more likely harmful than not: validation loses by them"
+        return f"{number:,} of {seen:,} records are called harmful: validation loses by them"
     if run.per_sample:
         c = np.concatenate(run.weights)
         return two_groups.verdict(c[np.isfinite(c)], run.settings.x_map == "softmax")

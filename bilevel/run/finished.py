@@ -78,9 +78,9 @@ class FinishedRun:
     of its records in order, with mean 1 over all samples. In a per-source run a record has its source's weight
     N p_s / n_s. A record that became several samples has the mean of their weights. A record that was dropped, because
     it has no supervised token within max_length, has NaN (in per-sample runs; per source it is not recorded), as has
-    one that was not read (skip_bad_records, #N). evidence: the columns of
-    weights.csv on each source's difference and verdict, a row per training file; None if the run has none. p_worse: the
-    probability of each record to be harmful, as the weights; NaN where nothing is known, None if the run has none.
+    one that was not read (skip_bad_records, #N). evidence: the columns of weights.csv on each source's difference and
+    verdict, a row per training file; None if the run has none. harmful_share: that column of weights.csv, as the
+    weights; NaN where nothing is known, None if the run has none.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class FinishedRun:
     weights: list[np.ndarray]
     per_sample: bool
     evidence: "pd.DataFrame | None" = None
-    p_worse: list[np.ndarray] | None = None
+    harmful_share: list[np.ndarray] | None = None
 
     @property
     def name(self) -> str:
@@ -159,8 +159,8 @@ def read_finished(run: str | Path) -> FinishedRun:
     table = read_table(folder / "weights.csv", per_sample, train)
     weights = _record_weights(table, per_sample, train)
     evidence = table[list(EVIDENCE)] if set(EVIDENCE) <= set(table) else None
-    p_worse = _per_record(table, "p_worse", train) if per_sample and "p_worse" in table else None
-    run = FinishedRun(folder, settings, train, sources, weights, per_sample, evidence, p_worse)
+    harmful_share = _per_record(table, "harmful_share", train) if per_sample and "harmful_share" in table else None
+    run = FinishedRun(folder, settings, train, sources, weights, per_sample, evidence, harmful_share)
     for number, file in enumerate(train):
         if file.unread:
             weights[number][~run.was_read(number)] = np.nan

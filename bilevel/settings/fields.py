@@ -303,4 +303,6 @@ def choices(name: str) -> list[str]:
 
 
 DATA = {"train_data", "val_data", "test_data"}
-LISTS = DATA | {"lora_targets", "filters"}
+LISTS = DATA | {
+    name for name, field in FIELDS.items() if list in map(get_origin, [field.annotation, *get_args(field.annotation)])
+}

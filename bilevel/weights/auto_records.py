@@ -1,9 +1,10 @@
-"""The rule x_optimizer=auto for single records: weights in proportion to the probability that a record does no harm.
+"""The rule x_optimizer=auto for single records, without a learning rate.
 
-    c_i = c_i at the start x (1 - p_i), with mean 1
+    c_i = c_i at the start x (1 - P_i), with mean 1
 
-p_i comes from bilevel.weights.record_evidence. It is 0 for all records until harmful ones are shown to exist, so that
-equally good records keep equal weights. A record that has not been visited counts as much as the mean record.
+P_i is the share of harmful records among those whose mean gap is as large or larger
+(bilevel.weights.record_evidence). It is 0 for all until harmful records are shown to exist, so that equally good ones
+keep equal weights. A record that has not been visited counts as much as the mean record.
 """
 
 from typing import Any
@@ -25,13 +26,12 @@ class AutoRecords(XOptimizer):
 
     def __init__(self, n: int):
         self.n, self.visits, self.due = n, 0.0, n / OFTEN
-        self.start: torch.Tensor | None = None
 
     def observe(self, weights: Weights, entries: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> None:
         self.visits += float(counts.sum())
 
     def factors(self, weights: Weights) -> torch.Tensor | None:
-        """1 - p of all records, (N,) float32, at least LEAST; None if it is not the time to set the weights."""
+        """1 - P of all records, (N,) float32, at least LEAST; None if it is not the time to set the weights."""
         if self.visits < self.due:
             return None
         self.due = self.visits + self.n / OFTEN
@@ -42,7 +42,7 @@ class AutoRecords(XOptimizer):
             return None
         factors = torch.empty(self.n)
         for part in chunks(self.n):
-            factors[part] = torch.from_numpy(1 - evidence.p_worse(harm, part)).clamp_min(LEAST).float()
+            factors[part] = torch.from_numpy(1 - evidence.harmful_share(harm, part)).clamp_min(LEAST).float()
         seen = ~factors.isnan()
         return torch.where(seen, factors, factors[seen].mean())
 

@@ -16,7 +16,7 @@ class XOptimizer:
     """
 
     uses_slope = True  # whether the slope dc/dx is a factor of its gradient
-    sets_all = False  # whether it sets the weights of all records at once (bilevel.weights.auto_records), not by update
+    sets_all = False  # whether it sets the weights of all records at once, by `factors` and not by `update`
 
     def __init__(self, n: int):
         """Start without a history."""
@@ -30,6 +30,10 @@ class XOptimizer:
 
     def update(self, weights: Weights, index: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
         """The change of weights.x[index], (K,) float64; index (K,) without repeats, gradient (K,) float64."""
+        raise NotImplementedError
+
+    def factors(self, weights: Weights) -> torch.Tensor | None:
+        """What the weights at the start are multiplied by, (N,) float32, for a rule that sets all; None: not now."""
         raise NotImplementedError
 
     def reach(self, rates: Sequence[float]) -> float:

@@ -3,11 +3,11 @@
     source,weight,samples[,score][,difference,low,high,p_worse,evidence,verdict,called_at]
                                               per source: weight p_s and number of samples; if weights were learned,
                                               also the evidence on the source (bilevel.weights.evidence)
-    file,index,weight[,is_noisy][,score][,mean_gap,p_worse]
+    file,index,weight[,is_noisy][,score][,mean_gap,harmful_share]
                                               per sample: weight c_i (mean 1); index: its record's place in the file;
                                               if weights were learned, its mean gap in standard deviations, and the
-                                              probability that it is harmful (bilevel.weights.record_evidence); empty
-                                              if the run has not visited it
+                                              share of harmful records among those with as large a one
+                                              (bilevel.weights.record_evidence); empty if it has not been visited
 
 Rows have the order of the training samples. A record that became several samples (pieces of a text, or chat turns with
 a context of their own) has a row for each. pandas is imported late, because commands that answer a mistake at once
@@ -85,7 +85,7 @@ def _tables(weights: "Weights", samples: "Samples", scores: "torch.Tensor | None
         yield pd.DataFrame(table)
         return
     names = np.array([file.name for file in samples.files], dtype=object)
-    harm = weights.records.harm() if weights.records else None
+    harm = weights.records.harm() if weights.records is not None else None
     ends = samples.sizes.cumsum(0).numpy()
     for part in chunks.chunks(len(samples)):
         table = {"file": names[_file_numbers(ends, part)], "index": samples.records(part)}
@@ -96,7 +96,7 @@ def _tables(weights: "Weights", samples: "Samples", scores: "torch.Tensor | None
             table["score"] = scores[part].numpy()
         if harm is not None:
             table["mean_gap"] = weights.records.means(part)
-            table["p_worse"] = weights.records.p_worse(harm, part)
+            table["harmful_share"] = weights.records.harmful_share(harm, part)
         yield pd.DataFrame(table)
 
 

@@ -26,7 +26,6 @@ class FixedSourceWeights:
 
     per_sample = False
     evidence: Evidence | None = None  # on each source, where the weights learn
-    records: RecordEvidence | None = None  # that is for records
 
     def __init__(self, source_ids: torch.Tensor, p: torch.Tensor):
         self.source_ids = source_ids

@@ -12,12 +12,13 @@ off the other side, where none is harmful: about their centre mu, sound records 
 
     A(t) = number of records with m_i >= t,   B(t) = number with m_i <= 2 mu - t        t > 0
     z    = largest (A - B) / sqrt(A + B) over all t with A >= 8, at the upper end of mu's error
-    P(t) = 1 - (B(t) + 1) / A(t), made to rise with t           the share of harmful records among those beyond t
+    P(t) = 1 - (B(t) + 1) / A(t), made to rise with t           share of harmful records among those with m_i >= t
 
 Estimating false discoveries by mirrored counts, with the + 1, is the idea of Barber and Candes (2015). mu comes from
 the records below 0, by maximum likelihood of a normal distribution that is cut off at 0 and at their 5 % quantile:
 harmful records do not enter, and neither do heavy tails. The upper end of its error is where the log-likelihood has
-fallen by 1/2. Harmful records are shown to exist once z exceeds CALL.
+fallen by 1/2. Harmful records are shown to exist once z exceeds CALL. Those are then called harmful whose P(m_i) is
+above HARMFUL.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ import torch
 
 from bilevel.weights.chunks import chunks
 from bilevel.weights.evidence import SAME
-from bilevel.weights.removable import LIKELY
+from bilevel.weights.removable import HARMFUL
 
 REACH, BINS = 8.0, 4096  # the histogram of m: from -REACH to REACH; an even number of bins, so that 0 is an edge
 WIDTH = 2 * REACH / BINS
@@ -43,30 +44,29 @@ class Harm:
     """What is known about all records together.
 
     seen: records visited so far. z: see above; -inf if too few lie above 0. centre: mu. curve (BINS / 2,): P at the
-    lower edges of the bins above 0. number: how many are LIKELY harmful. shown: the verdict.
+    lower edges of the bins above 0. shown: whether harmful records are shown to exist. number: how many are called
+    harmful, 0 while that is not shown.
     """
 
     seen: int
     z: float
     centre: float
     curve: np.ndarray
-    number: int
     shown: bool
+    number: int
 
 
 class RecordEvidence:
     """The evidence on n records, 8 bytes each."""
 
-    STATE = ("sums", "visits", "steps", "called_at")
+    STATE = ("sums", "visits", "shown")
 
     def __init__(self, n: int):
-        self.n, self.steps = n, 0
+        self.n, self.shown = n, False  # shown: the verdict that `note` was given last
         self.sums, self.visits = torch.zeros(n), torch.zeros(n, dtype=torch.int32)
-        self.called_at = 0  # step at which harmful records were shown; 0: they are not
 
     def observe(self, ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> None:
         """Add a model step: gaps (B,) float64 of the records ids (B,), each standing for counts (B,) drawn samples."""
-        self.steps += 1
         centred = gaps - (counts * gaps).sum() / counts.sum()
         sd = ((counts * centred**2).sum() / counts.sum()).sqrt()
         if not sd > SAME:  # w and u are still the same
@@ -94,17 +94,18 @@ class RecordEvidence:
         z = float(((above - beyond) / np.sqrt((above + beyond).clip(1)))[above >= LEAST].max(initial=-math.inf))
         share = 1 - (mirrored(counts, mu) + 1) / above.clip(1)
         curve = np.maximum.accumulate(np.where(above > 0, share, 0).clip(0))
-        shown = z > (KEPT if self.called_at else CALL)
-        return Harm(int(counts.sum()), z, mu, curve, int(counts[BINS // 2 :][curve > LIKELY].sum()), shown)
+        shown = z > (KEPT if self.shown else CALL)
+        number = int(counts[BINS // 2 :][curve > HARMFUL].sum()) if shown else 0
+        return Harm(int(counts.sum()), z, mu, curve, shown, number)
 
     def note(self, harm: Harm) -> None:
-        """Remember the step at which the verdict came; forget it if it is gone."""
-        self.called_at = (self.called_at or self.steps) if harm.shown else 0
+        """Remember the verdict: it is kept until z has fallen to KEPT."""
+        self.shown = harm.shown
 
-    def p_worse(self, harm: Harm, part: slice | torch.Tensor) -> np.ndarray:
-        """The probability that these records are harmful, float64; NaN for those that have not been visited.
+    def harmful_share(self, harm: Harm, part: slice | torch.Tensor) -> np.ndarray:
+        """P(m_i) of these records, float64; NaN for those that have not been visited.
 
-        It is 0 for all while harmful records are not shown to exist.
+        It is 0 for records with m_i <= 0, and for all while harmful records are not shown to exist.
         """
         m = self.means(part)
         place = bins(np.nan_to_num(m)) - BINS // 2

@@ -1,6 +1,6 @@
 """Which sources and records the cleaned data leave out by themselves."""
 
-LIKELY = 0.5  # a record that is harmful with a larger probability is more likely harmful than not
+HARMFUL = 0.5  # a record is called harmful if more than this share of those with as large a mean gap are
 LITTLE = 0.1  # weight of a record, whose mean is 1: a source of such records can be left out if it is worse
 
 

@@ -238,15 +238,15 @@ def test_sources_are_left_out_by_their_verdict(two: Path, capsys: pytest.Capture
     assert table == [["a", "6", "0", "0.0000", "0.0500"], ["b", "4", "4", "1.0000", "2.4250"]]
 
 
-def test_records_more_likely_harmful_than_not_are_left_out(write: Callable[..., Path], capsys: pytest.CaptureFixture):
+def test_records_called_harmful_are_left_out(write: Callable[..., Path], capsys: pytest.CaptureFixture):
     file = write("data/a.json", [{"text": f"line {i}"} for i in range(5)])
     table = pd.DataFrame({"file": "a.json", "index": range(5), "weight": [0.1, 1.5, 0.9, 1.0, 1.5]})
-    table = table.assign(mean_gap=[1.0, -1.0, 0.4, 0.2, np.nan], p_worse=[0.9, 0.0, 0.6, 0.4, np.nan])
+    table = table.assign(mean_gap=[1.0, -1.0, 0.4, 0.2, np.nan], harmful_share=[0.9, 0.0, 0.6, 0.4, np.nan])
     run = finished_run(file.parents[1] / "run", [file], table)
     assert exported(run, "out.jsonl").decode().splitlines() == [f'{{"text": "line {i}"}}' for i in (1, 3, 4)]
     said = capsys.readouterr().out
-    assert "left out: 2 records that are more likely harmful than not; about 0 of them are expected to be sound" in said
-    table.assign(p_worse=0.0).to_csv(run / "weights.csv", index=False)  # nothing shown: two-means, as with any weights
+    assert "left out: 2 records called harmful; about 1 of them may be sound" in said
+    table.assign(harmful_share=0.0).to_csv(run / "weights.csv", index=False)  # two-means
     assert len(exported(run, "other.jsonl").decode().splitlines()) == 4
 
 

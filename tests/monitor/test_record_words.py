@@ -35,9 +35,7 @@ def test_what_is_known_about_harm(share: float):
     weights.accumulate(torch.arange(500), gaps)
     known, _ = lines(weights, samples)
     if share:
-        number = re.fullmatch(
-            r"(\d+) of 500 records are more likely harmful than not: validation loses by them \(z .*\)", known
-        )
+        number = re.fullmatch(r"(\d+) of 500 records are called harmful: validation loses by them \(z .*\)", known)
         assert abs(int(number[1]) - 200) < 20
     else:
         assert known.startswith("no record is shown to be harmful (z ")

@@ -98,7 +98,7 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
 def test_weights_csv_is_the_last_row(finished: tuple[Path, str]):
     weights = pd.read_csv(finished[0] / "weights.csv")
     last = pd.read_csv(finished[0] / "metrics.csv").iloc[-1]
-    known = ["difference", "low", "high", "p_worse", "evidence", "verdict", "called_at"]
+    known = ["difference", "low", "high", "harmful_share", "evidence", "verdict", "called_at"]
     assert list(weights) == ["source", "weight", "samples", *known] and weights["samples"].tolist() == [96, 96]
     assert weights["weight"].tolist() == [last[f"weight/{source}"] for source in weights["source"]]
 
@@ -155,7 +155,7 @@ def test_per_sample_run(data: Path, tmp_path: Path):
         *NOISE_COLUMNS,
     ]
     weights = pd.read_csv(tmp_path / "r" / "weights.csv")
-    assert list(weights) == ["file", "index", "weight", "is_noisy", "mean_gap", "p_worse"]
+    assert list(weights) == ["file", "index", "weight", "is_noisy", "mean_gap", "harmful_share"]
     assert weights["index"].tolist() == list(range(192)) and set(weights["file"]) == {"train_mixed.json"}
     assert weights["is_noisy"].tolist() == [False, True] * 96
     assert weights["weight"].mean() == pytest.approx(1) and weights["weight"].std() > 0

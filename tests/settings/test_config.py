@@ -58,6 +58,24 @@ def test_values_typed_by_hand(tmp_path: Path):
     assert settings.model_config == {"model_type": "gpt2", "vocab_size": 300}
 
 
+def test_a_list_may_be_one_word_or_several():
+    given = [
+        "--train_data",
+        "a",
+        "b",
+        "--val_data",
+        "c",
+        "--model_config",
+        "{model_type: gpt2, vocab_size: 512}",
+        "--lora_rank",
+        "2",
+    ]
+    lists = ["--filters", "no_empty_turns", "--lora_targets", "q_proj"]
+    settings, _ = load_settings([*given, *lists, "v_proj"])
+    assert settings.filters == ["no_empty_turns"] and settings.lora_targets == ["q_proj", "v_proj"]
+    assert settings.train_data == ["a", "b"] and settings.val_data == ["c"]
+
+
 def test_scientific_notation_in_yaml_is_a_number(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("train_data: a\nval_data: [b]\nmodel_name_or_path: m\nlr_y: 1e-5\n")
     settings, _ = load_settings(["--config", str(tmp_path / "c.yaml")])

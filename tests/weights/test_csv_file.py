@@ -38,7 +38,7 @@ def test_weights_csv_is_what_pandas_writes_at_once(tmp_path: Path, noisy: bool):
         table["is_noisy"] = np.concatenate([np.arange(n) % 3 == 0 for n in SIZES])
     every = slice(0, 200)
     table["mean_gap"] = weights.records.means(every)
-    table["p_worse"] = weights.records.p_worse(weights.records.harm(), every)
+    table["harmful_share"] = weights.records.harmful_share(weights.records.harm(), every)
     assert (tmp_path / "weights.csv").read_text() == pd.DataFrame(table).to_csv(index=False)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.csv"]
     start = read_start(str(tmp_path / "weights.csv"), True, samples)

@@ -89,7 +89,7 @@ def test_the_verdict_is_the_formulas():
     assert harm.z == pytest.approx(z.max())
     curve = np.maximum.accumulate(np.where(above > 0, 1 - (beyond(harm.centre) + 1) / above.clip(1), 0).clip(0))
     np.testing.assert_allclose(harm.curve, curve)
-    assert harm.shown and harm.number == (evidence.p_worse(harm, slice(0, 400)) > 0.5).sum()
+    assert harm.shown and harm.number == (evidence.harmful_share(harm, slice(0, 400)) > 0.5).sum()
     assert harm.number == pytest.approx(100, abs=40)
 
 
@@ -123,7 +123,7 @@ def test_harmful_records_are_called(share: float):
         n, bad = 5 * N, int(5 * share * N)
         evidence = evidence_of(np.r_[rng.normal(1.2, 0.5, bad), sound(rng, n - bad, "normal")])
         harm = evidence.harm()
-        p = evidence.p_worse(harm, slice(0, n))
+        p = evidence.harmful_share(harm, slice(0, n))
         assert harm.shown and p[:bad].mean() > 0.65 and p[bad:].mean() < 0.25
         order = np.argsort(evidence.means(slice(0, n)))
         assert (np.diff(p[order]) >= 0).all()
@@ -136,14 +136,14 @@ def test_a_verdict_is_kept_until_it_is_clearly_gone():
     evidence, states = evidence_of(good), set()
     for number in [*range(0, N, 2), *range(N, -1, -2)]:
         m = np.r_[good[number // 2 :], bad[:number]]
-        held = evidence.called_at
+        held = evidence.shown
         evidence.n, evidence.sums = len(m), torch.from_numpy(m).float()
-        evidence.visits, evidence.steps = torch.ones(len(m), dtype=torch.int32), evidence.steps + 1
+        evidence.visits = torch.ones(len(m), dtype=torch.int32)
         harm = evidence.harm()
         assert harm.shown == (harm.z > (record_evidence.KEPT if held else CALL))
-        states.add((bool(held), record_evidence.KEPT < harm.z <= CALL))
+        states.add((held, record_evidence.KEPT < harm.z <= CALL))
         evidence.note(harm)
-        assert evidence.called_at == ((held or evidence.steps) if harm.shown else 0)
+        assert evidence.shown == harm.shown
     assert states == {(False, False), (False, True), (True, False), (True, True)}
 
 
@@ -208,7 +208,7 @@ def test_resumed_it_goes_on_bit_for_bit():
             state = parts.state_dict()
             parts = SampleWeights(N, None, "sigmoid", 10.0, "auto")
             parts.load_state_dict(state)
-    assert torch.equal(whole.x, parts.x) and whole.records.called_at == parts.records.called_at > 0
+    assert torch.equal(whole.x, parts.x) and whole.records.shown and parts.records.shown
 
 
 def test_the_evidence_is_kept_beside_any_rule():
