@@ -23,8 +23,14 @@ function number(v) {
 }
 // A number beside others that differ from it by `step` or more: with the decimals that tell them apart.
 const exact = (v, step) => (step >= 1 || !step ? number(v) : v.toFixed(Math.min(12, Math.ceil(-Math.log10(step) - 1e-9))));
-// The same without zeros at the end.
-const plainly = (v, step) => (v === null || step >= 1 || !step ? number(v) : String(Number(exact(v, step))));
+// The same without zeros at the end, and never as one of the bounds if it is not that bound itself.
+function plainly(v, step, bounds) {
+  if (v === null) return number(v);
+  let text = step >= 1 || !step ? number(v) : String(Number(exact(v, step)));
+  for (let digits = 1; digits <= 12 && bounds.includes(Number(text)) && !bounds.includes(v); digits++)
+    text = String(Number(v.toFixed(digits)));
+  return text;
+}
 const percent = (p) => `${Number((100 * p).toPrecision(3))}%`;
 const colour = (k) => `var(--c${k % 8})`;
 
@@ -161,7 +167,7 @@ function curves({ title, note, x, low, high, series, bands, called }) {
       make("span", {}, "step ", make("b", {}, whole(x[k]))),
       ...series.map((one, s) =>
         make("span", {}, ...(bands ? [] : [swatch(paint(s))]), make("bdi", { title: one.name }, one.name), " ",
-          make("b", {}, plainly(one.y[k], (most - least) / 100)))),
+          make("b", {}, plainly(one.y[k], (most - least) / 100, [low, high])))),
     ],
   });
 }

@@ -621,6 +621,22 @@ def test_curves_tell_their_values_and_a_bar_its_records(page: webdriver.Chrome):
 
 
 @browsing
+def test_a_share_that_is_not_0_or_1_does_not_read_so(started: webdriver.Chrome, tmp_path: Path):
+    run = make_run(tmp_path, {"a.json": 3, "b.json": 3})
+    metrics = pd.read_csv(run / "metrics.csv").assign(**{"weight/a": 0.9951, "weight/b": 0.0049})
+    metrics.loc[0, ["weight/a", "weight/b"]] = [1, 0]
+    metrics.to_csv(run / "metrics.csv", index=False)
+    assert report.main([str(run)]) == 0
+    started.get((run / "report.html").as_uri())
+    shown(started)
+    figure = started.find_element(By.CSS_SELECTOR, "figure")
+    assert figure.find_element(By.CSS_SELECTOR, ".legend").text.split() == ["step", "2,000", "a", "0.995", "b", "0.005"]
+    started.execute_script("arguments[0].focus()", figure.find_element(By.CSS_SELECTOR, "svg"))
+    started.switch_to.active_element.send_keys(Keys.HOME)
+    assert figure.find_element(By.CSS_SELECTOR, ".legend").text.split() == ["step", "0", "a", "1", "b", "0"]
+
+
+@browsing
 def test_it_fits_a_phone_and_keeps_still(page: webdriver.Chrome):
     watch = (
         "new PerformanceObserver(l => { for (const e of l.getEntries()) window.moved = (window.moved ?? 0) + e.value })"

@@ -151,11 +151,11 @@ def test_a_verdict_is_kept_until_it_is_clearly_gone():
 # the rule
 
 
-def run(weights: SampleWeights, bad: np.ndarray, steps: int, rng: np.random.Generator) -> None:
+def run(weights: SampleWeights, bad: np.ndarray, steps: int, rng: np.random.Generator, batch: int = 32) -> None:
     trait = np.where(bad, 1.2, -0.8) + 0.5 * rng.normal(size=len(bad))
     for step in range(steps):
-        ids = rng.permutation(len(bad))[:32]
-        gaps = 1e-3 * (step + 1) * (trait[ids] + 0.5 * rng.normal(size=32))
+        ids = rng.permutation(len(bad))[:batch]
+        gaps = 1e-3 * (step + 1) * (trait[ids] + 0.5 * rng.normal(size=batch))
         weights.accumulate(torch.from_numpy(ids), torch.from_numpy(gaps))
         weights.step(0.0)
 
@@ -182,6 +182,16 @@ def test_while_w_and_u_are_the_same_nothing_moves():
     weights.accumulate(torch.arange(16), torch.randn(16, generator=torch.Generator().manual_seed(0)))
     weights.step(0.0)
     assert weights.coefficients(slice(0, 20)).isfinite().all()
+
+
+def test_the_weights_are_set_at_each_quarter_of_an_epoch():
+    """Batches of 16 of 320 records: five of them are a quarter."""
+    rng, weights, set_at = np.random.default_rng(11), SampleWeights(320, None, "sigmoid", 10.0, "auto"), []
+    for step in range(1, 41):
+        before = weights.x
+        run(weights, np.zeros(320, dtype=bool), 1, rng, batch=16)
+        set_at += [step] if weights.x is not before else []
+    assert set_at == list(range(5, 41, 5))
 
 
 def test_it_starts_from_the_weights_that_are_given():
