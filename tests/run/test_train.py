@@ -98,7 +98,7 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
 def test_weights_csv_is_the_last_row(finished: tuple[Path, str]):
     weights = pd.read_csv(finished[0] / "weights.csv")
     last = pd.read_csv(finished[0] / "metrics.csv").iloc[-1]
-    known = ["difference", "low", "high", "harmful_share", "evidence", "verdict", "called_at"]
+    known = ["difference", "low", "high", "p_worse", "evidence", "verdict", "called_at"]
     assert list(weights) == ["source", "weight", "samples", *known] and weights["samples"].tolist() == [96, 96]
     assert weights["weight"].tolist() == [last[f"weight/{source}"] for source in weights["source"]]
 
