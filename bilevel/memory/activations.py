@@ -1,8 +1,7 @@
 """Memory of a forward and backward pass, measured by a pass on the meta device, where tensors have no data."""
 
-import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,30 +10,17 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bilevel.memory.alike import Pass, extrapolated
 from bilevel.model.adapters import add_adapters
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
 from bilevel.model.cpu_kernels import speed_up
 from bilevel.model.frozen_base import TYPES
-from bilevel.model.lisa import Layers
+from bilevel.model.lisa import Layers, find_blocks
 from bilevel.model.loading import trained_shape
 from bilevel.model.losses import returns_logits_as_they_are
 from bilevel.settings.fields import Settings
 
 KERNEL = "without_scores"  # name of our stand-in for sdpa and flash attention, which do not store (T, T) scores
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """Bytes that one micro-batch needs in addition to weights and stored gradients.
-
-    kept: activations alive after the forward pass of the blocks. logits: peak in addition to kept during forward and
-    backward of head and loss. block: peak in addition to kept during the backward pass of the blocks. The two peaks
-    occur one after the other.
-    """
-
-    kept: int
-    logits: int
-    block: int
 
 
 class LiveBytes(TorchDispatchMode):
@@ -43,6 +29,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live, self.peak, self.known = 0, 0, {}
+        self.peaks: list[int] = []  # of the parts that have ended
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -50,6 +37,12 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
         return result
+
+    def split(self) -> int:
+        """End a part; returns its peak."""
+        self.peaks.append(self.peak)
+        self.peak = self.live
+        return self.peaks[-1]
 
     def ignore(self, model: torch.nn.Module) -> None:
         """Do not count the weights of the model, which the plan has in other lines."""
@@ -97,9 +90,14 @@ def micro_batch(settings: Settings) -> tuple[int, int]:
 
 def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
     """Measure one micro-batch in which every position is supervised. Complete gradients are freed at once."""
-    rows, length = micro_batch(settings)
-    tokens = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    with LiveBytes() as bytes_, dropped_gradients(model):
+    tokens = torch.zeros(micro_batch(settings), dtype=torch.long, device="meta")
+    blocks = find_blocks(model)
+    return extrapolated(blocks, lambda: _measure(model, blocks[0], tokens))
+
+
+def _measure(model: torch.nn.Module, first: torch.nn.Module, tokens: torch.Tensor) -> Pass:
+    """One pass through the model as it is. first: its first block; tokens: (B, T)."""
+    with LiveBytes() as bytes_, dropped_gradients(model), when_passed_back(first, bytes_.split):
         bytes_.ignore(model)
         hidden = model.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)[0]
         kept = bytes_.live
@@ -107,12 +105,13 @@ def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
         loss = head_loss(model, cut, tokens)
         loss.backward()
         del loss
-        after_head, bytes_.peak = bytes_.peak, bytes_.live
+        after_head = bytes_.split()
         if hidden.requires_grad:
             gradient, cut = cut.grad, None
             hidden.backward(gradient)
-        block = bytes_.peak
-    return Pass(kept, max(0, after_head - kept), max(0, block - kept))
+        *of_blocks, last = *bytes_.peaks[1:], bytes_.peak
+    blocks, embeddings = (of_blocks[0], last) if of_blocks else (last, 0)
+    return Pass(kept, max(0, after_head - kept), max(0, blocks - kept), embeddings)
 
 
 def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -148,6 +147,23 @@ def dropped_gradients(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def when_passed_back(block: torch.nn.Module, call: Callable[[], object]) -> Iterator[None]:
+    """A context in which `call` is called once, when the gradient of the block's input is complete, if it has one."""
+
+    def watch(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        handle.remove()  # checkpointing runs the block again
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: call() and None)
+
+    handle = block.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def attention(

@@ -123,7 +123,7 @@ def _estimate(
     }
     or_else = {
         "logits and loss": one_pass.logits,
-        "backward pass of a block": one_pass.block,
+        "backward pass of a block": one_pass.backward,
         "fp32 copy of gradients in the step": _step_copy(layout, groups) - one_pass.kept,
     }
     keeps_bits = layout.stage > 0 and dtype == "bf16" and settings.lisa_layers is not None
