@@ -9,7 +9,7 @@ from bilevel.step.f2sa import penalty_step
 from bilevel.step.result import StepResult
 from bilevel.weights.learned import SourceWeights
 
-STEPS = {"cuda": 20, "cpu": 5}  # on a CPU there is nothing to find, but the script must work
+STEPS = {"cuda": 20, "cpu": 2}  # on a CPU there is nothing to find, but the script must work
 BATCH, BUDGET, NU = 16, 2048, 0.1
 
 
