@@ -8,7 +8,8 @@ threads; it takes turns with one process per processor. The file of so many giga
 1,000 are drawn (FILE#1000), so that all is read and little is tokenised; 0 leaves it out. It is removed at the end.
 
 Memory is what the processes together hold for themselves (Pss_Anon of /proc), in addition to what the first one held
-before it read, every 0.1 s. Prints a line for each reading, then the medians and ranges.
+before it read. It is looked up every two seconds; more often, it would slow the reading. Prints a line for each
+reading, then the medians and ranges.
 """
 
 import argparse
@@ -45,6 +46,7 @@ start = time.perf_counter()
 samples = load_samples([source], tokeniser)
 print(time.perf_counter() - start, len(samples), flush=True)
 """
+INTERVAL = 2  # seconds
 UNIT = 50_000  # different records; a larger file repeats them, each with its number
 
 
@@ -98,7 +100,7 @@ def read(made: Path, processes: str, name: str) -> tuple[float, float, int]:
         while child.poll() is None:
             with contextlib.suppress(OSError, IndexError):  # a process has just ended
                 peak = max(peak, own_bytes(child.pid))
-            time.sleep(0.1)
+            time.sleep(INTERVAL)
         seconds, records = child.stdout.read().split()[-2:]
         assert child.returncode == 0
     return float(seconds), peak - before, int(records)
