@@ -140,8 +140,12 @@ def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Inte
         keep_state(run, checkpoints)
         interrupt.check()
         metrics.tracker.sources(source_table(run.weights, run.train.sources, run.train.sizes))
+        metrics.flush()
+        code = write_results(run, row, checkpoints, interrupt, report_on)
+        if code == 0 and run.settings.track_report:
+            metrics.tracker.report(run.settings.run_folder / "report.html")
         metrics.close()
-        return write_results(run, row, checkpoints, interrupt, report_on)
+        return code
     except TrainingStopped as error:
         checkpoints.finish()
         where = f"step {run.step + 1}: " if run.copies else ""  # a score's models say it themselves

@@ -144,9 +144,13 @@ class MetricsLog:
         self.mark = time.perf_counter()
         self.tracker.log(row | {f"timing/{key}": value for key, value in timing.items() if key != "step"}, weights)
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that wait for a disk that was full."""
         for file in self.files:
             file.flush()
+
+    def close(self) -> None:
+        self.flush()
         self.tracker.close()
 
 

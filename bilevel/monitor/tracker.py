@@ -1,11 +1,13 @@
 """Trackers, which receive metrics in addition to metrics.csv: wandb, or none."""
 
+import contextlib
 import logging
 import netrc
 import os
 import queue
 import secrets
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,6 +29,9 @@ class NoTracker:
         pass
 
     def sources(self, table: list[tuple[Any, ...]]) -> None:
+        pass
+
+    def report(self, page: Path) -> None:
         pass
 
     def close(self) -> None:
@@ -55,6 +60,10 @@ class WandbTracker:
         """Send what is known of each source at the end of a run: (source, samples, weight, verdict)."""
         self.queue.put(table)
 
+    def report(self, page: Path) -> None:
+        """Send the page of a finished run as an artifact. The file must stay where it is until it is sent."""
+        self.queue.put(page)
+
     def close(self) -> None:
         """Wait until everything is sent or stored, three times PATIENCE at most."""
         self.queue.put(None)
@@ -66,8 +75,9 @@ class WandbTracker:
             sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
             log.info(sync if run.offline else f"wandb: {run.url}")
             while (item := self.queue.get()) is not None:
-                if isinstance(item, list):
-                    self._table(run, item)
+                if isinstance(item, (list, Path)):
+                    with self._files_in_the_folder():
+                        (self._table if isinstance(item, list) else self._artifact)(run, item)
                     continue
                 row, counted = item
                 extra = {} if counted is None else {"weights": self.wandb.Histogram(np_histogram=counted)}
@@ -77,11 +87,20 @@ class WandbTracker:
             log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
 
     def _table(self, run: "wandb.Run", rows: list[tuple[Any, ...]]) -> None:
-        """Store the table of sources, whose file wandb keeps in the run's folder instead of the user's home."""
+        run.summary["sources"] = self.wandb.Table(columns=list(SOURCES), data=[list(row) for row in rows])
+
+    def _artifact(self, run: "wandb.Run", page: Path) -> None:
+        found = self.wandb.Artifact(f"report-{run.id}", type="report")
+        found.add_file(str(page.absolute()), policy="immutable")  # it is read where it is, without a copy
+        run.log_artifact(found)
+
+    @contextlib.contextmanager
+    def _files_in_the_folder(self) -> Iterator[None]:
+        """A context in which wandb keeps what it prepares to send in the run's folder, not in the user's home."""
         given = os.environ.get("WANDB_DATA_DIR")
         os.environ["WANDB_DATA_DIR"] = given or str((self.folder / "wandb").absolute())
         try:
-            run.summary["sources"] = self.wandb.Table(columns=list(SOURCES), data=[list(row) for row in rows])
+            yield
         finally:
             if given is None:
                 del os.environ["WANDB_DATA_DIR"]

@@ -224,6 +224,9 @@ class Settings(DataSettings):
         "run", "model copy saved to model/: the one trained with validation (w) or without (u)", "w"
     )
     tracker: Literal["wandb", "none"] = setting("run", "where metrics are logged in addition to metrics.csv", "wandb")
+    track_report: bool = setting(
+        "run", "send report.html to wandb, too, as an artifact; it holds the texts of the training records", False
+    )
 
     def __post_init__(self):
         if self.x_optimizer is None:

@@ -10,7 +10,7 @@ from bilevel.settings.fields import FIELDS, Settings
 
 # Settings that a resumed run may change, because they do not affect its results.
 FREE = {"resume", "save_every", "keep_checkpoints", "skip_nonfinite", "rounding_guard", "output_dir", "run_name"}
-FREE |= {"tracker", "gpu_memory_gib"}
+FREE |= {"tracker", "track_report", "gpu_memory_gib"}
 
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow
 import pytest
 from run_helpers import ROOT
 from tokenizer_kinds import tokenizer_of
@@ -205,3 +207,46 @@ def test_without_a_cache_the_processes_of_a_machine_share_its_processors(write: 
     monkeypatch.setattr(Tokeniser, "__call__", lambda *rows: seen.append(workers.processes()) or call(*rows))
     load(write("a.json", RECORDS))
     assert seen == [3] and workers.processes() == 12
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# chosen rows of a large table
+
+
+def batches(number: int, rows: int, length: int) -> pyarrow.Table:
+    """A table of so many batches, with texts of so many bytes, one list of texts in each row."""
+    texts = [[chr(97 + (start + row) % 26) * length] for start in range(number) for row in range(rows)]
+    schema = pyarrow.schema({"contents": pyarrow.list_(pyarrow.large_string()), "index": pyarrow.int64()})
+    parts = [texts[start * rows : (start + 1) * rows] for start in range(number)]
+    index = range(number * rows)
+    numbers = [index[start * rows : (start + 1) * rows] for start in range(number)]
+    made = [
+        pyarrow.record_batch([pyarrow.array(p, schema.field(0).type), pyarrow.array(n, pyarrow.int64())], schema=schema)
+        for p, n in zip(parts, numbers, strict=True)
+    ]
+    return pyarrow.Table.from_batches([*made, made[0].slice(0, 0)], schema)
+
+
+def selected(table: pyarrow.Table, places: list[int]) -> tuple[pyarrow.Table, int]:
+    """What is written of the table, and the most bytes that were allocated in addition."""
+    before, pool = pyarrow.default_memory_pool(), pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.set_memory_pool(pool)
+    try:
+        cache.write_selected(table, np.array(places, dtype=np.int64), sink)
+        return pyarrow.ipc.open_stream(sink.getvalue()).read_all(), pool.max_memory()
+    finally:
+        pyarrow.set_memory_pool(before)
+
+
+@pytest.mark.parametrize("places", [[], [0], [6], [0, 1, 2, 3, 5, 13], list(range(14))], ids=str)
+def test_chosen_rows_are_those_of_the_table(places: list[int]) -> None:
+    table = batches(7, 2, 3)
+    assert selected(table, places)[0].to_pylist() == [table.to_pylist()[place] for place in places]
+
+
+def test_chosen_rows_of_a_large_table_take_the_memory_of_one_batch() -> None:
+    """Table.take would put all batches together, once for each call."""
+    table = batches(100, 10, 10_000)  # 10 MB
+    found, peak = selected(table, list(range(3, 1000, 100)))
+    assert found.num_rows == 10 and peak < 1_000_000

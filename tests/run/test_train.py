@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from run_helpers import ROOT, SHIPPED, dump, emptied, make_data, read_wandb, settings, train
+from run_helpers import ROOT, SHIPPED, dump, emptied, make_data, read_wandb, settings, train, wandb_records
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_bilevel
@@ -124,6 +124,21 @@ def check_screen(out: Path, screen: str) -> None:
     assert screen.count("wandb: kept offline; to send the run later: wandb sync ") == 1
     warnings = [line.strip() for line in screen.splitlines() if "warn" in line.lower()]
     assert "step 3/6: " in screen and warnings == ["warning: 96 records (first: record 0): a response is empty"]
+
+
+def test_the_report_goes_to_wandb_only_when_asked(finished: tuple[Path, str], data: Path, tmp_path: Path):
+    """It holds the records' texts. Offline its place is kept, and `wandb sync` reads it there."""
+    train(data, tmp_path / "run", max_steps=1, tracker="wandb", track_report=True)
+    sent = []
+    for folder in (finished[0], tmp_path / "run"):
+        (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+        records = wandb_records(file.read_bytes())
+        sent.append([record.artifact for record in records if record.WhichOneof("record_type") == "artifact"])
+    assert not sent[0] or all(artifact.type != "report" for artifact in sent[0])
+    (artifact,) = [artifact for artifact in sent[1] if artifact.type == "report"]
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "report.html" and Path(entry.local_path) == (tmp_path / "run" / "report.html").absolute()
+    assert not list(Path.home().glob(".local/share/wandb/**/report*"))
 
 
 def test_wandb_holds_every_logged_weight(finished: tuple[Path, str]):
