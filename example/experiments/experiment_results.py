@@ -123,7 +123,8 @@ def section(experiment: dict, name: str, tables: Path) -> str:
     seeds, minutes = table["seed"].nunique(), table["cpu_seconds"].sum() / 60
     source = " --source alpaca_data.json" if experiment.get("source") else ""
     lines = [f"\n## {experiment['title']}\n", experiment["question"].strip() + "\n"]
-    command = f"python example/experiments/experiment.py configs/experiments/{name}.yaml --seeds {seeds}{source}"
+    first = f" --first_seed {table['seed'].min()}" if table["seed"].min() else ""
+    command = f"python example/experiments/experiment.py configs/experiments/{name}.yaml --seeds {seeds}{first}{source}"
     lines += [f"```bash\n{command}\n```\n"]
     lines += [
         f"{len(table)} runs, {minutes:.0f} CPU minutes in all, the longest {table['cpu_seconds'].max():.0f} s; "
