@@ -37,7 +37,7 @@ def check_files(settings: Settings) -> dict[str, list["Source"]]:
             f"weights=source needs two training files or more to weigh against each other, found {files['train'][0]}; "
             "give more files or use weights=sample"
         )
-    problems += too_large(settings, records)
+    problems += too_large(settings, records) + _too_short(settings, records)
     if settings.backend == "deepspeed":
         try:
             zero_config(settings, settings.dtype or "fp32")
@@ -168,10 +168,24 @@ def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
     ]
 
 
+def _too_short(settings: Settings, records: dict[str, float]) -> list[str]:
+    """A problem if x makes no step even when each record becomes as many samples as it can."""
+    s = settings
+    samples = records.get("train", math.inf) + (records.get("val", math.inf) if s.val_in_training else 0)
+    steps = s.max_steps or s.epochs * samples / s.global_batch_size
+    if steps > s.x_warmup_steps + s.x_every:  # which holds if the number of samples is not known
+        return []
+    try:
+        check_steps(s, max(1, math.ceil(steps)))
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def check_steps(settings: Settings, steps: int) -> None:
     """Raises UserError if weights are to be learned but x makes no step in the run's steps."""
     s = settings
-    if s.learned and steps // s.x_every == s.x_warmup_steps // s.x_every:
+    if s.learned and steps // s.x_every <= s.x_warmup_steps // s.x_every:
         rate = f" and upper_every {s.upper_every}" if s.x_has_rate else ""
         raise UserError(
             f"x_warmup_steps {s.x_warmup_steps}{rate} leave x no step to learn in the run's {steps} steps: make them "

@@ -104,6 +104,10 @@ def test_operations_of_f2sa_are_those_of_three_passes_and_of_fixed_of_one(data: 
             "x_warmup_steps 3 leave x no step to learn in the run's 3",
         ),
         (
+            {"max_steps": None, "epochs": 1, "x_warmup_steps": 100},
+            "x_warmup_steps 100 leave x no step to learn in the run's 3 steps",
+        ),
+        (
             {"max_steps": 4, "upper_every": 5, "x_optimizer": "sgd"},
             "upper_every 5 leave x no step to learn in the run's 4 steps",
         ),
@@ -116,3 +120,10 @@ def test_what_cannot_be_is_refused(
         changes = changes | {"train_data": [str(data / changes["train_data"])]}
     assert train_bilevel.main(settings(data, tmp_path / "refused", **changes)) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "refused").exists()
+
+
+def test_a_dry_run_sees_that_no_weight_would_move(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for warmup, code in ((2, 0), (3, 2), (100, 2)):
+        given = settings(data, tmp_path / "r", max_steps=None, epochs=1, x_warmup_steps=warmup)
+        assert train_bilevel.main([*given, "--dry_run"]) == code
+        assert ("leave x no step to learn in the run's 3 steps" in capsys.readouterr().err) == (code == 2)
