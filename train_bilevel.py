@@ -142,8 +142,9 @@ def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Inte
         metrics.tracker.sources(source_table(run.weights, run.train.sources, run.train.sizes))
         metrics.flush()
         code = write_results(run, row, checkpoints, interrupt, report_on)
-        if code == 0 and run.settings.track_report:
-            metrics.tracker.report(run.settings.run_folder / "report.html")
+        page = run.settings.run_folder / "report.html"
+        if run.settings.track_report and page.is_file():
+            metrics.tracker.report(page)
         metrics.close()
         return code
     except TrainingStopped as error:

@@ -24,7 +24,7 @@ SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
     "compare": "--methods uniform,oracle --seeds 1 --max_steps 2 --max_new_tokens 2",
     "fuzz": "--share 0.0005",
     "kills": "--kills 1",
-    "large": "--records 6000 --rounds 1 --gigabytes 0.001",
+    "large": "--records 6000 --rounds 1 --gigabytes 0.03",
     "memory_over_steps": "--steps 250 --only adapters --out outputs",
     "oracle": "--seeds 1 --passes 24",
     "padding": "",

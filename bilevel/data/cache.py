@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # imported where they are used: they take a second, and mista
 
 log = logging.getLogger("bilevel")
 
+ROWS = 1000  # in a chunk
+LARGE = 1 << 20  # bytes or characters after which a chunk ends
 PATIENCE = 20.0  # seconds before a process says that it waits for another
 _NAME = re.compile(r"[0-9a-f]{64}\.arrow")
 
@@ -172,14 +174,27 @@ def cached_dataset(kind: str, key: str, write: Write) -> "datasets.Dataset":
 
 
 def write_selected(table: "pyarrow.Table", places: "np.ndarray", sink: "pyarrow.NativeFile") -> None:
-    """Write the rows at these places, which rise. Batches are read one by one: Table.take would copy all of them."""
+    """Write the rows at these places, which rise, in batches of ROWS, or fewer if they are long.
+
+    The table is read batch by batch, because Table.take would copy all of it.
+    """
     import numpy as np
     import pyarrow
 
+    places, held = places.astype(np.int64), []
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+
+        def write() -> None:
+            if held:
+                writer.write_table(pyarrow.Table.from_batches(held).combine_chunks())
+                held.clear()
+
         end = 0
         for batch in table.to_batches():
             start, end = end, end + batch.num_rows
             first, last = np.searchsorted(places, (start, end))
             if first < last:
-                writer.write_batch(batch.take(pyarrow.array(places[first:last] - start)))
+                held.append(batch.take(pyarrow.array(places[first:last] - start)))
+                if sum(part.num_rows for part in held) >= ROWS or sum(part.nbytes for part in held) >= LARGE:
+                    write()
+        write()

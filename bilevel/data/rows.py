@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bilevel.data.bad_records import SHOWN, BadRecords
-from bilevel.data.cache import cached_table
+from bilevel.data.cache import LARGE, ROWS, cached_table
 from bilevel.data.containers import kinds
 from bilevel.data.filters import left_out
 from bilevel.data.layouts.detect import LAYOUTS, Layout, detect
@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
     import pyarrow
 
 LEARNED_ROLES = ("response", "assistant", "text")
-ROWS = 1000  # in a chunk
-LARGE = 1 << 20  # bytes or characters after which a chunk ends
 ROWS_VERSION = 5  # part of the cache key; raise it when rows change for the same file
 
 

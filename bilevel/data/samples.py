@@ -18,12 +18,11 @@ import torch
 
 from bilevel.data.bad_records import SHOWN, BadRecords
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
-from bilevel.data.cache import cached_dataset, write_selected
+from bilevel.data.cache import LARGE, ROWS, cached_dataset, write_selected
 from bilevel.data.noise import known_noise
 from bilevel.data.notes import counted
 from bilevel.data.progress import Progress
 from bilevel.data.records import Part, parts, problems, read_as, records_of, row_notes, shifted
-from bilevel.data.rows import LARGE, ROWS
 from bilevel.data.sources import Source
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.data.workers import in_order

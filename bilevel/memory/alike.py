@@ -38,8 +38,9 @@ def extrapolated(blocks: torch.nn.ModuleList, measure: Callable[[], Pass]) -> Pa
     """measure() of the model with all of these blocks, where possible from passes through a few of them.
 
     Each block of a run of equal ones adds the same to kept and nothing to the rest. That is found with FEW blocks of
-    each long run and with one more of each run in turn, and checked with two more of all. All blocks are measured where
-    the check fails, and where those passes would take as long.
+    each long run and with one more of each run in turn, and checked with two more of all: the first FEW + 2 blocks of a
+    run stand for the others. All blocks are measured where the check or a short pass fails, and where those passes
+    would take as long.
     """
     runs = _runs(blocks)
     long = [i for i, run in enumerate(runs) if len(run) > FEW + 2]
@@ -52,9 +53,13 @@ def extrapolated(blocks: torch.nn.ModuleList, measure: Callable[[], Pass]) -> Pa
         with _only(blocks, list(itertools.chain(*kept))):
             return measure()
 
-    first = with_more({})
-    slopes = {i: with_more({i: 1}).kept - first.kept for i in long}
-    if with_more(dict.fromkeys(long, 2)) != dataclasses.replace(first, kept=first.kept + 2 * sum(slopes.values())):
+    try:
+        first = with_more({})
+        slopes = {i: with_more({i: 1}).kept - first.kept for i in long}
+        check = with_more(dict.fromkeys(long, 2))
+    except (LookupError, RuntimeError):  # the model needs all its blocks
+        return measure()
+    if check != dataclasses.replace(first, kept=first.kept + 2 * sum(slopes.values())):
         return measure()
     return dataclasses.replace(first, kept=first.kept + sum(slopes[i] * (len(runs[i]) - FEW) for i in long))
 

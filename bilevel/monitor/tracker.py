@@ -46,9 +46,11 @@ class WandbTracker:
     """
 
     PATIENCE = 30
+    UPLOAD = 600  # seconds for the report
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any]):
         self.folder, self.name, self.config = folder, name, config
+        self.longest = 3 * self.PATIENCE
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self.thread.start()
@@ -63,11 +65,12 @@ class WandbTracker:
     def report(self, page: Path) -> None:
         """Send the page of a finished run as an artifact. The file must stay where it is until it is sent."""
         self.queue.put(page)
+        self.longest += self.UPLOAD
 
     def close(self) -> None:
-        """Wait until everything is sent or stored, three times PATIENCE at most."""
+        """Wait until everything is sent or stored, three times PATIENCE at most, and UPLOAD more for a report."""
         self.queue.put(None)
-        self.thread.join(3 * self.PATIENCE)
+        self.thread.join(self.longest)
 
     def _work(self) -> None:
         try:
@@ -90,9 +93,16 @@ class WandbTracker:
         run.summary["sources"] = self.wandb.Table(columns=list(SOURCES), data=[list(row) for row in rows])
 
     def _artifact(self, run: "wandb.Run", page: Path) -> None:
-        found = self.wandb.Artifact(f"report-{run.id}", type="report")
-        found.add_file(str(page.absolute()), policy="immutable")  # it is read where it is, without a copy
-        run.log_artifact(found)
+        """Send the page, or say why not. It is read where it is: wandb makes no copy of it, and keeps none."""
+        try:
+            found = self.wandb.Artifact(f"report-{run.id}", type="report")
+            found.add_file(str(page.absolute()), policy="immutable", skip_cache=True)
+            sent = run.log_artifact(found)
+            if not run.offline:
+                sent.wait(self.UPLOAD)
+        except Exception as error:  # all else is still to be sent
+            later = f"to try again: wandb sync {Path(run.dir).parent}"
+            log.warning(f"{page} has not been sent to wandb ({_short(error)}); {later}")
 
     @contextlib.contextmanager
     def _files_in_the_folder(self) -> Iterator[None]:

@@ -124,4 +124,6 @@ def complete(settings: Settings, report: Report) -> int:
             except OSError as error:
                 raise UserError(f"the lock cannot be removed: {error}; the same command removes it") from None
         print(f"the run in {folder} was finished but for its report, which has been written now")
+        if settings.track_report:
+            print("track_report: the report has not been sent to wandb, where the run has ended")
     return 0

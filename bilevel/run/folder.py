@@ -89,10 +89,13 @@ def open_metrics(run: "Run") -> MetricsLog:
         copies=s.copies,
     )
     metrics = MetricsLog(s.run_folder if run.world.main else None, columns, NoTracker(), run.step)
-    if s.tracker == "wandb" and run.world.main:  # last: if the files cannot be written, there is no run
-        if off := wandb_disabled():
-            log.info(f"wandb is off: {off}")
-            return metrics
+    if not run.world.main:
+        return metrics
+    off = wandb_disabled() if s.tracker == "wandb" else "tracker=none" if s.track_report else ""
+    if off:
+        unsent = "; track_report has no effect" if s.track_report else ""
+        log.info(f"wandb is off: {off}{unsent}")
+    elif s.tracker == "wandb":  # last: if the files cannot be written, there is no run
         folder = s.run_folder
         command = again(s, folder, folder.with_name(f"{folder.name}_again"))
         config = dataclasses.asdict(s) | {"commit": commit(), "the same again": command}

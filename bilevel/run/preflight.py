@@ -171,8 +171,7 @@ def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
 def _too_short(settings: Settings, records: dict[str, float]) -> list[str]:
     """A problem if x makes no step even when each record becomes as many samples as it can."""
     s = settings
-    samples = records.get("train", math.inf) + (records.get("val", math.inf) if s.val_in_training else 0)
-    steps = s.max_steps or s.epochs * samples / s.global_batch_size
+    steps = s.max_steps or s.epochs * records.get("train", math.inf) / s.global_batch_size
     if steps > s.x_warmup_steps + s.x_every:  # which holds if the number of samples is not known
         return []
     try:

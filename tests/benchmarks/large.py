@@ -101,8 +101,8 @@ def read(made: Path, processes: str, name: str) -> tuple[float, float, int]:
             with contextlib.suppress(OSError, IndexError):  # a process has just ended
                 peak = max(peak, own_bytes(child.pid))
             time.sleep(INTERVAL)
-        seconds, records = child.stdout.read().split()[-2:]
         assert child.returncode == 0
+        seconds, records = child.stdout.read().split()[-2:]
     return float(seconds), peak - before, int(records)
 
 
@@ -129,8 +129,9 @@ def main() -> None:
         print("ratio:", spread([b[0] / a[0] for a, b in zip(*found.values(), strict=True)]))
         if options.gigabytes:
             path.unlink()
-            write(path, int(options.gigabytes * 1e9 / 20_000), 19_500)
-            seconds, peak, records = read(made, "all", f"{path}#1000")
+            count = int(options.gigabytes * 1e9 / 20_000)
+            write(path, count, 19_500)
+            seconds, peak, records = read(made, "all", f"{path}#{min(1000, count)}")
             size = path.stat().st_size / 1e9
             print(f"{size:.1f} GB, {records:,} records drawn: {seconds:.0f} s, {peak / 1e6:.0f} MB")
 

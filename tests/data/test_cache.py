@@ -228,12 +228,12 @@ def batches(number: int, rows: int, length: int) -> pyarrow.Table:
 
 
 def selected(table: pyarrow.Table, places: list[int]) -> tuple[pyarrow.Table, int]:
-    """What is written of the table, and the most bytes that were allocated in addition."""
+    """What is written of the table, and the most bytes that were allocated in addition; places as arrow gives them."""
     before, pool = pyarrow.default_memory_pool(), pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
     sink = pyarrow.BufferOutputStream()
     pyarrow.set_memory_pool(pool)
     try:
-        cache.write_selected(table, np.array(places, dtype=np.int64), sink)
+        cache.write_selected(table, np.array(places, dtype=np.uint64), sink)
         return pyarrow.ipc.open_stream(sink.getvalue()).read_all(), pool.max_memory()
     finally:
         pyarrow.set_memory_pool(before)
@@ -250,3 +250,4 @@ def test_chosen_rows_of_a_large_table_take_the_memory_of_one_batch() -> None:
     table = batches(100, 10, 10_000)  # 10 MB
     found, peak = selected(table, list(range(3, 1000, 100)))
     assert found.num_rows == 10 and peak < 1_000_000
+    assert len(found.to_batches()) == 1  # or each would be read and tokenised by itself
