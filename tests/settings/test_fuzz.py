@@ -4,7 +4,7 @@ The suite runs a fixed choice of examples. The long run draws new ones, that man
 
     FUZZ_EXAMPLES=100000 FUZZ_LARGE=1 python -m pytest tests/settings/test_fuzz.py
 
-FUZZ_LARGE measures memory on files of 20 MB instead of 0.4.
+FUZZ_LARGE measures memory on files of 20 MB instead of 1.
 """
 
 import hashlib
@@ -341,7 +341,7 @@ def test_any_command_line(words: list[str], whole: bool) -> None:
 
 # memory
 
-SIZE = 20_000_000 if os.environ.get("FUZZ_LARGE") else 400_000
+SIZE = 20_000_000 if os.environ.get("FUZZ_LARGE") else 1_000_000
 FILES: dict[str, Callable[[int], str]] = {
     "brackets": lambda n: "[" * n,
     "braces": lambda n: '{"a":' * (n // 5),
