@@ -10,6 +10,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bilevel.errors import UserError
 from bilevel.memory.alike import Pass, extrapolated
 from bilevel.model.adapters import add_adapters
 from bilevel.model.chunked_head import head_losses, is_linear, wide_linear
@@ -38,11 +39,10 @@ class LiveBytes(TorchDispatchMode):
                 self._count(tensor.untyped_storage())
         return result
 
-    def split(self) -> int:
-        """End a part; returns its peak."""
+    def split(self) -> None:
+        """End a part: its peak goes to `peaks`, and that of the next part begins."""
         self.peaks.append(self.peak)
         self.peak = self.live
-        return self.peaks[-1]
 
     def ignore(self, model: torch.nn.Module) -> None:
         """Do not count the weights of the model, which the plan has in other lines."""
@@ -91,13 +91,16 @@ def micro_batch(settings: Settings) -> tuple[int, int]:
 def measure_pass(settings: Settings, model: torch.nn.Module) -> Pass:
     """Measure one micro-batch in which every position is supervised. Complete gradients are freed at once."""
     tokens = torch.zeros(micro_batch(settings), dtype=torch.long, device="meta")
-    blocks = find_blocks(model)
-    return extrapolated(blocks, lambda: _measure(model, blocks[0], tokens))
+    try:
+        blocks = find_blocks(model)
+    except UserError:  # a model without a list of blocks has none to leave out
+        blocks = torch.nn.ModuleList()
+    return extrapolated(blocks, lambda: _measure(model, blocks, tokens))
 
 
-def _measure(model: torch.nn.Module, first: torch.nn.Module, tokens: torch.Tensor) -> Pass:
-    """One pass through the model as it is. first: its first block; tokens: (B, T)."""
-    with LiveBytes() as bytes_, dropped_gradients(model), when_passed_back(first, bytes_.split):
+def _measure(model: torch.nn.Module, blocks: torch.nn.ModuleList, tokens: torch.Tensor) -> Pass:
+    """One pass through the model as it is. blocks: its decoder blocks, perhaps none; tokens: (B, T)."""
+    with LiveBytes() as bytes_, dropped_gradients(model), when_passed_back(blocks, bytes_.split):
         bytes_.ignore(model)
         hidden = model.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)[0]
         kept = bytes_.live
@@ -105,13 +108,14 @@ def _measure(model: torch.nn.Module, first: torch.nn.Module, tokens: torch.Tenso
         loss = head_loss(model, cut, tokens)
         loss.backward()
         del loss
-        after_head = bytes_.split()
+        bytes_.split()
         if hidden.requires_grad:
             gradient, cut = cut.grad, None
             hidden.backward(gradient)
-        *of_blocks, last = *bytes_.peaks[1:], bytes_.peak
-    blocks, embeddings = (of_blocks[0], last) if of_blocks else (last, 0)
-    return Pass(kept, max(0, after_head - kept), max(0, blocks - kept), embeddings)
+        of_head, *ended = bytes_.peaks
+    # The blocks' part has ended if the gradient went on to the embeddings, and is the last one if those are frozen.
+    of_blocks, of_embeddings = (ended[0], bytes_.peak) if ended else (bytes_.peak, 0)
+    return Pass(kept, max(0, of_head - kept), max(0, of_blocks - kept), of_embeddings)
 
 
 def head_loss(model: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -150,20 +154,25 @@ def dropped_gradients(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def when_passed_back(block: torch.nn.Module, call: Callable[[], object]) -> Iterator[None]:
-    """A context in which `call` is called once, when the gradient of the block's input is complete, if it has one."""
+def when_passed_back(blocks: torch.nn.ModuleList, call: Callable[[], None]) -> Iterator[None]:
+    """A context in which `call` is called once, when the gradient of the first block's input is complete.
+
+    It is not called if there is no block, or if that input needs no gradient.
+    """
 
     def watch(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        handle.remove()  # checkpointing runs the block again
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if hidden.requires_grad:
-            hidden.register_hook(lambda _: call() and None)
+        while handles:  # checkpointing runs the block again
+            handles.pop().remove()
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        for hidden in [value for value in inputs if value.requires_grad][:1]:
+            hidden.register_hook(lambda _: call())
 
-    handle = block.register_forward_pre_hook(watch, with_kwargs=True)
+    handles = [block.register_forward_pre_hook(watch, with_kwargs=True) for block in blocks[:1]]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def attention(

@@ -78,19 +78,22 @@ class WandbTracker:
             sync = f"wandb: kept offline; to send the run later: wandb sync {Path(run.dir).parent}"
             log.info(sync if run.offline else f"wandb: {run.url}")
             while (item := self.queue.get()) is not None:
-                if isinstance(item, (list, Path)):
-                    with self._files_in_the_folder():
-                        (self._table if isinstance(item, list) else self._artifact)(run, item)
-                    continue
-                row, counted = item
-                extra = {} if counted is None else {"weights": self.wandb.Histogram(np_histogram=counted)}
-                run.log(row | extra, step=row["step"])
+                with self._files_in_the_folder():
+                    self._send(run, item)
             run.finish()
         except Exception as error:  # training must go on after any failure in wandb
             log.warning(f"wandb has failed ({_short(error)}); metrics.csv has everything")
 
-    def _table(self, run: "wandb.Run", rows: list[tuple[Any, ...]]) -> None:
-        run.summary["sources"] = self.wandb.Table(columns=list(SOURCES), data=[list(row) for row in rows])
+    def _send(self, run: "wandb.Run", item: Any) -> None:
+        """Send the table of sources, the page of the report, or a row of metrics with a histogram."""
+        if isinstance(item, list):
+            run.summary["sources"] = self.wandb.Table(columns=list(SOURCES), data=[list(row) for row in item])
+        elif isinstance(item, Path):
+            self._artifact(run, item)
+        else:
+            row, counted = item
+            extra = {} if counted is None else {"weights": self.wandb.Histogram(np_histogram=counted)}
+            run.log(row | extra, step=row["step"])
 
     def _artifact(self, run: "wandb.Run", page: Path) -> None:
         """Send the page, or say why not. It is read where it is: wandb makes no copy of it, and keeps none."""
@@ -101,8 +104,7 @@ class WandbTracker:
             if not run.offline:
                 sent.wait(self.UPLOAD)
         except Exception as error:  # all else is still to be sent
-            later = f"to try again: wandb sync {Path(run.dir).parent}"
-            log.warning(f"{page} has not been sent to wandb ({_short(error)}); {later}")
+            log.warning(f"the report has not been sent to wandb ({_short(error)}); it is in {page}")
 
     @contextlib.contextmanager
     def _files_in_the_folder(self) -> Iterator[None]:

@@ -125,5 +125,5 @@ def complete(settings: Settings, report: Report) -> int:
                 raise UserError(f"the lock cannot be removed: {error}; the same command removes it") from None
         print(f"the run in {folder} was finished but for its report, which has been written now")
         if settings.track_report:
-            print("track_report: the report has not been sent to wandb, where the run has ended")
+            print("it has not been sent to wandb (track_report), because the run there has ended")
     return 0

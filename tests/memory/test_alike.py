@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bilevel.memory import alike
-from bilevel.memory.activations import _measure, measure_pass, meta_model, micro_batch
+from bilevel.errors import UserError
+from bilevel.memory import activations, alike
+from bilevel.memory.activations import _measure, measure_pass, meta_model, micro_batch, when_passed_back
 from bilevel.memory.plan import _groups, run_shape
 from bilevel.model.lisa import find_blocks
 from bilevel.settings.fields import Settings
@@ -40,7 +41,7 @@ def prepared(changes: dict) -> tuple[Settings, torch.nn.Module]:
 
 
 def through_all(settings: Settings, model: torch.nn.Module) -> alike.Pass:
-    return _measure(model, find_blocks(model)[0], torch.zeros(micro_batch(settings), dtype=torch.long, device="meta"))
+    return _measure(model, find_blocks(model), torch.zeros(micro_batch(settings), dtype=torch.long, device="meta"))
 
 
 def counted(model: torch.nn.Module, measure: Callable[[], alike.Pass]) -> tuple[alike.Pass, int]:
@@ -73,6 +74,25 @@ def test_blocks_that_take_turns_are_all_measured():
     settings, model = prepared({"model_config": GEMMA})
     whole, all_blocks = counted(model, lambda: through_all(settings, model))
     assert counted(model, lambda: measure_pass(settings, model)) == (whole, all_blocks)
+
+
+def test_a_model_whose_blocks_are_in_no_list_is_measured_whole(monkeypatch: pytest.MonkeyPatch):
+    def none_found(_: torch.nn.Module) -> None:
+        raise UserError("no list of decoder blocks")
+
+    settings, model = prepared({"model_config": GPT2 | {"n_layer": 2}})
+    whole = through_all(settings, model)
+    monkeypatch.setattr(activations, "find_blocks", none_found)
+    found = measure_pass(settings, model)
+    assert (found.kept, found.logits, found.backward) == (whole.kept, whole.logits, whole.backward)
+
+
+def test_a_block_may_get_its_input_by_any_name():
+    """It is told when the gradient has passed the block, and before that of the embeddings is there."""
+    table, block, parts = torch.nn.Embedding(100, 10), torch.nn.Linear(10, 10), []
+    with when_passed_back(torch.nn.ModuleList([block]), lambda: parts.append(table.weight.grad)):
+        block(input=table(torch.tensor([3]))).sum().backward()
+    assert parts == [None] and table.weight.grad is not None
 
 
 def test_blocks_that_differ_unseen_are_all_measured():

@@ -50,6 +50,7 @@ def test_a_report_that_cannot_be_sent_is_told_and_the_rest_is_sent(
     monkeypatch.setattr(wandb.Artifact, "add_file", add_file)
     train(data, tmp_path / "r", tracker="wandb", track_report=True, **SHORT)
     told = (tmp_path / "r" / "run.log").read_text()
-    assert "report.html has not been sent to wandb (no such file); to try again: wandb sync " in told
+    page = tmp_path / "r" / "report.html"
+    assert f"the report has not been sent to wandb (no such file); it is in {page}" in told
     (file,) = tmp_path.glob("r/wandb/offline-run-*/*.wandb")
     assert "exit" in [record.WhichOneof("record_type") for record in wandb_records(file.read_bytes())]

@@ -103,8 +103,8 @@ def test_a_process_that_is_gone_while_the_results_are_written(
     check_whole(tmp_path / "r", whole)
 
 
-def test_a_run_whose_report_is_missing_loads_nothing_to_write_it(data: Path, tmp_path: Path, whole, monkeypatch):
-    arguments = settings(data, tmp_path / "r", **SHORT)
+def test_a_run_whose_report_is_missing_loads_nothing_to_write_it(data: Path, tmp_path: Path, monkeypatch, capsys):
+    arguments = settings(data, tmp_path / "r", track_report=True, **SHORT)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(report, "write_report", before(report.write_report, sys.exit))
         train_bilevel.main(arguments)
@@ -114,6 +114,7 @@ def test_a_run_whose_report_is_missing_loads_nothing_to_write_it(data: Path, tmp
     assert not (tmp_path / "r" / "report.html").exists()
     assert train_bilevel.main(arguments) == 0
     assert (tmp_path / "r" / "report.html").exists() and not (tmp_path / "r" / "lock").exists()
+    assert "it has not been sent to wandb (track_report)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["the model", "the picture", "the weights"])
