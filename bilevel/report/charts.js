@@ -220,11 +220,12 @@ function histogram({ edges, groups, threshold, sides }) {
 
 function forest({ difference, low, high }, reach) {
   if (difference === null) return "";
-  const [width, height] = [120, 16], X = (v) => ((Math.max(-reach, Math.min(reach, v)) / reach + 1) * width) / 2;
+  const [width, height, radius] = [100, 16, 4], edge = radius + 1; // so that a dot at the end of the scale is whole
+  const X = (v) => edge + ((Math.max(-reach, Math.min(reach, v)) / reach + 1) * (width - 2 * edge)) / 2;
   return draw("svg", { class: "forest", width, height, "aria-hidden": "true" },
     draw("line", { class: "grid", x1: X(0), x2: X(0), y1: 0, y2: height }),
     draw("line", { class: "reach", x1: X(low), x2: X(high), y1: height / 2, y2: height / 2 }),
-    draw("circle", { class: low > 0 || high < 0 ? "sure" : "open", cx: X(difference), cy: height / 2, r: 4 }));
+    draw("circle", { class: low > 0 || high < 0 ? "sure" : "open", cx: X(difference), cy: height / 2, r: radius }));
 }
 
 function judged(rows) {
