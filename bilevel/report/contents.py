@@ -1,9 +1,7 @@
-"""The data of report.html: facts, curves, sources, histogram and records of a finished run."""
+"""The data of report.html: facts, curves, sources and histogram of a finished run, and its records."""
 
-import itertools
 import math
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,25 +11,21 @@ from bilevel.data.records import read_rows
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, suggested_export, verdict
-from bilevel.report.marks import Mark, noisy_records, shared_with_validation
+from bilevel.report.marks import noisy_records, shared_with_validation
+from bilevel.report.records import RESPONSES, choose, ranks, records, turns_of
 from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.written import dump
 from bilevel.weights import two_groups
 
 if TYPE_CHECKING:
-    import datasets
     import pandas as pd
 
-RESPONSES = {"response", "assistant", "text"}  # roles of what is answered
-CHARACTERS = 40_000_000  # of all shown records together; a browser loads them in a second or two
-LONGEST = 2_000_000  # characters of one text
 POINTS = 400  # per curve
 NARROW = 0.1  # range of the weights' quantiles up to which the axis does not begin at 0
 FLAT = 1e-12  # range of curves that say nothing
 CURVES = 24  # number of sources with a curve
 BINS = 60
-_ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 
 
 def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
@@ -48,7 +42,7 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     kind, several = "sample" if run.per_sample else "source", "s" if len(rows) > 1 else ""
     turns = turns_of(rows, chosen)
     shown = records(run, {"noisy": noisy, "shared": shared}, chosen, turns)
-    first = np.argsort(shown["weight"] if run.per_sample else _ranks(chosen), kind="stable")
+    first = np.argsort(shown["weight"] if run.per_sample else ranks(chosen), kind="stable")
     return {
         "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
         "run": run.name,
@@ -225,95 +219,3 @@ def histogram(run: FinishedRun, noisy: list[np.ndarray] | None, metrics: "pd.Dat
     below = int((c[seen] < shown[0]).sum()) if shown else 0
     sides = [below, int(seen.sum()) - below]
     return {"edges": edges.tolist(), "groups": counted, "threshold": shown[0] if shown else None, "sides": sides}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Records
-
-
-def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
-    """Indices (k,), ascending, of the records to show from each training file, and a description of the choice.
-
-    With per-sample weights: the records with the lowest and the highest weights, half of `most` each. With per-source
-    weights, which are equal within a source: a random draw of equal size from each source.
-    """
-    known = [np.flatnonzero(np.isfinite(c)) for c in run.weights]
-    total = sum(map(len, known))
-    if total <= most:
-        return known, f"All {total:,} records."
-    if not run.per_sample:
-        each, rng = max(1, most // len(known)), np.random.default_rng(0)
-        drawn = [np.sort(rng.choice(places, min(len(places), each), replace=False)) for places in known]
-        return (
-            drawn,
-            f"Up to {each:,} records of each source, drawn at random. All records of a source have its weight.",
-        )
-    starts = np.cumsum([0, *map(len, run.weights)])
-    everywhere, half = np.concatenate([start + places for start, places in zip(starts, known, strict=False)]), most // 2
-    order = np.argpartition(np.concatenate(run.weights)[everywhere], [half, total - half])
-    ends = np.sort(everywhere[np.concatenate([order[:half], order[-half:]])])
-    parts = [ends[(start <= ends) & (ends < end)] - start for start, end in itertools.pairwise(starts)]
-    return parts, f"The {half:,} records with the lowest and the {half:,} with the highest weights, out of {total:,}."
-
-
-def turns_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> list[list[tuple[str, str, int]]]:
-    """The turns of each record: (role, text, length of the text before it was cut).
-
-    Long texts are cut to a common length, chosen so that all texts together have at most CHARACTERS.
-    """
-    lengths = [len(text) for _, texts in texts_of(rows, chosen) for text in texts]
-    most = cut_length(np.array(lengths), CHARACTERS)
-    return [
-        [(role, text[:most], len(text)) for role, text in zip(roles, texts, strict=True)]
-        for roles, texts in texts_of(rows, chosen)
-    ]
-
-
-def records(
-    run: FinishedRun,
-    marks: dict[str, Mark],
-    chosen: list[np.ndarray],
-    turns: list[list[tuple[str, str, int]]],
-) -> dict[str, list | None]:
-    """One list per field, ordered by file and index. Lengths are in characters, of all turns and of the responses.
-
-    marks: by the name of their field.
-    """
-
-    def of(values: list[np.ndarray]) -> list:
-        return np.concatenate([each[places] for each, places in zip(values, chosen, strict=True)]).tolist()
-
-    return {
-        "file": np.repeat(np.arange(len(chosen)), [len(places) for places in chosen]).tolist(),
-        "index": np.concatenate(chosen).tolist(),
-        "weight": of(run.weights),
-        **{name: of([each.astype(int) for each in found]) if found else None for name, found in marks.items()},
-        "length": [sum(length for _, _, length in each) for each in turns],
-        "response": [sum(length for role, _, length in each if role in RESPONSES) for each in turns],
-    }
-
-
-def _ranks(chosen: list[np.ndarray]) -> np.ndarray:
-    """(records,) place of each record among those of its file."""
-    return np.concatenate([np.arange(len(places)) for places in chosen])
-
-
-def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield roles and texts of each record, reading few at a time. Alpaca prompts lose their outer headings."""
-    for table, places in zip(rows, chosen, strict=True):
-        numbers = np.searchsorted(table.data.column("index").to_numpy(), places)  # rows of the records
-        for start in range(0, len(places), 100):
-            part = table[numbers[start : start + 100]]
-            for roles, texts in zip(part["roles"], part["contents"], strict=True):
-                if roles[0] == "prompt" and (prompt := _ALPACA.fullmatch(texts[0])):
-                    texts = [prompt[1], *texts[1:]]
-                yield roles, texts
-
-
-def cut_length(lengths: np.ndarray, most: int) -> int:
-    """The length to which texts of lengths (K,) must be cut so that together they have at most `most` characters."""
-    lengths = np.sort(lengths)
-    left = most - (np.cumsum(lengths) - lengths)  # budget left for this and longer texts if shorter ones are not cut
-    shares = left // np.arange(len(lengths), 0, -1)
-    longer = lengths > shares
-    return min(LONGEST, int(shares[longer.argmax()]) if longer.any() else most)

@@ -28,6 +28,7 @@ from bilevel.data.sources import file_source
 from bilevel.export.selection import read_marks
 from bilevel.report import command as report
 from bilevel.report import contents as report_data
+from bilevel.report import records as report_records
 from bilevel.report.about import suggested_export
 from bilevel.run.finished import read_finished
 from bilevel.run.machine import write_machine
@@ -93,19 +94,19 @@ def make_run(folder: Path, sizes: dict[str, int], weights: np.ndarray | None = N
 def test_the_lowest_and_the_highest_weights_are_chosen(tmp_path: Path):
     weights = np.random.default_rng(0).permutation(300) / 149.5
     run = read_finished(make_run(tmp_path, {"b.json": 100, "a.json": 200}, weights))
-    chosen, words = report_data.choose(run, 40)
+    chosen, words = report_records.choose(run, 40)
     found = np.concatenate([c[places] for c, places in zip(run.weights, chosen, strict=True)])
     assert sorted(found) == sorted(weights)[:20] + sorted(weights)[-20:]
     assert all((np.diff(places) > 0).all() for places in chosen)
     assert words == "The 20 records with the lowest and the 20 with the highest weights, out of 300."
     run.weights[0][:] = np.nan  # dropped: they have no weight
-    assert [len(places) for places in report_data.choose(run, 300)[0]] == [0, 200]
-    assert [len(places) for places in report_data.choose(run, 100)[0]] == [0, 100]
+    assert [len(places) for places in report_records.choose(run, 300)[0]] == [0, 200]
+    assert [len(places) for places in report_records.choose(run, 100)[0]] == [0, 100]
 
 
 def test_a_run_per_source_shows_records_of_each(tmp_path: Path):
     run = read_finished(make_run(tmp_path, {"a.json": 30, "b.json": 300, "c.json": 3}))
-    chosen, _ = report_data.choose(run, 60)
+    chosen, _ = report_records.choose(run, 60)
     assert [len(places) for places in chosen] == [20, 20, 3]
     data = report_data.page_data(run, 60)
     assert data["histogram"] is None and [chart["title"] for chart in data["charts"]][0] == "Shares of the sources"
@@ -205,7 +206,7 @@ def test_a_curve_keeps_its_ends_and_what_an_evaluation_found(tmp_path: Path):
     [([5, 5], 10, 10), ([90, 5], 10, 5), ([90, 2, 50], 10, 4), ([9], 4, 4), ([3, 3, 3], 8, 2)],
 )
 def test_long_texts_are_cut_to_one_length(lengths: list[int], most: int, cut: int):
-    assert report_data.cut_length(np.array(lengths), most) == cut
+    assert report_records.cut_length(np.array(lengths), most) == cut
     assert sum(min(length, cut) for length in lengths) <= most
 
 
@@ -220,7 +221,7 @@ def test_a_chat_is_shown_turn_by_turn_and_an_alpaca_prompt_without_its_outer_hea
         write("b.jsonl", json.dumps({"messages": chat})),
     ]
     rows, chosen = [read_rows(file_source(file)) for file in files], [np.array([0])] * 2
-    assert report_data.turns_of(rows, chosen) == [
+    assert report_records.turns_of(rows, chosen) == [
         [("prompt", "Add.\n\n### Input:\n1 2", 20), ("response", "3", 1)],
         [("system", "s" * 9, 9), ("user", "u", 1), ("assistant", "a", 1)],
     ]
