@@ -84,7 +84,7 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     Fixtures of a module, such as test_train.py's finished run, draw theirs; so do the tests of draw_weights.
     """
     if "train_bilevel" in sys.modules:
-        monkeypatch.setattr("bilevel.run.results.draw_weights", lambda folder, *_: (folder / "weights.png").touch())
+        monkeypatch.setattr("bilevel.run.picture.draw_weights", lambda folder, *_: (folder / "weights.png").touch())
 
 
 @pytest.fixture

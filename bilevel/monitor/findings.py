@@ -12,12 +12,13 @@ MOST = 100_000  # steps; no number is given for a verdict that is further off
 
 
 def evidence_row(weights: Weights, sources: list[str]) -> dict[str, float]:
-    """The columns difference/<source> and evidence/<source> of runs that learn weights per source."""
+    """The columns of metrics.csv on what is known about each source, in runs that learn weights per source."""
     if weights.evidence is None:
         return {}
     found = dict(zip(sources, weights.evidence.findings(weights.x), strict=True))
-    row = {f"difference/{name}": each.difference for name, each in found.items()}
+    row = {}
     for name, each in found.items():
+        row |= {f"difference/{name}": each.difference, f"interval/{name}": (each.high - each.low) / 2}
         row[f"evidence/{name}"] = math.copysign(each.evidence, each.difference) if each.evidence > 0 else 0.0
     return {name: value for name, value in row.items() if math.isfinite(value)}
 

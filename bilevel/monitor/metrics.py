@@ -40,7 +40,8 @@ METRICS = {
     "lr_x": "learning rate of x at this step (x itself moves every `upper_every` steps); empty with x_optimizer=auto",
     "weight/<source>": "share of the source: p_s, or the sum of its samples' weights c_i over N; the shares sum to 1",
     "difference/<source>": "mean gap of the source minus that of the others since the start, in standard deviations of "
-    "single gaps; above 0 it is worse; like evidence/<source>, in runs that learn weights per source",
+    "single gaps; above 0 it is worse; like the next two, in runs that learn weights per source",
+    "interval/<source>": "half the width of the difference's 95 % interval, which holds at all steps at once",
     "evidence/<source>": "natural logarithm of the e-value against `no difference`, 0 or more, with the sign of the "
     "difference; beyond 3.0 (e-value 20) the source is called worse or better",
     "loss/<source>": "mean training loss of w over the batch's samples of the source; empty if there are none",
@@ -58,8 +59,8 @@ METRICS = {
 }
 
 
-PER_SOURCE = {"weight/<source>", "difference/<source>", "evidence/<source>"}
-PER_SOURCE |= {"loss/<source>", "gap/<source>", "tokens/<source>"}
+EVIDENCE = ["difference/<source>", "interval/<source>", "evidence/<source>"]
+PER_SOURCE = {"weight/<source>", *EVIDENCE, "loss/<source>", "gap/<source>", "tokens/<source>"}
 
 
 class Columns:
@@ -78,7 +79,7 @@ class Columns:
         copies: tuple[str, ...] = ("u", "w"),
     ):
         absent = [] if learned else ["val_loss_w", "lr_x"]
-        absent += [] if learned and not per_sample else ["difference/<source>", "evidence/<source>"]
+        absent += [] if learned and not per_sample else EVIDENCE
         absent += [] if learned and per_sample else ["harmful", "harmful_z"]
         absent += [] if "u" in copies else ["loss_u", "gap", "gap/<source>", "grad_norm_u", "test_loss_u"]
         absent += [] if copies else ["loss_w", "loss/<source>", "tokens/<source>", "grad_norm_w", "lr_y", "test_loss_w"]
@@ -157,8 +158,9 @@ class MetricsLog:
 class _CsvFile:
     """A CSV file with a header, written a row at a time; reading a float gives the same float.
 
-    An existing file keeps its rows of steps below steps_done and loses the others, because the run repeats them. Rows
-    that a full disk does not take are kept and written with the next row.
+    An existing file keeps its rows of steps below steps_done and loses the others, because the run repeats them. One
+    that an older version began may lack columns; they stay empty in its rows. Rows that a full disk does not take are
+    kept and written with the next row.
     """
 
     def __init__(self, path: Path, columns: list[str], steps_done: int):
@@ -174,7 +176,8 @@ class _CsvFile:
         try:
             with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
-                if reader.fieldnames != self.columns:
+                names = reader.fieldnames or []
+                if "step" not in names or names != [name for name in self.columns if name in names]:
                     raise ValueError("it has other columns")
                 rows = list(reader)
                 whole = [row["step"].isdigit() and None not in row and None not in row.values() for row in rows]

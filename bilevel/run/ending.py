@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 
 from bilevel.errors import UserError
 from bilevel.monitor.words import memory
-from bilevel.run import lock, results
+from bilevel.run import lock, picture
 from bilevel.run.checkpoint import Checkpoints
 from bilevel.run.checkpoint_file import clear
 from bilevel.run.interrupt import Interrupt
 from bilevel.run.messages import what_next
 from bilevel.run.next_commands import next_commands
 from bilevel.run.state import Row, Run
+from bilevel.run.summary import summary
 from bilevel.settings.fields import Settings
 from bilevel.weights import csv_file
 
@@ -59,7 +60,7 @@ def write_results(run: Run, row: Row, checkpoints: Checkpoints, interrupt: Inter
     def save_weights() -> None:
         interrupt.check()  # the rest takes only seconds
         if run.world.main:
-            results.draw_weights(folder, run.weights, run.train)
+            picture.draw_weights(folder, run.weights, run.train)
             csv_file.write_weights(folder / "weights.csv", run.weights, run.train, run.scores)
 
     for write in (save_model, save_weights):
@@ -91,7 +92,7 @@ def _close(run: Run, row: Row, removed: int, report: Report) -> int:
     """
     folder = run.settings.run_folder
     report(folder)
-    log.info(results.summary(run, row))
+    log.info(summary(run, row))
     if removed:
         log.info(f"checkpoints removed, {memory(removed)}; with keep_checkpoints=2 the newest two stay")
     logging.getLogger(AFTERWARDS).info("\n".join(["", *next_commands(run)]))

@@ -26,7 +26,7 @@ from bilevel.data.special import ANCHOR, Guard
 from bilevel.data.tokenise import Tokeniser
 from bilevel.errors import UserError, plain, short
 from bilevel.model.loading import load_tokenizer, model_shape
-from bilevel.run.results import draw_weights
+from bilevel.run.picture import draw_weights
 from bilevel.settings.fields import Settings
 from bilevel.weights.csv_file import write_weights
 from bilevel.weights.learned import SourceWeights
@@ -298,7 +298,8 @@ def test_results_of_sources_with_any_name(write: Write, tmp_path: Path) -> None:
     x = SourceWeights(samples.source_ids, torch.tensor([0.1, 0.2, 0.3, 0.4]), 1.0, "adam")
     write_weights(tmp_path / "weights.csv", x, samples)
     assert torch.allclose(read_start(str(tmp_path / "weights.csv"), False, samples), x.p)
-    pd.DataFrame({"step": [0, 1]} | {f"weight/{name}": [0.1, 0.2] for name in names}).to_csv(tmp_path / "metrics.csv")
+    columns = [f"{kind}/{name}" for kind in ("weight", "difference", "interval") for name in names]
+    pd.DataFrame({"step": [0, 1]} | {name: [0.1, 0.2] for name in columns}).to_csv(tmp_path / "metrics.csv")
     draw_weights(tmp_path, x, samples)
     assert (tmp_path / "weights.png").stat().st_size > 0
 

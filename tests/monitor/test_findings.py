@@ -66,7 +66,11 @@ def test_nothing_is_said_of_one_source_of_records_and_of_weights_that_stay():
 
 
 def test_the_columns_of_metrics_csv():
-    row = evidence_row(learned(60, [2.0, 0.0, 0.0]), NAMES)
+    weights = learned(60, [2.0, 0.0, 0.0])
+    row = evidence_row(weights, NAMES)
+    for name, found in zip(NAMES, weights.evidence.findings(weights.x), strict=True):
+        middle, half = row[f"difference/{name}"], row[f"interval/{name}"]
+        assert (middle - half, middle + half) == pytest.approx((found.low, found.high))
     assert row["difference/a"] > 1 > 0 > row["difference/b"] and row["evidence/a"] > 3
     assert evidence_row(learned(0, [0.0] * 3), NAMES) == {f"evidence/{name}": 0 for name in NAMES}
 

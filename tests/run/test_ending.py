@@ -17,7 +17,7 @@ from bilevel.baselines import scores as baselines
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import ALONE
 from bilevel.report import command as report
-from bilevel.run import interrupt, results
+from bilevel.run import ending, interrupt, picture
 from bilevel.run.checkpoint import Checkpoints
 from bilevel.run.interrupt import Interrupt, watch_launcher
 from bilevel.weights import csv_file
@@ -29,10 +29,10 @@ SHORT = {"max_steps": 3, "save_every": 0, "eval_every": 2, "global_batch_size": 
 # What is called at the end of a run, in order, and the exit code of a run that gets SIGTERM then.
 MOMENTS = {
     "the model": (TorchCopy, "save", 143),
-    "the picture": (results, "draw_weights", 0),
+    "the picture": (picture, "draw_weights", 0),
     "the weights": (csv_file, "write_weights", 0),
     "the report": (report, "write_report", 0),
-    "the words": (results, "summary", 0),
+    "the words": (ending, "summary", 0),
 }
 
 

@@ -180,7 +180,7 @@ def test_no_room_for_the_results_loses_no_run(data: Path, tmp_path: Path, monkey
         def full(*args) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr("bilevel.run.results.draw_weights", full)
+        patch.setattr("bilevel.run.picture.draw_weights", full)
         assert train_bilevel.main(settings(data, out, **changes)) == 1
     assert "the results cannot be written" in capsys.readouterr().out and not (out / "weights.csv").exists()
     assert train_bilevel.main(settings(data, out, **changes)) == 0

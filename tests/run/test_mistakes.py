@@ -138,6 +138,20 @@ def test_metrics_that_a_spreadsheet_has_saved(again: tuple[Path, list[str]], cap
     assert pd.read_csv(out / "metrics.csv")["step"].tolist() == [3, 4]
 
 
+def test_metrics_that_an_older_version_began(again: tuple[Path, list[str]]):
+    """Its rows are kept, and the columns that it did not know are empty there."""
+    out, arguments = again
+    before = pd.read_csv(out / "metrics.csv")
+    new = [name for name in before if name.startswith("interval/")]
+    assert new
+    before.drop(columns=new).to_csv(out / "metrics.csv", index=False)
+    assert train_bilevel.main(arguments) == 0
+    after = pd.read_csv(out / "metrics.csv")
+    assert list(after) == list(before) and after["step"].tolist() == [0, 1, 2, 3, 4]
+    pd.testing.assert_frame_equal(after.drop(columns=new)[:3], before.drop(columns=new)[:3])
+    assert after[new][:3].isna().all(axis=None) and after[new][3:].notna().all(axis=None)
+
+
 def seal(folder: Path, change: Callable[[dict], object]) -> None:
     """Change the manifest of a checkpoint and seal it again, its files' checksums as well."""
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -207,6 +207,6 @@ def test_two_processes_compute_what_one_does(tmp_path: Path):
         rows.append(pd.read_csv(tmp_path / "outputs" / name / "metrics.csv"))
     assert {0, 0.5, 1} == set(rows[0]["computed"].dropna())
     # Differences are in standard deviations of gaps, which are small differences of losses themselves.
-    evidence = [name for name in rows[0] if name.startswith(("difference/", "evidence/"))]
+    evidence = [name for name in rows[0] if name.startswith(("difference/", "interval/", "evidence/"))]
     pd.testing.assert_frame_equal(*(each[evidence] for each in rows), rtol=0.05, atol=0.05)
     pd.testing.assert_frame_equal(*(each.drop(columns=evidence) for each in rows), rtol=1e-4, atol=1e-6)
