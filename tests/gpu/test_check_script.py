@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu import check
+from gpu import check, size
 from gpu.rows import Rows
 
 SCRIPT = Path(check.__file__)
@@ -28,6 +28,20 @@ def test_what_needs_no_gpu_passes_on_a_cpu(tmp_path: Path):
     assert states == dict.fromkeys(check.PARTS, "passed") | {"waits": "left out", "size": "left out"}
     rows = [row for part in found.values() for row in part.get("rows", [])]
     assert sum(row["ok"] is True for row in rows) >= 25
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_large_model_runs(monkeypatch: pytest.MonkeyPatch):
+    """On a CPU, with a small shape: what only a card can say is missing, and nothing is left out for a mistake."""
+    small = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5}
+    monkeypatch.setattr(size, "SHAPE", size.SHAPE | small | {"num_attention_heads": 2})
+    for name, number in {"BATCH": 2, "WARM": 1, "MEASURED": 1}.items():
+        monkeypatch.setattr(size, name, number)
+    found = Rows(lambda rows: None)
+    size.check("cpu", found)
+    said = {row["what"]: row["found"] for row in found.rows}
+    for name in size.CELLS:
+        assert f"{name}: seconds per step" in said and "TFLOP/s" in said[f"{name}: useful"], said
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ SHAPES = {  # GPT-2 with another vocabulary, and a small one
     "cuda": {"vocab_size": 32000, "n_positions": 512, "n_embd": 768, "n_layer": 12, "n_head": 12},
     "cpu": {"vocab_size": 2048, "n_positions": 512, "n_embd": 64, "n_layer": 2, "n_head": 2},
 }
-ROUNDS, BATCH, MICRO = {"cuda": 6, "cpu": 2}, 64, 16
+ROUNDS, BATCH, MICRO = {"cuda": 6, "cpu": 2}, {"cuda": 64, "cpu": 16}, 16
 
 
 def check(device: str, rows: Rows) -> None:
@@ -31,7 +31,7 @@ def check(device: str, rows: Rows) -> None:
     for rate in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         setattr(shape, rate, 0.0)
     model = transformers.AutoModelForCausalLM.from_config(shape)
-    data = work.Data(ROUNDS[device] * BATCH, shape.vocab_size)
+    data = work.Data(ROUNDS[device] * BATCH[device], shape.vocab_size)
     ours, theirs = our_steps(model, data, device), trainer_steps(model, data, device)
     ratios = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
     rows.add("our step, median", f"{statistics.median(ours[1:]):.3f} s")
@@ -42,12 +42,12 @@ def check(device: str, rows: Rows) -> None:
 def our_steps(model: torch.nn.Module, data: work.Data, device: str) -> list[float]:
     u, w = (TorchCopy(copy.deepcopy(model).to(device), bf16=True) for _ in "uw")
     weights, world, times = SourceWeights(data.source_ids, torch.tensor([0.5, 0.5]), 10.0, "adam"), World(), []
-    rounds = ROUNDS[device]
+    rounds, size = ROUNDS[device], BATCH[device]
     for number in range(rounds):
         wait()
         start = time.perf_counter()
-        train = data.batch(torch.arange(number * BATCH, (number + 1) * BATCH), 16384, world)
-        validation = data.batch((torch.arange(BATCH) + (number + 1) * BATCH) % (rounds * BATCH), 16384, world)
+        train = data.batch(torch.arange(number * size, (number + 1) * size), 16384, world)
+        validation = data.batch((torch.arange(size) + (number + 1) * size) % (rounds * size), 16384, world)
         penalty_step(u, w, weights, train, validation, 0.1, 1e-5, number)
         weights.step(0.1)
         wait()
@@ -75,9 +75,9 @@ class Clock(transformers.TrainerCallback):
 
 def trainer_steps(model: torch.nn.Module, data: work.Data, device: str) -> list[float]:
     """Micro-batches of 16 rows of one global batch, sorted by length as Trainer's grouping does."""
-    features = []
+    features, size = [], BATCH[device]
     for number in range(ROUNDS[device]):
-        part = range(number * BATCH, (number + 1) * BATCH)
+        part = range(number * size, (number + 1) * size)
         order = sorted(part, key=lambda i: -len(data.ids[i]))
         features += [{"input_ids": data.ids[i], "labels": data.labels[i]} for i in order]
     clock = Clock()
@@ -85,7 +85,7 @@ def trainer_steps(model: torch.nn.Module, data: work.Data, device: str) -> list[
         arguments = transformers.TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=MICRO,
-            gradient_accumulation_steps=BATCH // MICRO,
+            gradient_accumulation_steps=size // MICRO,
             max_steps=ROUNDS[device],
             bf16=True,
             use_cpu=device == "cpu",

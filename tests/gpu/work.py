@@ -66,4 +66,4 @@ class Data:
         }
         counts = torch.ones(len(numbers), dtype=torch.float64)
         micro_batches = make_micro_batches(rows, numbers, counts, token_budget, world, packed=packed)
-        return Batch(numbers, micro_batches, counts, len(numbers))
+        return Batch(numbers, micro_batches, counts, len(numbers), rows)
