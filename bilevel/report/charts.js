@@ -50,15 +50,15 @@ function track(share, mark) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Charts, each drawn at its real width. Pointer or arrow keys choose the place whose values are shown.
 
-function ticks(low, high, most) {
-  const raw = (high - low) / most, power = 10 ** Math.floor(Math.log10(raw));
+function ticks(low, high, most, least = 0) {
+  const raw = Math.max(least, (high - low) / most), power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= raw * 0.999);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) found.push(k * step);
   return found;
 }
 
-function axes(svg, width, x, y) {
+function axes(svg, width, x, y, least) { // least: distance of two marks of x
   const [left, right, top, bottom] = [46, width - 20, 10, 204];
   const X = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (right - left);
   const Y = (v) => bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (bottom - top);
@@ -67,7 +67,7 @@ function axes(svg, width, x, y) {
     svg.append(draw("line", { class: "grid", x1: left, x2: right, y1: Y(v), y2: Y(v) }));
     svg.append(draw("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, words));
   }
-  for (const [v, words] of marked(ticks(...x, Math.max(2, width / 75)))) {
+  for (const [v, words] of marked(ticks(...x, Math.max(2, width / 75), least))) {
     svg.append(draw("text", { x: X(v), y: bottom + 17, "text-anchor": "middle" }, words));
   }
   return { X, Y, left, right, top, bottom };
@@ -110,6 +110,7 @@ function figure(chart) {
   }
   new ResizeObserver(() => {
     svg.replaceChildren();
+    svg.setAttribute("viewBox", `0 0 ${svg.clientWidth} 230`); // paper has another width, and nothing is drawn anew
     scale = chart.paint(svg, svg.clientWidth);
     show(here);
   }).observe(svg);
@@ -135,7 +136,7 @@ function curves({ title, note, x, low, high, series, bands, called }) {
     title, note, count: x.length, start: x.length - 1,
     place: (scale, k) => scale.X(x[k]),
     paint(svg, width) {
-      const scale = axes(svg, width, [x[0], x.at(-1)], [least, most]);
+      const scale = axes(svg, width, [x[0], x.at(-1)], [least, most], 1);
       const points = (one) => one.y.map((v, k) => [scale.X(x[k]), v === null ? null : scale.Y(v)]);
       for (const [a, b] of bands ?? []) {
         const around = path([...points(series[a]), ...points(series[b]).reverse()]);

@@ -309,6 +309,7 @@ async function begin() {
   $("save").addEventListener("click", saveMarks);
   $("open").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", openMarks);
+  window.addEventListener("beforeprint", () => ($("about").open = true));
   remember();
   await find();
   $("loading").remove();

@@ -658,6 +658,38 @@ def test_it_fits_a_phone_and_keeps_still(page: webdriver.Chrome):
 
 
 @browsing
+def test_it_fits_on_paper(page: webdriver.Chrome):
+    """Charts are drawn for the screen and printed at another width; nothing that is pressed is printed."""
+    page.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert page.execute_script("return document.getElementById('about').open")
+    drawn = page.execute_script(
+        "return [...document.querySelectorAll('figure svg')].map(s => [s.getAttribute('viewBox'), s.clientWidth])"
+    )
+    assert drawn and all(box == f"0 0 {width} 230" for box, width in drawn)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        for name in ("filters", "bar"):
+            assert not page.find_element(By.ID, name).is_displayed()
+        widths = "return ['figure', 'table', '.record'].flatMap(n => [...document.querySelectorAll(n)])"
+        assert page.execute_script(f"{widths}.every(e => e.getBoundingClientRect().right <= innerWidth)")
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@browsing
+def test_the_axis_of_steps_has_whole_ones(started: webdriver.Chrome, tmp_path: Path):
+    run = make_run(tmp_path, {A: 10, B: 10})
+    metrics = pd.read_csv(run / "metrics.csv").iloc[[0, 1, 2]]
+    metrics["step"] = range(3)
+    metrics.to_csv(run / "metrics.csv", index=False)
+    started.get(report.write_report(run).as_uri())
+    shown(started)
+    marks = "return [...document.querySelectorAll('figure svg text[text-anchor=middle]')].map(t => t.textContent)"
+    found = started.execute_script(marks)
+    assert found and set(found) == {"0", "1", "2"}
+
+
+@browsing
 def test_a_run_per_source_shows_examples_of_each_and_names_no_record_lowest(started: webdriver.Chrome, tmp_path: Path):
     open_judged(started, tmp_path)
     assert places(started)[:4] == ["a.json #0", "b.json #0", "c.json #0", "a.json #1"]
