@@ -204,10 +204,11 @@ def one_step(run: Run) -> int:
     s, weights, step = run.settings, run.weights, run.step
     if run.lisa:
         run.lisa.switch(step, run.copies)
-    lr_y, lr_x, seed = run.schedule.lr_y(step), run.schedule.lr_x(step), dropout_seed(s.seed, step)
+    lr_y, lr_x, alpha = run.schedule.lr_y(step), run.schedule.lr_x(step), run.schedule.alpha(step)
+    seed = dropout_seed(s.seed, step)
     train, validation = run.draw()
     try:
-        result = METHODS[s.method].function()(run.copies, weights, train, validation, lr_y, seed, s)
+        result = METHODS[s.method].function()(run.copies, weights, train, validation, lr_y, seed, 1 / alpha, s.order)
     except NonFiniteLoss as error:
         run.skip(error)
         result, signal = error.result, {}
@@ -218,19 +219,21 @@ def one_step(run: Run) -> int:
         if run.lisa:
             run.lisa.verify(moved=lr_y > 0 and result.grad_norm_w > 0 and result.grad_norm_u != 0)
     if s.learned:
-        move_weights(run, lr_x)
+        move_weights(run, lr_x, alpha)
     rates = {"lr_y": lr_y, "lr_x": lr_x} if s.x_has_rate else {"lr_y": lr_y}
+    rates |= {"alpha": alpha} if s.learned and s.alpha_start else {}
     computed = {"computed": len(train.sample_ids) / train.drawn} if s.weighted_draws else {}
     run.row = result.row() | source_row(run.pool, run.train.sources, train, result) | rates | signal | computed
     return result.tokens
 
 
-def move_weights(run: Run, lr_x: float) -> None:
+def move_weights(run: Run, lr_x: float, alpha: float) -> None:
     """A step of x if it is due: after x_warmup_steps, every x_every steps (1 with x_optimizer=auto)."""
     s, step = run.settings, run.step
     if step < s.x_warmup_steps:
         run.weights.clear()
     elif (step + 1) % s.x_every == 0:
+        run.weights.factor = s.x_factor * (alpha / s.alpha)
         run.weights.step(lr_x)
 
 

@@ -38,6 +38,7 @@ METRICS = {
     "grad_norm_u": "norm of the gradient of u, before clipping",
     "lr_y": "learning rate of w and u at this step",
     "lr_x": "learning rate of x at this step (x itself moves every `upper_every` steps); empty with x_optimizer=auto",
+    "alpha": "penalty at this step; runs with alpha_start",
     "weight/<source>": "share of the source: p_s, or the sum of its samples' weights c_i over N; the shares sum to 1",
     "difference/<source>": "mean gap of the source minus that of the others since the start, in standard deviations of "
     "single gaps; above 0 it is worse; like the next two, in runs that learn weights per source",
@@ -77,6 +78,7 @@ class Columns:
         central: bool = False,
         learned: bool = True,
         copies: tuple[str, ...] = ("u", "w"),
+        growing: bool = False,
     ):
         absent = [] if learned else ["val_loss_w", "lr_x"]
         absent += [] if learned and not per_sample else EVIDENCE
@@ -87,6 +89,7 @@ class Columns:
         absent += [] if noise_known else ["roc_auc", "threshold", "precision", "recall"]
         absent += [] if bf16 else ["gap_signal"]
         absent += [] if weighted else ["computed"]
+        absent += [] if growing else ["alpha"]
         absent += [] if central else ["val_loss_u"]
         self.names: list[str] = []
         for name in METRICS:

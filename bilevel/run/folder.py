@@ -85,6 +85,7 @@ def open_metrics(run: "Run") -> MetricsLog:
         bf16="u" in run.copies and run.copies["u"].bf16,
         weighted=learned and s.sampling == "weighted",
         central="u" in run.copies and s.order == 2,
+        growing=learned and s.alpha_start is not None,
         learned=learned,
         copies=s.copies,
     )

@@ -71,7 +71,8 @@ def describe(run: Run) -> str:
         moves = "auto at every step (lr_x, x_lr_schedule and upper_every are not used)"
         if s.x_has_rate:
             moves = f"{s.x_optimizer}, lr_x {s.lr_x:g} every {s.upper_every} steps"
-        how = f"lr_y {s.lr_y:g}, alpha {s.alpha:g}; x_optimizer {moves}"
+        growing = "" if s.alpha_start is None else f"{s.alpha_start:g} growing to "
+        how = f"lr_y {s.lr_y:g}, alpha {growing}{s.alpha:g}; x_optimizer {moves}"
     lines = [f"scores by method={s.method} on {run.world.device.type}{processes}"]
     if run.copies:
         lines = [

@@ -101,6 +101,9 @@ class Settings(DataSettings):
     )
 
     alpha: float = setting("step", "penalty; w minimises training loss + validation loss / alpha", 10.0, gt=0)
+    alpha_start: float | None = setting(
+        "step", "alpha at the first step; it grows evenly to alpha at the last one; null: alpha throughout", None, gt=0
+    )
     order: int = setting(
         "step", "the x-gradient's error is O(1/alpha^order); with order 2, u ascends the validation loss", 1, ge=1, le=2
     )
@@ -234,10 +237,6 @@ class Settings(DataSettings):
         if self.backend is None:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             self.backend = "deepspeed" if several and self.lora_rank is None else "torch"
-
-    @property
-    def nu(self) -> float:
-        return 1 / self.alpha
 
     @property
     def x_factor(self) -> float:

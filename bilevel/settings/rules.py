@@ -82,6 +82,11 @@ def _of_method(s: Settings) -> list[Rule]:
             f"x_warmup_steps {s.x_warmup_steps}: x never moves in max_steps {s.max_steps}; use fewer warm-up steps",
         ),
         (
+            {"alpha_start", "alpha"},
+            s.alpha_start is not None and s.alpha_start > s.alpha,
+            f"alpha_start {s.alpha_start}: alpha grows, and ends at {s.alpha}; give at most that, or a larger alpha",
+        ),
+        (
             {"method", "backend"},
             METHODS[s.method].one_process and (s.backend != "torch" or _launched() > 1),
             f"method={s.method} needs backend=torch in one process, because it uses gradients of whole batches",

@@ -21,7 +21,6 @@ from bilevel.model.losses import sample_losses
 from bilevel.model.torch_copy import TorchCopy
 from bilevel.processes import HOST, moved
 from bilevel.seeding import seed_masks
-from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, constant, tokens_read
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.learned import SampleWeights, SourceWeights
@@ -96,7 +95,8 @@ def step(
     validation: Batch,
     lr_y: float,
     seed: int,
-    settings: Settings,
+    nu: float,
+    order: int,
 ) -> StepResult:
     """The step of method=align."""
     return align_step(copies["w"], weights, train, validation, lr_y, seed)

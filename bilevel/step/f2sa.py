@@ -19,7 +19,6 @@ import torch
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.processes import HOST, moved
-from bilevel.settings.fields import Settings
 from bilevel.step.gradient import Part, add_gradients, constant
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.learned import SampleWeights, SourceWeights
@@ -101,7 +100,8 @@ def step(
     validation: Batch,
     lr_y: float,
     seed: int,
-    settings: Settings,
+    nu: float,
+    order: int,
 ) -> StepResult:
     """The step of method=f2sa."""
-    return penalty_step(copies["u"], copies["w"], weights, train, validation, settings.nu, lr_y, seed, settings.order)
+    return penalty_step(copies["u"], copies["w"], weights, train, validation, nu, lr_y, seed, order)

@@ -3,7 +3,6 @@
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.processes import HOST, moved
-from bilevel.settings.fields import Settings
 from bilevel.step.gradient import add_gradient, constant, tokens_read
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
@@ -34,7 +33,8 @@ def step(
     validation: None,
     lr_y: float,
     seed: int,
-    settings: Settings,
+    nu: float,
+    order: int,
 ) -> StepResult:
     """The step of method=fixed. The weights have decided which samples were drawn (bilevel.weights.fixed)."""
     return plain_step(copies["w"], train, lr_y, seed)

@@ -1,4 +1,4 @@
-"""The learning rates of a step."""
+"""The learning rates and the penalty of a step."""
 
 import math
 
@@ -19,7 +19,7 @@ def schedule(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
 
 
 class Schedule:
-    """Learning rates of the model copies (lr_y) and of the weights (lr_x) in a run of so many steps."""
+    """Learning rates of the model copies (lr_y) and of the weights (lr_x), and alpha, in a run of so many steps."""
 
     def __init__(self, settings: Settings, steps: int):
         self.settings, self.steps = settings, steps
@@ -32,3 +32,10 @@ class Schedule:
         """Learning rate of x at step 0..steps-1, whether or not x moves at that step."""
         s = self.settings
         return s.lr_x * schedule(step, self.steps, s.warmup_ratio, s.x_lr_schedule)
+
+    def alpha(self, step: int) -> float:
+        """The penalty at step 0..steps-1. A growing one is what F2SA's proofs have (Kwon et al. 2023, Algorithm 1)."""
+        s = self.settings
+        if s.alpha_start is None or self.steps == 1:
+            return s.alpha
+        return s.alpha_start + (s.alpha - s.alpha_start) * step / (self.steps - 1)

@@ -32,7 +32,6 @@ def test_defaults_then_yaml_then_command_line(tmp_path: Path):
     config = write(tmp_path / "c.yaml", lr_y=2e-5, alpha=3)
     settings, dry_run = load_settings(["--config", config, "--alpha", "50"])
     assert (settings.lr_x, settings.lr_y, settings.alpha, dry_run) == (0.1, 2e-5, 50.0, False)
-    assert settings.nu == 1 / 50
 
 
 def test_values_typed_by_hand(tmp_path: Path):
