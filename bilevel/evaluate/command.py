@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from bilevel.errors import UserError
 from bilevel.evaluate.asking import Asking, ask, kinds_of, write_answers
+from bilevel.evaluate.model import load_copy
+from bilevel.evaluate.questions import answer_questions, read_questions, write_for_judge
 from bilevel.files import whole_file
-from bilevel.run.start import quiet_libraries
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     try:
         asking = check(args)
+        if args.questions:
+            return judged(args, asking)
         settings, files = find(args)
         result, answers = evaluate_model(settings, files, asking)
     except UserError as error:
@@ -55,6 +58,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def judged(args: argparse.Namespace, asking: Asking) -> int:
+    """Answer the questions of --questions and write the answers as a judge reads them. Raises UserError."""
+    questions = read_questions(args.questions)
+    settings, files = find(args)
+    copy, tokeniser = load_copy(settings, files)
+    answers = answer_questions(copy, tokeniser, questions, asking, by_category=args.temperature is None)
+    args.answers_out.parent.mkdir(parents=True, exist_ok=True)
+    write_for_judge(questions, answers, args.answers_out)
+    print(f"{len(questions)} questions answered: {args.answers_out}")
+    return 0
+
+
 def check(args: argparse.Namespace) -> Asking:
     """The options that say how questions are asked. Raises UserError for any that cannot be right."""
     for name in ("out", "answers_out"):
@@ -65,11 +80,20 @@ def check(args: argparse.Namespace) -> Asking:
         raise UserError("--out and --answers_out name the same file; give another name to one")
     if args.answers_out and args.answer == "none":
         raise UserError("--answers_out: no answers are generated with --answer none; leave one of them out")
-    if args.samples > 1 and not args.temperature:
+    if args.questions:
+        given = [name for name in ("data", "out") if getattr(args, name)]
+        if given or args.answer != "auto" or not args.answers_out:
+            raise UserError(
+                "--questions: a judge reads the answers, so there is nothing to compare them with here; give "
+                "--answers_out FILE, and no --data, --answer or --out"
+            )
+    elif args.samples > 1 and not args.temperature:
         raise UserError(
             f"--samples {args.samples}: at temperature 0 all answers to a question are the same; add --temperature 0.7"
         )
-    return Asking(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Asking)})
+    defaults = {"max_new_tokens": 1024 if args.questions else 64, "temperature": 0.0}
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Asking)}
+    return Asking(**{name: defaults[name] if value is None else value for name, value in given.items()})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,13 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="held-out files or glob patterns (default: the run's test_data)"
     )
+    parser.add_argument("--questions", type=Path, metavar="FILE",
+                        help="answer MT-Bench's question.jsonl, or a file of that form, instead of held-out records: "
+                        "turn by turn, into --answers_out as its judge reads them")  # fmt: skip
     parser.add_argument("--answer", choices=("auto", "exact", "final_number", "none"), default="auto",
                         help="how to judge answers. exact: same text, apart from white space. final_number: same last "
                         "number (after ####, or in the whole text); a reference in \\boxed{} is compared as a "
                         "mathematical expression. auto: final_number if the reference marks its answer with #### or "
                         "\\boxed{}, else exact. none: no answers, only the loss (default: auto)")  # fmt: skip
     parser.add_argument(
-        "--max_new_tokens", type=_count, default=64, help="maximum length of an answer, in tokens (default: 64)"
+        "--max_new_tokens",
+        type=_count,
+        help="maximum length of an answer, in tokens (default: 64; 1024 to --questions)",
     )
     parser.add_argument(
         "--batch_size",
@@ -100,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         "most agree on is right (majority), and of which any is right (any_right) (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.0, metavar="T",
-        help="0 writes the likeliest token, above 0 tokens are drawn (default: 0)",
+        "--temperature", type=_temperature, metavar="T",
+        help="0 writes the likeliest token, above 0 tokens are drawn (default: 0; to --questions by category, as "
+        "MT-Bench has it)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws at a temperature above 0 (default: 0)")
     parser.add_argument("--format", help="record format, as in training (default: the run's, or auto)")
@@ -163,6 +193,8 @@ def find(args: argparse.Namespace) -> tuple[Settings, list["Source"]]:
     settings, problems = validate(values)
     if problems:
         raise UserError("; ".join(problems))
+    if args.questions:
+        return settings, []
     if not settings.test_data:
         raise UserError("no data to evaluate on: give --data FILE, or a run with test_data")
     return settings, find_sources(settings.test_data, Reading.of(settings))
@@ -185,30 +217,7 @@ def evaluate_model(
 
     The answers are None if none are asked for.
     """
-    import torch
-
-    from bilevel.data.tokenise import make_tokeniser
-    from bilevel.model.adapters import put_on
-    from bilevel.model.check import check_model
-    from bilevel.model.copies import chosen_dtype
-    from bilevel.model.frozen_base import loading_arguments
-    from bilevel.model.loading import load_model, load_tokenizer, model_shape
-    from bilevel.model.pretrained import base_of
-    from bilevel.model.torch_copy import TorchCopy
-
-    quiet_libraries()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base, dtype = base_of(settings.model_name_or_path), chosen_dtype(settings, device)
-    tokenizer = load_tokenizer(settings, files)
-    tokeniser = make_tokeniser(tokenizer, settings)
-    plain = dataclasses.replace(settings, model_name_or_path=base or settings.model_name_or_path, lora_rank=None)
-    shape = model_shape(plain)
-    check_model(plain, shape)
-    stored = loading_arguments(plain, shape, dtype, device) if base else None
-    model = load_model(plain, shape, tokenizer, stored=stored).to(device)
-    if base:
-        put_on(model, settings.model_name_or_path)
-    copy = TorchCopy(model, bf16=dtype == "bf16")
+    copy, tokeniser = load_copy(settings, files)
     tables = [heldout(copy, settings, files, tokeniser)]
     if asking.answer != "none":
         tables.append(ask(copy, files, tokeniser, asking))
