@@ -1,51 +1,22 @@
 """README.md, docs/ and example/comparison/README.md are true: tables are those of code and results, links and paths
-lead somewhere, and commands run."""
+lead somewhere, and commands name what is there. That they run is tested in test_commands.py."""
 
 import importlib.util
-import json
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from benchmarks import start, state, step
-from run_helpers import ROOT, SHIPPED, TINY, emptied
+from pages import COMPARISON_PAGE, FOUND, LISTED, LONG, PAGES, README, SHORT, commands
+from run_helpers import ROOT
 from test_layout import FLOORS
 
 import bilevel
 
-SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
-    "checkpoint": "--millions 1 --repeats 1",
-    "compare": "--methods uniform,oracle --seeds 1 --max_steps 2 --max_new_tokens 2",
-    "fuzz": "--share 0.0005",
-    "kills": "--kills 1",
-    "large": "--records 6000 --rounds 1 --gigabytes 0.03",
-    "memory_over_steps": "--steps 250 --only adapters --out outputs",
-    "oracle": "--seeds 1 --passes 24",
-    "padding": "",
-    "report": "--records 200 --rounds 1",
-    "sampling": "--seeds 1 --max_steps 4",
-    "start": "--records 500 --rounds 1",
-    "state": "--sizes 1e4 1e6 --steps 5",
-    "step": "--models gpt2 --peers Trainer --rounds 2",
-    "tracker": "--pairs 1 --steps 4",
-    "waiting_threads": "--rounds 2",
-}
-LONG = re.compile(r"tests\.benchmarks\.(\w+)|bilevel\.(compare)")
 COMPARISON = ROOT / "example" / "comparison"
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-# The pages in the order in which README lists them: a command can use what the pages before it have made.
-LISTED = re.findall(r"\((docs/[\w-]+\.md)\)", README.split("## Documentation")[1].split("\n## ")[0])
-FOUND = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", *LISTED, *FOUND)}
-COMPARISON_PAGE = "example/comparison/README.md"
-PAGES[COMPARISON_PAGE] = (ROOT / COMPARISON_PAGE).read_text(encoding="utf-8")
 COSTS, BASELINES = PAGES["docs/costs.md"], PAGES["docs/baselines-and-comparison.md"]
 
 
@@ -54,16 +25,6 @@ def top_folders() -> set[str]:
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     return folders - {name.rstrip("/") for name in ignored}
-
-
-def commands() -> list[str]:
-    """Every command of bash blocks and of inline code, page by page, except set-ups and test runs, which CI runs."""
-    found = []
-    for name, page in PAGES.items():
-        found += "\n".join(re.findall(r"```bash\n(.*?)```", page, flags=re.S)).splitlines()
-        if name != COMPARISON_PAGE:
-            found += [" ".join(c.split()) for c in re.findall(r"`(python [^`]+)`", page)]
-    return [c for c in dict.fromkeys(found) if c and "pip install" not in c and "pytest" not in c]
 
 
 def test_every_long_command_has_a_short_form() -> None:
@@ -273,76 +234,3 @@ def test_every_run_file_of_the_papers_has_its_commands() -> None:
     files = {path.name for path in (ROOT / "configs" / "papers").glob("*.yaml")}
     table = PAGES["docs/papers.md"].split("\n\n")[3]
     assert files and all(name in table and f"configs/papers/{name}" in PAGES["docs/papers.md"] for name in files)
-
-
-def tracked() -> list[str]:
-    """What a clone of the working tree would hold."""
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [file for file in out.split("\n") if file and (ROOT / file).exists()]
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a clone holds after the quick start, in a folder of its own, and the files of README's user."""
-    folder = tmp_path_factory.mktemp("clone")
-    for file in tracked():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, folder / file)
-    subprocess.run([sys.executable, folder / "data_alpaca_0.5" / "process.py"], check=True, capture_output=True)
-    noisy = emptied(SHIPPED[128:256])
-    mine = {"web": SHIPPED[:128], "forum": noisy, "mix": SHIPPED[:64] + noisy[:64], "trusted": SHIPPED[256:336]}
-    for name, records in (mine | {"heldout": SHIPPED[336:352]}).items():
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a very small GPT-2 and its tokenizer, in place of the one from the hub."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("pretrained") / "gpt2"
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(["some words"], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
-    tokenizer.save_pretrained(folder)
-    shape = {key: value for key, value in TINY.items() if key != "model_type"} | {"n_positions": 512}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape)).save_pretrained(folder)
-    return folder
-
-
-def named(command: str) -> str:
-    """The start of a command, as the name of its test."""
-    return re.sub(r"[^\w./=-]+", " ", command)[:70].strip()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", commands(), ids=named)
-def test_every_command_runs(command: str, copy: Path, pretrained: Path) -> None:
-    """In order, in a clone, as they stand; the environment makes launched runs short and keeps them off the network.
-
-    A command can use what those before it made, so that one that fails can make others fail.
-    """
-    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    short = {"PATH": python, "max_steps": "2", "x_warmup_steps": "0", "eval_every": "100", "tracker": "none"}
-    if benchmark := LONG.search(command):
-        command += f" {SHORT[benchmark[1] or benchmark[2]]}"
-    if "train_bilevel.py --config" in command:  # reads no settings from the environment
-        command += " --max_steps 2 --eval_every 100"
-    if "tests/gpu/check.py" in command:
-        command += " --parts exactness"
-    if "configs/experiments/" in command:
-        command += " --seeds 1 --max_steps 2 --out outputs/short --results outputs/short"
-    model = {"model_name_or_path": str(pretrained)} if re.search(r"gpt2\.yaml|lora-135m-cpu\.yaml", command) else {}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=copy, env=os.environ | short | model, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-@pytest.mark.slow
-def test_the_commands_made_what_the_pages_promise(copy: Path) -> None:
-    assert (copy / "curves.png").exists() and (copy / "my_data" / "mixed" / "train_mixed.json").exists()

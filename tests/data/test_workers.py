@@ -67,7 +67,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["bad, left out", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "bad, left out")]
+)
 def test_cache_and_messages_are_the_same(tmp_path: Path, processes: Callable[[int], None], case: str) -> None:
     records, kind, bad, skip = CASES[case]
     path = write_lines(tmp_path / "a.jsonl", records, bad)
@@ -82,6 +84,7 @@ def test_cache_and_messages_are_the_same(tmp_path: Path, processes: Callable[[in
         assert [line.partition(":")[0] for line in said] == [f"{path}, record {i}" for i in BAD] and not found[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".json", ".csv", ".parquet"])
 def test_records_of_other_containers_are_shared_out(
     tmp_path: Path, processes: Callable[[int], None], ending: str
@@ -101,6 +104,7 @@ def test_records_of_other_containers_are_shared_out(
     assert found[0] == found[1] == found[2] and len(found[0][2]) == 2
 
 
+@pytest.mark.slow
 def test_a_template_that_refuses_records(tmp_path: Path, processes: Callable[[int], None]) -> None:
     """All are named, in order, and left out if skip_bad_records allows it; the cache keeps what was said."""
     path = write_lines(tmp_path / "a.jsonl", CHATS, {7: "{"})

@@ -208,7 +208,7 @@ def test_yi_fits_an_a40_with_its_residual_bits_when_the_embedding_is_frozen():
 ADAPTERS = {"lora_rank": 16, "dtype": "bf16", "gradient_checkpointing": True, "max_length": 512}
 
 
-@pytest.mark.parametrize(("base", "limit"), [("bf16", 1.1), ("nf4", 1.12)])
+@pytest.mark.parametrize(("base", "limit"), [pytest.param("bf16", 1.1, marks=pytest.mark.slow), ("nf4", 1.12)])
 @pytest.mark.parametrize("name", ["meta-llama/Meta-Llama-3-8B", pytest.param("01-ai/Yi-34B", marks=pytest.mark.slow)])
 def test_two_adapters_take_little_more_than_one(name: str, base: str, limit: float):
     """Learning weights beside plain LoRA fine-tuning, in all bytes of the plan."""
@@ -218,6 +218,7 @@ def test_two_adapters_take_little_more_than_one(name: str, base: str, limit: flo
     assert 1 < totals[0] / totals[1] <= limit
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_fit_are_told_of_4_bit():
     common = {"model_name_or_path": "Qwen/Qwen2.5-1.5B", "lora_rank": 8, "dtype": "bf16", "max_length": 512}
     run = settings(**common, gpu_memory_gib=4)

@@ -40,8 +40,8 @@ def on(pretrained: Path, **changes) -> dict:
     return LORA | {"model_config": None, "model_name_or_path": str(pretrained)} | changes
 
 
-@pytest.mark.parametrize("weights", ["source", "sample"])
-@pytest.mark.parametrize("base", ["fp32", "nf4"])
+@pytest.mark.parametrize("weights", [pytest.param("source", marks=pytest.mark.slow), "sample"])
+@pytest.mark.parametrize("base", [pytest.param("fp32", marks=pytest.mark.slow), "nf4"])
 def test_the_adapter_folder_is_the_trained_model(
     base: str, weights: str, pretrained: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +104,7 @@ def test_a_quantised_folder_that_cannot_be_trained(
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_comes_in_4_bit(pretrained: Path, data: Path, tmp_path: Path, capsys) -> None:
     """It trains as the model that is quantised while it is read does; a tensor left out is told with its name."""
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)

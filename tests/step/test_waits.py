@@ -26,10 +26,13 @@ def llama() -> torch.nn.Module:
 
 
 MODELS = {"gpt2": tiny_model, "llama": llama}
+OTHERS = [("gpt2", False), ("llama", False), ("llama", True)]  # slow
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("model", "bf16"),
+    [("gpt2", True), *(pytest.param(*way, marks=pytest.mark.slow) for way in OTHERS)],
+)
 def test_a_step_makes_the_host_wait_three_times(model: str, bf16: bool) -> None:
     """For the losses and for each copy's norm, however many micro-batches; and computes what it does on the CPU."""
     start = MODELS[model]()

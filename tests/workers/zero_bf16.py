@@ -57,15 +57,15 @@ def masters(trained: ModelCopy) -> torch.Tensor:
 
 
 def train(make_copy: Callable[..., ModelCopy]) -> dict[str, torch.Tensor]:
-    """200 steps that cross ten intervals of LISA: w's masters at the end, x after 100 steps."""
+    """100 steps that cross five intervals of LISA: w's masters at the end, x after 50 steps."""
     models = {name: start_model() for name in "uw"}
     lisa = Lisa(settings(lisa_layers=1, lisa_interval=20), models)
     copies = {name: make_copy(model, active=lisa.active(name)) for name, model in models.items()}
     x = SourceWeights(TRAIN.source_ids, SHARES, 1 / NU, "adam")
     halfway = None
-    steps = penalty_steps(copies, x, ALONE, 200, lr_y=1e-5, nu=NU, upper_every=5, lisa=lisa, tokens=WHOLE)
+    steps = penalty_steps(copies, x, ALONE, 100, lr_y=1e-5, nu=NU, upper_every=5, lisa=lisa, tokens=WHOLE)
     for step, _ in enumerate(steps):
-        if step == 99:
+        if step == 49:
             halfway = x.x.clone()
     layers = lisa.layers["w"]
     copies["w"].activate(layers.rest, layers.blocks)  # the resting block's masters as well
