@@ -2,12 +2,13 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bilevel.data.containers import kinds
+from bilevel.data.containers import json_text, kinds
 from bilevel.data.records import read_rows
 from bilevel.data.sources import Reading, file_source, find_sources
 from bilevel.errors import DataError
@@ -107,6 +108,25 @@ LINES = "\n".join(json.dumps({"text": text}) for text in "ab")
 )
 def test_array_and_lines(write: Write, content: str) -> None:
     assert rows(write("t.jsonl", content)) == [(["text"], ["a"]), (["text"], ["b"])]
+
+
+def test_blank_lines_at_the_beginning_take_no_memory_and_no_place(tmp_path: Path) -> None:
+    """They may be gigabytes; a mistake behind them is told where it stands in the file."""
+    path = tmp_path / "blank.jsonl"
+    path.write_text("\n \t\n" * 1_000_000 + '{"text": "a"}\n')
+    tracemalloc.start()
+    try:
+        with path.open("rb") as file:
+            found = list(json_text.unparsed(file, path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == [b'{"text": "a"}\n'] and peak < 100_000
+    for text in ('\n  \n\n [{"text": "a"},\n x]', '\n\n  \n {"text":\n "a"}\n x'):
+        path.write_text(text)
+        with pytest.raises(json.JSONDecodeError) as wrong:
+            json.loads(text if "[" in text else text.replace('{"text":\n "a"}', "      \n    "))
+        assert f"line {wrong.value.lineno}, column {wrong.value.colno}" in message(path)
 
 
 def test_line_separators_inside_a_record_do_not_end_it(write: Write) -> None:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bilevel.errors import DataError
 
@@ -37,13 +37,13 @@ def unparsed(file: io.BufferedReader, path: Path) -> Iterator[bytes | Item]:
     If a key appears twice in a record, the last value wins, as in every JSON reader. Raises DataError for the file.
     """
     _check_kind(file.peek(64), path)
-    head = _beginning(file)
+    above, head = _beginning(file)
     if head.lstrip().startswith(b"["):
-        text = _text(head + file.read(), path)
+        text = _text(above.space() + head + file.read(), path)
         del head  # a whole file, if it is one line
         yield from _array(text, path)
     elif _INSTANCES.match(head[:500].decode(errors="replace")) or _is_begun(head):
-        text = _text(head + file.read(), path)
+        text = _text(above.space() + head + file.read(), path)
         del head
         if mark := _INSTANCES.match(text):
             yield from _instances(text, mark, path)
@@ -55,13 +55,25 @@ def unparsed(file: io.BufferedReader, path: Path) -> Iterator[bytes | Item]:
         yield from _lines(itertools.chain([head], file))
 
 
-def _beginning(file: io.BufferedReader) -> bytes:
-    """The first line that is not blank, with the blank ones before it."""
-    blank, line = bytearray(), file.readline()
+class _Blank(NamedTuple):
+    """Blank lines at the beginning of a file: how many, and their bytes in all."""
+
+    lines: int
+    size: int
+
+    def space(self) -> bytes:
+        """As much space, so that places in the text behind it are those in the file."""
+        return b" " * (self.size - self.lines) + b"\n" * self.lines
+
+
+def _beginning(file: io.BufferedReader) -> tuple[_Blank, bytes]:
+    """The blank lines at the beginning, which may be gigabytes, and the first line that is not blank."""
+    lines = size = 0
+    line = file.readline()
     while line.isspace():
-        blank += line
+        lines, size = lines + 1, size + len(line)
         line = file.readline()
-    return bytes(blank) + line
+    return _Blank(lines, size), line
 
 
 def _check_kind(head: bytes, path: Path) -> None:
