@@ -2,6 +2,7 @@
 
 A score function gives every training sample a number (N,); higher is better. The best fraction `keep` of all samples
 then get equal weights and the others weight 0. With weights=source, a source's weight is its share of the kept samples.
+The scores of `doremi` are the weights themselves (bilevel.baselines.doremi).
 If a score needs a model, that model starts like the run's own and is trained for `score_epochs` epochs by the plain
 step of method=fixed, with the lr_y, schedule and batch size of the settings. The baselines that use gradients are in
 bilevel.baselines.influence and bilevel.step.align.
@@ -18,6 +19,7 @@ import torch
 import transformers
 
 from bilevel.baselines.influence import LastBlock, cosines, random_projection
+from bilevel.data.batches import Batch
 from bilevel.data.samples import Samples
 from bilevel.data.stream import BatchStream, steps_per_run
 from bilevel.data.tokenise import IGNORE
@@ -32,8 +34,9 @@ from bilevel.run.state import Run
 from bilevel.seeding import Permutation, dropout_seed, generator
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
-from bilevel.step.plain import plain_step
-from bilevel.step.result import NonFiniteLoss, leave_out
+from bilevel.step.gradient import Factors
+from bilevel.step.plain import EQUAL, plain_step
+from bilevel.step.result import NonFiniteLoss, StepResult, leave_out
 from bilevel.step.schedule import Schedule
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
@@ -76,10 +79,15 @@ class Scoring:
     def lr_y(self, step: int) -> float:
         return Schedule(self.settings, self.steps).lr_y(step)
 
-    def trained(self, samples: Samples, after: Callable[[ModelCopy, int], None] | None = None) -> ModelCopy:
-        """A model trained on the samples with equal weights; after(model, steps done) is called after each step.
+    def trained(
+        self,
+        samples: Samples,
+        after: Callable[[ModelCopy, int, Batch, StepResult], None] | None = None,
+        coefficients: Factors = EQUAL,
+    ) -> ModelCopy:
+        """A model trained on the samples, with equal weights unless there are coefficients, as for plain_step.
 
-        Raises TrainingStopped.
+        after(model, steps done, batch, result of the step) is called after each step. Raises TrainingStopped.
         """
         s, (w, lisa) = self.settings, self.model()
         stream = BatchStream(len(samples), s.global_batch_size, s.seed)
@@ -90,15 +98,16 @@ class Scoring:
                 lisa.switch(step, {"w": w})
             batch = samples.batch(next(stream), s.micro_batch_tokens, w.world, packed=w.packed)
             try:
-                result = plain_step(w, batch, self.lr_y(step), dropout_seed(s.seed, step))
+                result = plain_step(w, batch, self.lr_y(step), dropout_seed(s.seed, step), coefficients)
             except NonFiniteLoss as error:
+                result = error.result
                 self.skip(error, samples, w, f"step {step + 1} of the model trained on {len(samples)} samples")
             else:
                 if lisa:
                     lisa.verify(moved=self.lr_y(step) > 0 and result.grad_norm_w > 0)
             self.tick()
             if after:
-                after(w, step + 1)
+                after(w, step + 1, batch, result)
         return w
 
     def skip(self, error: NonFiniteLoss, samples: Samples, w: ModelCopy, where: str) -> None:
@@ -168,7 +177,7 @@ def influence_score(s: Scoring) -> torch.Tensor:
     found, rates = torch.zeros(len(s.train), len(s.val.sources), dtype=torch.float64), []
     projection = functools.cache(lambda size: random_projection(size, s.settings.seed))
 
-    def look(w: ModelCopy, done: int) -> None:
+    def look(w: ModelCopy, done: int, *_: object) -> None:
         rates.append(s.lr_y(done - 1))
         if done not in ends:
             return
@@ -219,6 +228,8 @@ def check_scorable(settings: Settings, train: Samples) -> None:
     """Raise UserError if the training samples lack what the method needs."""
     if settings.method == "oracle" and (train.is_noisy is None or train.is_noisy.all()):
         raise UserError("method=oracle needs the field is_noisy in the training records, and some clean records")
+    if settings.method == "doremi" and len(train.sources) < 2:
+        raise UserError("method=doremi weighs sources against each other; the training data are one source")
     if settings.method == "ifd" and all(IGNORE not in labels[1:] for labels in train.tokens[:1000]["labels"]):
         raise UserError(
             "method=ifd compares responses with and without their prompts, but the training data have no prompts"
@@ -237,6 +248,11 @@ def kept(scores: torch.Tensor, keep: float, seed: int) -> torch.Tensor:
 def weights_of(scores: torch.Tensor, settings: Settings, train: Samples) -> FixedSourceWeights | FixedSampleWeights:
     """The weights that follow from the method's scores (N,)."""
     s = settings
+    if METHODS[s.method].weighs:
+        if s.weights == "sample":
+            return FixedSampleWeights(len(train), scores)
+        shares = torch.bincount(train.source_ids.long(), scores, minlength=len(train.sources))
+        return FixedSourceWeights(train.source_ids, shares / shares.sum())
     chosen = scores > 0 if s.method in ("uniform", "oracle") else kept(scores, s.keep, s.seed)
     if s.weights == "sample":
         return FixedSampleWeights(len(train), chosen.double() * (len(train) / int(chosen.sum())))

@@ -25,6 +25,7 @@ class Method:
     copies: tuple[str, ...] = ()  # names of the model copies that train; a score makes models as it needs them
     learned: bool = False  # x is learned while the copies train
     validation: bool = True  # reads validation data
+    weighs: bool = False  # its scores are the weights; otherwise the samples with the best scores are kept
     one_process: bool = False  # needs backend=torch: it reads gradients of single samples, or moves all parameters
     whole_gradients: bool = False  # not with lisa_layers or gradient_checkpointing
 
@@ -52,6 +53,7 @@ METHODS = {
     "perplexity": Method("bilevel.baselines.scores:perplexity_score"),
     "rho": Method("bilevel.baselines.scores:rho_score"),
     "influence": Method("bilevel.baselines.scores:influence_score", one_process=True, whole_gradients=True),
+    "doremi": Method("bilevel.baselines.doremi:doremi_score", validation=False, weighs=True),
     "ifd": Method("bilevel.baselines.scores:ifd_score"),
     "align": Method("bilevel.step.align:step", copies=("w",), learned=True, one_process=True),
     "oracle": Method("bilevel.baselines.scores:oracle_score"),

@@ -3,17 +3,20 @@
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.processes import HOST, moved
-from bilevel.step.gradient import add_gradient, constant, tokens_read
+from bilevel.step.gradient import Factors, add_gradient, constant, tokens_read
 from bilevel.step.result import StepResult, require_finite
 from bilevel.weights.fixed import FixedSampleWeights, FixedSourceWeights
 
+EQUAL = constant(1.0)
 
-def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int) -> StepResult:
-    """Forward, backward and step of one model on the mean loss of a global batch.
 
-    Raises NonFiniteLoss on every rank before any parameter moves.
+def plain_step(w: ModelCopy, train: Batch, lr_y: float, seed: int, coefficients: Factors = EQUAL) -> StepResult:
+    """Forward, backward and step of one model on the mean loss of a global batch, or a weighted one.
+
+    coefficients: function from sample numbers (n,) to the factors (n,) of their losses. Raises NonFiniteLoss on every
+    rank before any parameter moves.
     """
-    losses = add_gradient(w, train, constant(1.0), seed, last=True)
+    losses = add_gradient(w, train, coefficients, seed, last=True)
     (losses,) = moved([losses], HOST)
     result = StepResult(
         loss_w=train.mean(losses),
