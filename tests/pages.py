@@ -23,7 +23,7 @@ SHORT = {  # flags with which a benchmark, or a comparison, takes seconds
     "sampling": "--seeds 1 --max_steps 4",
     "start": "--records 500 --rounds 1",
     "state": "--sizes 1e4 1e6 --steps 5",
-    "step": "--models gpt2 --peers Trainer --rounds 2",
+    "step": "--models gpt2 --peers Trainer --rounds 2 --batch 4",
     "tracker": "--pairs 1 --steps 4",
     "waiting_threads": "--rounds 2",
 }

@@ -1,15 +1,15 @@
 """What a bilevel step costs beside transformers.Trainer's plain fine-tuning step on the same samples.
 
-    python -m tests.benchmarks.step [--models gpt2 llama] [--rounds 6] [--data DIR] [--out DIR]
+    python -m tests.benchmarks.step [--models gpt2 llama] [--rounds 6] [--batch 64] [--data DIR] [--out DIR]
 
 DIR: a folder that process.py wrote; without it samples of Alpaca's lengths and random tokens, from
-tests.benchmarks.samples. Each round draws 64 training samples for everybody and 64 validation samples for the bilevel
-steps, and every peer (tests.benchmarks.peers), each in a process of its own, takes one step, in turn; the first round
-warms up and is not counted. Ratios are taken within a round. Then each peer, alone, takes a step with eager attention
-whose operations are counted and set against the fewest (tests.benchmarks.operations), and two steps in which the bytes
-of all tensors alive are counted (bilevel.memory.activations.LiveBytes): gradients, moments, activations, at their most,
-above the weights. What kernels allocate inside themselves is not seen. Writes step_MODEL.csv, a row per peer, and its
-figure.
+tests.benchmarks.samples. Each round draws --batch (64) training samples for everybody and as many validation samples
+for the bilevel steps, and every peer (tests.benchmarks.peers), each in a process of its own, takes one step, in turn;
+the first round warms up and is not counted. Ratios are taken within a round. Then each peer, alone, takes a step with
+eager attention whose operations are counted and set against the fewest (tests.benchmarks.operations), and two steps in
+which the bytes of all tensors alive are counted (bilevel.memory.activations.LiveBytes): gradients, moments,
+activations, at their most, above the weights. What kernels allocate inside themselves is not seen. Writes
+step_MODEL.csv, a row per peer, and its figure.
 """
 
 import argparse
@@ -44,16 +44,15 @@ SHAPES = {
         "tie_word_embeddings": False,
     },
 }
-BATCH = 64
 # All at once: each is a process of its own, and six of this size take more than 24 GiB.
 FEWER = {"llama": [name for name in PEERS if "per sample" not in name]}
 
 
-def make_work(shape: dict, data: Path | None, rounds: int) -> Work:
+def make_work(shape: dict, data: Path | None, rounds: int, batch: int) -> Work:
     train, validation = train_and_validation(data, shape)
     generator = torch.Generator().manual_seed(0)
     draws = [
-        Round(*(torch.randperm(len(part), generator=generator)[:BATCH] for part in (train, validation)))
+        Round(*(torch.randperm(len(part), generator=generator)[:batch] for part in (train, validation)))
         for _ in range(rounds)
     ]
     return Work(shape, train, validation, draws)
@@ -174,6 +173,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="beside Trainer; all that fit into 24 GiB")
     parser.add_argument("--rounds", type=int, default=6, help="of which the first is not counted")
+    parser.add_argument("--batch", type=int, default=64, help="training samples, and validation samples, of a step")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results"))
     options = parser.parse_args()
@@ -185,7 +185,7 @@ def main() -> None:
         print(name, flush=True)
         peers = options.peers or FEWER.get(name, PEERS)
         names = ["Trainer", *(peer for peer in peers if peer != "Trainer")]
-        found = pd.DataFrame(table(name, make_work(SHAPES[name], options.data, options.rounds), names))
+        found = pd.DataFrame(table(name, make_work(SHAPES[name], options.data, options.rounds, options.batch), names))
         file = options.out / f"step_{name}.csv"
         found.assign(machine=machine()).to_csv(file, index=False, float_format="%.4g")
         draw(found, file.with_suffix(".png"))
