@@ -1,15 +1,32 @@
-"""What the benchmarks count: operations against a hand count, samples against the lengths they say they have."""
+"""What the benchmarks count: operations against a hand count, samples against the lengths they say they have; and the
+exact hypergradient of data hyper-cleaning, against finite differences and the project's penalty step."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from bilevel.step.f2sa import penalty_step
+from bilevel.weights.learned import SampleWeights
+from tests.benchmarks import hyper_cleaning
 from tests.benchmarks.operations import counted, least_pass, sizes
 from tests.benchmarks.peers import Ours, PlainTrainer, Round, Work
 from tests.benchmarks.samples import alpaca_lengths, random_samples
+from tests.image_problem import (
+    LinearCopy,
+    Problem,
+    batch,
+    coefficients,
+    hypergradient,
+    make_problem,
+    read_images,
+    solve,
+    write_blobs,
+)
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 512, "n_embd": 32, "n_layer": 3, "n_head": 2}
 LLAMA = {
@@ -100,3 +117,52 @@ def test_the_lengths_are_alpaca_s() -> None:
     assert lengths.sum(1).mean() == pytest.approx(97.2, abs=0.1) and lengths[:, 1].mean() == pytest.approx(
         66.3, abs=0.1
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# data hyper-cleaning
+
+
+Cleaning = tuple[Problem, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def cleaning(tmp_path_factory: pytest.TempPathFactory) -> Cleaning:
+    """40 images of 3 classes, half with a random label, in float64; x where weights differ, d/dx f(y*(x)), and y*."""
+    (features, labels), _ = read_images(write_blobs(tmp_path_factory.mktemp("blobs")))
+    problem = make_problem(features.double(), labels, 40, noise=0.5, seed=0)
+    x = torch.randn(40, generator=torch.Generator().manual_seed(0)).double()  # of float32, as SampleWeights keeps it
+    start = problem.start()
+    return problem, x, *hypergradient(problem, x, start, torch.zeros_like(start), tolerance=1e-10)[:2]
+
+
+def test_the_cleaning_s_hypergradient_agrees_with_finite_differences(cleaning: Cleaning) -> None:
+    problem, x, gradient, y = cleaning
+    step = 1e-4 * torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    up, down = (problem.upper(solve(problem, coefficients(x + s), y, 1e-10)) for s in (step, -step))
+    assert float(up - down) / 2 == pytest.approx(float(gradient @ step), rel=1e-5)
+
+
+def test_the_penalty_step_moves_x_down_the_cleaning_s_hypergradient(cleaning: Cleaning) -> None:
+    """With u and w at their minima, where stochastic steps only come near."""
+    problem, x, gradient, y = cleaning
+    nu = 1e-3
+    weights = SampleWeights(problem.n, None, "sigmoid", 1 / nu, "sgd")
+    weights.x = x.float()
+    weights.refresh()
+    u, w = (LinearCopy(problem, best) for best in (y, solve(problem, coefficients(x), y, 1e-10, nu)))
+    ids = torch.arange(len(problem.labels))
+    penalty_step(u, w, weights, batch(ids[: problem.n]), batch(ids[problem.n :]), nu, lr_y=0.0, seed=0)
+    weights.step(100.0)
+    moved = weights.x.double() - x
+    assert torch.cosine_similarity(moved, -gradient, dim=0) > 0.9
+    assert float(moved.norm()) == pytest.approx(100 * float(gradient.norm()), rel=0.2)
+
+
+def test_the_cleaning_without_its_images_says_what_to_install(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["hyper_cleaning", "--data", str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as stopped:
+        hyper_cleaning.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert "apt-get install dataset-fashion-mnist" in said and "--data FOLDER" in said

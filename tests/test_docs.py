@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks import start, state, step
+from benchmarks import hyper_cleaning, start, state, step
 from pages import COMPARISON_PAGE, FOUND, LISTED, LONG, PAGES, README, SHORT, commands
 from run_helpers import ROOT
 from test_layout import FLOORS
@@ -70,6 +70,7 @@ def test_the_benchmarks_figures_are_those_of_the_newest_run() -> None:
     assert start.markdown(pd.read_csv(RESULTS / "start.csv")) in COSTS
     for file in RESULTS.glob("step_*.csv"):
         assert step.markdown(pd.read_csv(file)) in COSTS, file
+    assert hyper_cleaning.markdown(pd.read_csv(RESULTS / "hyper_cleaning.csv")) in PAGES["docs/experiments.md"]
 
 
 COMPARISONS = [  # tables of example/comparison and what they are called there
