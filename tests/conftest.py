@@ -45,13 +45,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(4, os.cpu_count() or 1) if whole else 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --dist loadgroup, tests of several processes stay with those of their file, unless they name a group."""
-    for item in items:
-        if item.get_closest_marker("processes") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache() -> Iterator[None]:
     import datasets  # here, because the process that only starts the workers needs none of it

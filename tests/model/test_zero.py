@@ -25,9 +25,6 @@ TASKS = {  # compare first: its runs of plain torch must come before any under Z
     4: ["compare"],
 }
 STAGES = range(4)
-# Tests that judge the same launch run in one process of pytest.
-ONE, TWO, FOUR = (pytest.mark.xdist_group(f"zero in {processes}") for processes in TASKS)
-EACH = [pytest.param(processes, marks=mark) for processes, mark in zip(TASKS, (ONE, TWO, FOUR), strict=True)]
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -94,7 +91,7 @@ def check_intervals(row: dict, processes: int) -> None:
     assert (first["u"] == first["w"]) == (row["lisa"] == "shared"), row
 
 
-@pytest.mark.parametrize("processes", EACH)
+@pytest.mark.parametrize("processes", TASKS)
 def test_every_stage_follows_one_process_of_plain_torch(report, processes):
     found = [row for row in report(processes, "compare") if row["file"] is None and row["lisa"] != "independent"]
     rows = [row for row in found if row["order"] == 1 and not row["packed"]]
@@ -107,7 +104,7 @@ def test_every_stage_follows_one_process_of_plain_torch(report, processes):
         check_case(row, processes)
 
 
-@pytest.mark.parametrize("processes", EACH[1:])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_packed_rows_follow_one_process_with_padded_ones(report, processes):
     rows = [row for row in report(processes, "compare") if row["packed"]]
     assert [(row["stage"], row["lisa"]) for row in rows] == [(2, None), (3, None), (3, "shared")]
@@ -115,7 +112,6 @@ def test_packed_rows_follow_one_process_with_padded_ones(report, processes):
         check_case(row, processes)
 
 
-@ONE
 def test_offloading_changes_nothing(report):
     rows = [row for row in report(1, "compare") if row["file"] is not None]
     assert [(row["stage"], row["lisa"]) for row in rows] == [(2, None), (3, None), (2, "shared"), (3, "shared")]
@@ -123,7 +119,6 @@ def test_offloading_changes_nothing(report):
         check_case(row, 1)
 
 
-@TWO
 def test_order_2_follows_one_process_of_plain_torch(report):
     rows = [row for row in report(2, "compare") if row["order"] == 2]
     assert [(row["stage"], row["lisa"]) for row in rows] == [(2, None), (3, "shared")]
@@ -131,13 +126,12 @@ def test_order_2_follows_one_process_of_plain_torch(report):
         check_case(row, 2)
 
 
-@TWO
 def test_copies_that_draw_blocks_of_their_own(report):
     (row,) = [row for row in report(2, "compare") if row["lisa"] == "independent"]
     check_case(row, 2)
 
 
-@pytest.mark.parametrize("processes", EACH[:2])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_what_one_rank_sees_that_is_not_finite_stops_all_before_anything_moves(report, processes):
     """Invariant 8; and with that step left out, the next ones are as if it had never been, at every stage."""
     rows = report(processes, "stop")
@@ -151,7 +145,7 @@ def test_what_one_rank_sees_that_is_not_finite_stops_all_before_anything_moves(r
         assert row["apart"] == [], row
 
 
-@pytest.mark.parametrize("processes", EACH[:2])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_saved_model_is_loaded_by_plain_transformers(report, processes):
     for row in report(processes, "save"):
         model = AutoModelForCausalLM.from_pretrained(row["folder"]).eval()
@@ -162,7 +156,7 @@ def test_a_saved_model_is_loaded_by_plain_transformers(report, processes):
         assert AutoTokenizer.from_pretrained(row["folder"]).eos_token == "0"
 
 
-@pytest.mark.parametrize("processes", EACH[:2])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_sharded_model_is_loaded_in_partitions(report, processes):
     """Both copies are the folder's weights exactly; at stage 3 no process ever holds a whole parameter."""
     rows = report(processes, "load")
@@ -189,7 +183,6 @@ def test_a_sharded_model_is_loaded_in_partitions(report, processes):
         assert row["apart"], row
 
 
-@ONE
 def test_bf16_masters_go_where_fp32_goes(report):
     """100 steps of LISA at lr_y 1e-5: most of them are below bf16's resolution."""
     rows = {(row["stage"], row["residual"]): row for row in report(1, "bf16")}
@@ -203,7 +196,6 @@ def test_bf16_masters_go_where_fp32_goes(report):
         assert 1 - lossy["cosine"] > 10 * (1 - rows[2, name]["cosine"])
 
 
-@ONE
 def test_gaps_in_bf16_are_those_of_fp32_in_the_safe_region(report):
     *safe, hopeless = report(1, "signal")
     assert [row["lr_y"] for row in safe] == [1e-5, 1e-4]
@@ -213,13 +205,11 @@ def test_gaps_in_bf16_are_those_of_fp32_in_the_safe_region(report):
     assert hopeless["lr_y"] == 1e-7 and hopeless["signal"] < 0.3, hopeless
 
 
-@TWO
 def test_the_noise_of_rounding_is_known_to_all_ranks(report):
     for row in report(2, "noise"):
         assert row["ranks_agree"] and all(row["noise"]), row
 
 
-@TWO
 def test_a_hundred_draws_leave_nothing_behind(report):
     """Nothing grows with the number of draws, and a copy that is taken down leaves nothing."""
     rows = report(2, "leak")
