@@ -164,11 +164,9 @@ def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Inte
 def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, progress: Progress, interrupt: Interrupt) -> Row:
     """The loop; returns the row of the last step. Raises TrainingStopped, and Interrupted between two steps."""
     s = run.settings
-    eval_every, save_every = (
-        every if every is not None else max(1, run.steps // 10) for every in (s.eval_every, s.save_every)
-    )
+    save_every = max(1, run.steps // 10) if s.save_every is None else s.save_every
     while True:
-        evaluating = run.step % eval_every == 0 or run.step == run.steps
+        evaluating = run.step % run.eval_every == 0 or run.step == run.steps
         if evaluating or run.step % s.log_every == 0:
             row = log_row(run, metrics, evaluating, progress.patient(interrupt.check))
             if evaluating:

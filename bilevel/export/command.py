@@ -29,7 +29,7 @@ from bilevel.export.options import parse
 from bilevel.export.output import check_layouts, free, target, write_folder
 from bilevel.export.pool import appended, by_file, layouts, limited, readable, to_draw_from
 from bilevel.export.selection import DROP, at_least, draw, heaviest, read_marks
-from bilevel.export.suggestion import suggested
+from bilevel.export.suggestion import doubt, suggested
 from bilevel.export.writers import Records, ending, write
 from bilevel.run.finished import FinishedRun, read_finished
 
@@ -112,11 +112,10 @@ def choose(run: FinishedRun, marks: np.ndarray, options: argparse.Namespace) -> 
         known = np.concatenate([run.was_read(number) for number in range(len(run.train))])
         return (known & (marks != DROP)).astype(np.int64), "all records, each with its weight"
     if options.keep is not None:
-        return heaviest(
-            c, marks, options.keep, options.seed
-        ), f"the fraction {options.keep:g} of records with the largest weights"
+        words = f"the fraction {options.keep:g} of records with the largest weights"
+        return heaviest(c, marks, options.keep, options.seed), words + doubt(run)
     if options.threshold is not None:
-        return at_least(c, marks, options.threshold), f"records with weight c >= {options.threshold:g}"
+        return at_least(c, marks, options.threshold), f"records with weight c >= {options.threshold:g}" + doubt(run)
     if options.sample is not None:
         return _drawn(run, c, marks, options)
     return suggested(run, marks)
@@ -150,13 +149,20 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
     found = pd.DataFrame(rows, columns=names)
     if (found["kept"] == found["rows"]).all():
         found = found.drop(columns="rows")
-    dropped = sum(int(np.isnan(c).sum()) for c in run.weights)
-    note = (
-        f"\n{dropped:,} records have no weight, because no part of their response is within max_length"
-        if dropped
-        else ""
-    )
-    return found.to_string(index=False, float_format="{:.4f}".format, na_rep="") + note
+    return "\n".join([found.to_string(index=False, float_format="{:.4f}".format, na_rep=""), *_without_weight(run)])
+
+
+def _without_weight(run: FinishedRun) -> list[str]:
+    """How many records have no weight, and why; nothing if all have one."""
+    unread = sum(int((~run.was_read(number)).sum()) for number in range(len(run.train)))
+    cut = sum(int(np.isnan(c).sum()) for c in run.weights) - unread
+    lines = []
+    if unread:
+        lines.append(f"{unread:,} records have no weight, because the run did not read them (FILE#N, filters or "
+                     "skip_bad_records)")  # fmt: skip
+    if cut:
+        lines.append(f"{cut:,} records have no weight, because no part of their response is within max_length")
+    return lines
 
 
 # ----------------------------------------------------------------------------------------------------------------------

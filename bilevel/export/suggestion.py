@@ -20,6 +20,21 @@ def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     return _by_group(run, marks) if run.per_sample else _by_verdict(run, marks)
 
 
+def doubt(run: FinishedRun) -> str:
+    """A line that says so if nothing is shown of these weights, so that a choice by them means nothing."""
+    if not run.per_sample and run.evidence is not None and not run.evidence["verdict"].isin(["worse", "better"]).any():
+        return (
+            "\nWARNING: no source is shown to differ from the others: the weights differ by chance or by the sources' "
+            "sizes, and so does this choice; a longer run may show a difference"
+        )
+    if run.per_sample and run.harmful_share is not None and not (np.concatenate(run.harmful_share) > HARMFUL).any():
+        return (
+            "\nWARNING: no record is shown to be harmful: look at those with the lowest weights (report.html) before "
+            "you leave any out"
+        )
+    return ""
+
+
 def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     remedy = "give --keep SHARE, --threshold T, or --sample N, which draws records in proportion to their weights"
     if run.evidence is None:

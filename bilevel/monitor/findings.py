@@ -56,6 +56,8 @@ def more_steps(number: float) -> str:
         return "no evidence yet"
     if number > MOST:
         return f"more than {MOST} more steps at this rate"
+    if number <= 1:
+        return "about 1 more step at this rate"
     digits = max(0, len(f"{number:.0f}") - 2)
     return f"about {round(number, -digits):.0f} more steps at this rate"
 

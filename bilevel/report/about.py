@@ -11,7 +11,7 @@ from bilevel.run.finished import FinishedRun, read_data
 from bilevel.run.machine import read_machine
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
-from bilevel.weights.removable import HARMFUL, can_go
+from bilevel.weights.removable import HARMFUL, can_go, worth_drawing
 
 LONGEST = 300  # characters of a value
 
@@ -83,4 +83,5 @@ def suggested_export(run: FinishedRun) -> str:
         return export_command(run.folder, leaves_out=bool(np.nanmin(c) < np.nanmax(c)))
     judged = [] if run.evidence is None else run.evidence["verdict"].tolist()
     means = [float(np.nanmean(c)) if np.isfinite(c).any() else 0.0 for c in run.weights]
-    return export_command(run.folder, leaves_out=any(map(can_go, judged, means)))
+    drawn = worth_drawing(judged, means, [int(np.isfinite(c).sum()) for c in run.weights])
+    return export_command(run.folder, leaves_out=any(map(can_go, judged, means)), drawn=drawn)

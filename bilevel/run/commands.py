@@ -6,9 +6,13 @@ from pathlib import Path
 from bilevel.settings.fields import Settings
 
 
-def export_command(folder: Path, leaves_out: bool) -> str:
-    """The command that writes a run's cleaned data, or all its records with their weights."""
-    return f"python -m bilevel.export {quoted(folder)}" + ("" if leaves_out else " --all")
+def export_command(folder: Path, leaves_out: bool, drawn: int | None = None) -> str:
+    """The command that writes a run's cleaned data, or all its records with their weights.
+
+    drawn: that writes so many, drawn in proportion to their weights.
+    """
+    how = f" --sample {drawn}" if drawn else "" if leaves_out else " --all"
+    return f"python -m bilevel.export {quoted(folder)}{how}"
 
 
 def again(settings: Settings, folder: Path, other: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from bilevel.run.commands import again, export_command, quoted
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
-from bilevel.weights.removable import can_go
+from bilevel.weights.removable import can_go, worth_drawing
 from bilevel.weights.shares import record_weights
 from bilevel.weights.statistics import bounds
 
@@ -42,6 +42,9 @@ def _export(run: Run, folder: Path) -> tuple[str, str]:
         verdicts = [found.verdict for found in run.weights.evidence.findings(run.weights.x)]
         if any(map(can_go, verdicts, weights)):
             return "write the data without the sources shown to be worse", export_command(folder, leaves_out=True)
+        if drawn := worth_drawing(verdicts, weights, run.train.sizes.tolist()):
+            words = "write records in proportion to their weights (what is worse keeps a part; a longer run may end it)"
+            return words, export_command(folder, leaves_out=False, drawn=drawn)
     words = "write all records with their weights (no source is clearly to be left out)"
     return words, export_command(folder, leaves_out=False)
 

@@ -162,7 +162,7 @@ def _unwritable(folder: Path) -> list[str]:
 def too_large(settings: Settings, sizes: dict[str, float]) -> list[str]:
     """A problem for each batch larger than the data it is drawn from."""
     return [
-        f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]} usable records; make it smaller"
+        f"{name} {getattr(settings, name)} is larger than the data, {sizes[part]:.0f} usable records; make it smaller"
         for part, name in (("train", "global_batch_size"), ("val", "val_batch_size"))
         if (part == "train" or settings.learned) and getattr(settings, name) > sizes.get(part, math.inf)
     ]

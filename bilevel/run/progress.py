@@ -34,8 +34,9 @@ class Progress:
         self.bar = tqdm(total=run.steps if run.copies else None, initial=run.step, unit="step", disable=not screen)
         self.lines = run.world.main and not screen
         self.done = 0  # steps of this process; a baseline that scores counts its steps and passes
-        self.timed = 0  # steps that self.began does not include
-        self.began = self.said = time.perf_counter()
+        self.first = self.later = self.evaluating = 0.0  # seconds of the first step, of the others, of evaluations
+        self.evaluations = 0
+        self.began = self.said = self.mark = time.perf_counter()
         self.tested: Row = {}  # the last results on test data and records known as noisy
 
     def __enter__(self) -> "Progress":
@@ -50,17 +51,23 @@ class Progress:
             self.bar.set_postfix_str(self._short(), refresh=False)
         self.bar.update()
         self.done, now = self.done + 1, time.perf_counter()
-        if self.lines and (self.done == 1 or now - self.said >= self.EVERY):
-            self._say(now)
         if self.done == 1:
-            self.began, self.timed = now, 1  # the first step also sets up what the others use
+            self.first = now - self.mark  # it also sets up what the others use
+        else:
+            self.later += now - self.mark
+        self.mark = now
+        if self.lines and not self._evaluates() and (self.done == 1 or now - self.said >= self.EVERY):
+            self._say(now)
 
     def evaluated(self, row: Row) -> None:
         """Call with the row of an evaluation, once it is written."""
         names = {"test": "test_loss_w", "ROC": "roc_auc"}
         self.tested = {name: row[column] for name, column in names.items() if column in row}
+        now = time.perf_counter()
+        self.evaluating, self.evaluations = self.evaluating + now - self.mark, self.evaluations + 1
         if self.run.world.main:
-            self._say(time.perf_counter())
+            self._say(now)
+        self.mark = time.perf_counter()
 
     def patient(self, pause: Callable[[], None]) -> Callable[[], None]:
         """`pause`, which an evaluation calls again and again; the result also says so if it takes long."""
@@ -83,12 +90,23 @@ class Progress:
         left = run.steps - run.step
         lines = [f"step {run.step}/{run.steps}: {self._facts()}"]
         if self.done:
-            each = (now - self.began) / max(1, self.done - self.timed)
-            rest = f", about {duration(left * each)} left" if left else ""
+            each = self.later / (self.done - 1) if self.done > 1 else self.first
+            rest = f", about {duration(left * each + self._evaluations_left())} left" if left else ""
             lines.append(f"{duration(each)} per step{rest}, memory {memory(peak_memory())}")
         if left and run.step:
             lines += self._known()
         log.info("\n  ".join(lines))
+
+    def _evaluates(self) -> bool:
+        """Whether an evaluation follows the step that was just made, and with it a line."""
+        run = self.run
+        return bool(run.copies) and (run.step % run.eval_every == 0 or run.step == run.steps)
+
+    def _evaluations_left(self) -> float:
+        """Seconds of the evaluations to come, each as long as those so far."""
+        run = self.run
+        number = -(-run.steps // run.eval_every) - run.step // run.eval_every
+        return number * self.evaluating / max(1, self.evaluations)
 
     def _facts(self) -> str:
         """The losses of the last step and evaluation, in words; w is the copy that is trained with validation data."""

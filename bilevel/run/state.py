@@ -73,6 +73,12 @@ class Run:
         return self.settings.weights == "sample"
 
     @property
+    def eval_every(self) -> int:
+        """Steps between two evaluations."""
+        every = self.settings.eval_every
+        return max(1, self.steps // 10) if every is None else every
+
+    @property
     def all_operations(self) -> float:
         """Floating-point operations of all passes so far except evaluations; NaN if they cannot be counted."""
         return self.operations + self.world.size * sum(c.passed.operations(c.shape) for c in self.copies.values())

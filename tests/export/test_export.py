@@ -250,7 +250,7 @@ def test_records_called_harmful_are_left_out(write: Callable[..., Path], capsys:
     assert len(exported(run, "other.jsonl").decode().splitlines()) == 4
 
 
-def test_records_that_were_not_read_are_not_suggested(write: Callable[..., Path]):
+def test_records_that_were_not_read_are_not_suggested(write: Callable[..., Path], capsys: pytest.CaptureFixture):
     """Left out by skip_bad_records: they have no weight, and no text that could be written."""
     good, worse = [{"text": "one"}, {"text": 2}, {"text": "three"}], [{"text": "bad"}] * 3
     files = [write("data/a.json", worse), write("data/b.json", good)]
@@ -263,6 +263,8 @@ def test_records_that_were_not_read_are_not_suggested(write: Callable[..., Path]
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("skip_bad_records: 0", "skip_bad_records: 1"))
     assert exported(run, "out.jsonl").decode().splitlines() == ['{"text": "one"}', '{"text": "three"}']
+    screen = capsys.readouterr().out
+    assert "1 records have no weight, because the run did not read them" in screen and "max_length" not in screen
 
 
 @pytest.mark.parametrize(
@@ -281,6 +283,25 @@ def test_without_a_source_that_is_worse_and_gone_nothing_is_suggested(
     assert main([str(two)]) == 2
     error = capsys.readouterr().err
     assert why in error and "--sample N" in error and [*two.parent.glob("run-*")] == []
+
+
+def test_a_choice_by_weights_of_which_nothing_is_shown_is_doubted(two: Path, capsys: pytest.CaptureFixture):
+    for verdicts, doubted in ((["no difference shown"] * 2, True), (["worse", "better"], False)):
+        judged(two, verdicts, [0.49, 0.51], ["", ""])
+        for number, flags in enumerate((("--keep", "0.5"), ("--threshold", "1"))):
+            exported(two, f"{doubted}{number}.jsonl", *flags)
+            assert ("WARNING: no source is shown to differ" in capsys.readouterr().out) == doubted
+        exported(two, f"{doubted}.jsonl", "--all")
+        assert "WARNING" not in capsys.readouterr().out
+
+
+def test_why_records_have_no_weight(write: Callable[..., Path], capsys: pytest.CaptureFixture):
+    """Those whose response was cut off have no row in weights.csv."""
+    file = write("data/train.json", RECORDS)
+    table = pd.DataFrame({"file": "train.json", "index": [0, 2, 3, 4], "weight": [1.5, 0.5, 1.0, 1.0]})
+    exported(finished_run(file.parents[1] / "run", [file], table, sizes=[4]), "cut.jsonl", "--keep", "0.5")
+    screen = capsys.readouterr().out
+    assert "1 records have no weight, because no part of their response" in screen and "did not read" not in screen
 
 
 def test_weights_without_verdicts_suggest_nothing(two: Path, capsys: pytest.CaptureFixture):

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+import types
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from run_helpers import settings, train
 import train_bilevel
 from bilevel.evaluate.command import main as evaluate
 from bilevel.export.command import main as export
+from bilevel.monitor.words import duration
 from bilevel.run import progress, stages
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
@@ -62,6 +64,34 @@ def test_a_log_has_a_line_a_minute(data: Path, tmp_path: Path, monkeypatch: pyte
     assert set(re.findall(r"^step (\d)/4: loss", said, flags=re.M)) == {"1", "2", "3", "4"}
     assert said.count("\n  weights of the records (mean 1): 5 % are below ") >= 2
     assert "no record is shown to be harmful (z " in said
+
+
+def test_times_leave_evaluations_out_and_count_those_to_come(monkeypatch: pytest.MonkeyPatch, caplog):
+    """Evaluations of 95 s before step 1 and after each second step of 10 s, the first of which takes 30 s."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    run = types.SimpleNamespace(steps=6, step=0, eval_every=2, copies={"w": None}, row={}, per_sample=False)
+    run.world, run.settings = types.SimpleNamespace(main=True), types.SimpleNamespace(learned=False)
+    said = []
+    with caplog.at_level("INFO", "bilevel"), progress.Progress(run) as shown:
+        for seconds in (None, 30, 10, 10, 10, 10, 10):
+            if seconds:
+                now[0], run.step = now[0] + seconds, run.step + 1
+                shown.advance()
+            if run.step % 2 == 0:
+                now[0] += 95
+                shown.evaluated({})
+        said = [
+            re.findall(r"step (\d)/6: .*(?:\n  (.*), memory .*)?", record.getMessage())[0] for record in caplog.records
+        ]
+    assert [step for step, _ in said] == ["0", "1", "2", "4", "6"]
+    assert [words for _, words in said] == [
+        "",
+        f"30 s per step, about {duration(5 * 30 + 3 * 95)} left",
+        f"10 s per step, about {duration(4 * 10 + 2 * 95)} left",
+        f"10 s per step, about {duration(2 * 10 + 95)} left",
+        "10 s per step",
+    ]
 
 
 def test_a_long_evaluation_says_that_it_is_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
