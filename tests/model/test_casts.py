@@ -31,7 +31,7 @@ def stepped(rows: int, checkpointing: bool, order: int = 1) -> tuple[torch.Tenso
     """Parameters after two steps with micro-batches of so many rows, and the casts in the last step by copy."""
     start = tiny_model(0.1)
     if checkpointing:
-        start.gradient_checkpointing_enable({"use_reentrant": False})
+        start.activation_checkpointing_enable({"use_reentrant": False})
     copies = {name: TorchCopy(copy.deepcopy(start), bf16=True) for name in "uw"}
     weights = sample_weights()
     for step in range(2):

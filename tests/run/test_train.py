@@ -18,6 +18,7 @@ import train_bilevel
 from bilevel.settings.rules import validate
 
 SOURCES = ["train_clean", "train_noisy"]
+PER_SOURCE = ["weight", "difference", "interval", "evidence", "loss", "gap", "tokens"]
 STEP_COLUMNS = ["step", "epoch", "loss_w", "loss_u", "gap", "val_loss_w", "grad_norm_w", "grad_norm_u", "lr_y", "lr_x"]
 NOISE_COLUMNS = ["roc_auc", "threshold", "precision", "recall"]
 
@@ -76,7 +77,7 @@ def test_metrics_and_timing(finished: tuple[Path, str]):
     metrics = pd.read_csv(finished[0] / "metrics.csv")
     assert list(metrics) == [
         *STEP_COLUMNS,
-        *(f"{name}/{s}" for name in ("weight", "difference", "evidence", "loss", "gap", "tokens") for s in SOURCES),
+        *(f"{name}/{s}" for name in PER_SOURCE for s in SOURCES),
         "test_loss_w",
         "test_loss_u",
         *NOISE_COLUMNS,
