@@ -166,7 +166,7 @@ def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, progress: Pro
     s = run.settings
     save_every = max(1, run.steps // 10) if s.save_every is None else s.save_every
     while True:
-        evaluating = run.step % run.eval_every == 0 or run.step == run.steps
+        evaluating = run.evaluates
         if evaluating or run.step % s.log_every == 0:
             row = log_row(run, metrics, evaluating, progress.patient(interrupt.check))
             if evaluating:

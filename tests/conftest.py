@@ -77,6 +77,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone of the working tree holds after the quick start, and the files of README's user."""
+    from pages import make_copy
+
+    folder = tmp_path_factory.mktemp("clone")
+    make_copy(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that a test makes leave an empty weights.png: drawing takes as long as three steps of a small model.

@@ -17,31 +17,25 @@ from bilevel.baselines.scores import Scoring
 from bilevel.data.batches import Batch
 from bilevel.model.base_copy import ModelCopy
 from bilevel.step.result import StepResult
+from bilevel.weights.fixed import FixedSourceWeights
 
 RATE, SMOOTHING = 1.0, 1e-3
 
 
-class DomainWeights:
-    """p (S,) of the sources, float64, and its mean over the steps. source_ids (N,) of the samples."""
+class DomainWeights(FixedSourceWeights):
+    """Shares p of the sources that change at each step, and their mean over the steps. source_ids (N,) of samples."""
 
     def __init__(self, source_ids: torch.Tensor, sources: int):
-        self.source_ids = source_ids.long()
-        self.sizes = torch.bincount(self.source_ids, minlength=sources).double()
-        self.p = torch.full((sources,), 1 / sources, dtype=torch.float64)
-        self.total, self.steps = torch.zeros_like(self.p), 0
-
-    def coefficients(self, sample_ids: torch.Tensor, p: torch.Tensor | None = None) -> torch.Tensor:
-        """Weights (n,) of samples, whose mean over all samples is 1; with the present p, or another."""
-        p = self.p if p is None else p
-        return (p * len(self.source_ids) / self.sizes)[self.source_ids[sample_ids]]
+        super().__init__(source_ids, torch.full((sources,), 1 / sources))
+        self.total, self.steps = torch.zeros_like(self.x), 0
 
     def update(self, sample_ids: torch.Tensor, excess: torch.Tensor) -> None:
         """A step with the excess losses (n,) of a batch; a source that is not in it counts as without excess."""
-        sources, seen = self.source_ids[sample_ids], torch.zeros_like(self.p)
-        sums = torch.zeros_like(self.p).index_add_(0, sources, excess.double().clamp_min(0))
+        sources, seen = self.source_ids[sample_ids].long(), torch.zeros_like(self.x)
+        sums = torch.zeros_like(self.x).index_add_(0, sources, excess.double().clamp_min(0))
         seen.index_add_(0, sources, torch.ones_like(excess, dtype=torch.float64))
-        p = torch.softmax(self.p.log() + RATE * sums / seen.clamp_min(1), 0)
-        self.p = (1 - SMOOTHING) * p + SMOOTHING / len(p)
+        p = torch.softmax(self.x + RATE * sums / seen.clamp_min(1), 0)
+        self.x = ((1 - SMOOTHING) * p + SMOOTHING / len(p)).log()
         self.total, self.steps = self.total + self.p, self.steps + 1
 
     @property
@@ -55,8 +49,8 @@ def doremi_score(s: Scoring) -> torch.Tensor:
     weights = DomainWeights(s.train.source_ids, len(s.train.sources))
 
     def after(w: ModelCopy, done: int, batch: Batch, result: StepResult) -> None:
-        if bool(result.losses.isfinite().all()):
+        if bool(result.losses.isfinite().all()):  # or the step was skipped, which has been said
             weights.update(batch.sample_ids, result.losses - reference[batch.sample_ids])
 
     s.trained(s.train, after, weights.coefficients)
-    return weights.coefficients(s.train.all_ids, weights.mean)
+    return FixedSourceWeights(s.train.source_ids, weights.mean).coefficients(s.train.all_ids)

@@ -87,7 +87,8 @@ def check(args: argparse.Namespace) -> Asking:
                 "--questions: a judge reads the answers, so there is nothing to compare them with here; give "
                 "--answers_out FILE, and no --data, --answer or --out"
             )
-    elif args.samples > 1 and not args.temperature:
+    by_category = args.questions and args.temperature is None
+    if args.samples > 1 and not args.temperature and not by_category:
         raise UserError(
             f"--samples {args.samples}: at temperature 0 all answers to a question are the same; add --temperature 0.7"
         )

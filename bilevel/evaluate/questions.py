@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bilevel.errors import UserError, short
+from bilevel.errors import UserError, first, short
 from bilevel.evaluate.asking import Asking
 from bilevel.files import whole_file
 
@@ -27,7 +27,7 @@ Answers = list[list[list[str]]]  # by question, by sample: the answers of its tu
 def read_questions(path: Path) -> list[dict[str, Any]]:
     """The questions of a file. Raises UserError with file, line and field."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other separators of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--questions {path}: {error}") from None
     questions: list[dict[str, Any]] = []
@@ -45,13 +45,15 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
 def _question(line: str, where: str) -> dict[str, Any]:
     try:
         question = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); each line is one question") from None
     if not isinstance(question, dict) or type(question.get("question_id")) not in (int, str):
         raise UserError(f"{where}: expected an object with question_id (a number or a text) and turns")
     turns = question.get("turns")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"{where}: turns must be a list of the user's texts, got {short(turns)}")
+    if not isinstance(question.get("category"), (str, type(None))):
+        raise UserError(f"{where}: category must be a text, got {short(question['category'])}")
     return question
 
 
@@ -65,6 +67,13 @@ def answer_questions(
     """
     from tqdm import tqdm
 
+    names = {str(question.get("category")) for question in questions}
+    if by_category and (unknown := sorted(names - TEMPERATURES.keys())):
+        print(
+            f"categories that MT-Bench does not have are answered at temperature {OTHERS}: "
+            f"{', '.join(first(unknown, 10))}; --temperature sets one for all",
+            file=sys.stderr,
+        )
     chats = [(question, sample, []) for question in questions for sample in range(asking.samples)]
     longest = max(len(question["turns"]) for question in questions)
     cut = total = 0

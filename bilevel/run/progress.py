@@ -56,7 +56,8 @@ class Progress:
         else:
             self.later += now - self.mark
         self.mark = now
-        if self.lines and not self._evaluates() and (self.done == 1 or now - self.said >= self.EVERY):
+        soon = self.run.copies and self.run.evaluates  # an evaluation follows, and with it a line
+        if self.lines and not soon and (self.done == 1 or now - self.said >= self.EVERY):
             self._say(now)
 
     def evaluated(self, row: Row) -> None:
@@ -96,11 +97,6 @@ class Progress:
         if left and run.step:
             lines += self._known()
         log.info("\n  ".join(lines))
-
-    def _evaluates(self) -> bool:
-        """Whether an evaluation follows the step that was just made, and with it a line."""
-        run = self.run
-        return bool(run.copies) and (run.step % run.eval_every == 0 or run.step == run.steps)
 
     def _evaluations_left(self) -> float:
         """Seconds of the evaluations to come, each as long as those so far."""

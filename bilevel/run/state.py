@@ -73,6 +73,11 @@ class Run:
         return self.settings.weights == "sample"
 
     @property
+    def evaluates(self) -> bool:
+        """Whether the models are evaluated at this step."""
+        return self.step % self.eval_every == 0 or self.step == self.steps
+
+    @property
     def eval_every(self) -> int:
         """Steps between two evaluations."""
         every = self.settings.eval_every

@@ -56,7 +56,11 @@ class Settings(DataSettings):
         "f2sa",
     )
     keep: float = setting(
-        "weights", "fraction of the samples that a baseline keeps, those with the best scores", 0.5, gt=0, le=1
+        "weights",
+        "fraction of the samples, the best, that a baseline keeps; not for uniform, oracle, doremi",
+        0.5,
+        gt=0,
+        le=1,
     )
     score_epochs: float = setting(
         "weights", "epochs of each model that a baseline trains in order to score the samples", 1.0, gt=0

@@ -69,7 +69,9 @@ def test_categories_have_the_temperatures_of_mt_bench_unless_one_is_given(monkey
     found = answer_questions(copy, tokeniser, QUESTIONS, Asking(samples=3), by_category=True)
     assert [[len(turns) for turns in samples] for samples in found] == [[2] * 3, [2] * 3, [1] * 3]
     assert told == [(0.7, 6, 6), (0.0, 3, 3), (0.7, 3, 3), (0.0, 3, 3)]  # first turns, then second ones
-    assert "warning: 4 of 15 answers were cut off" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: 4 of 15 answers were cut off" in said
+    assert "categories that MT-Bench does not have are answered at temperature 0.7: songs;" in said
     told.clear()
     answer_questions(copy, tokeniser, QUESTIONS, Asking(temperature=0.5))
     assert told == [(0.5, 3, 3), (0.5, 2, 2)]
@@ -95,6 +97,7 @@ def test_the_command_writes_what_the_judge_reads(tmp_path: Path, capsys: pytest.
         ([*words, "--answers_out", str(out)], "the file exists and is not overwritten"),
         (words, "give --answers_out FILE, and no --data, --answer or --out"),
         ([*words, "--answers_out", "a", "--data", str(data)], "no --data, --answer or --out"),
+        ([*words, "--answers_out", "a", "--samples", "2", "--temperature", "0"], "at temperature 0 all answers"),
     ):
         assert command.main(arguments) == 2 and message in capsys.readouterr().err
 
@@ -108,6 +111,8 @@ def test_the_command_writes_what_the_judge_reads(tmp_path: Path, capsys: pytest.
         ('{"question_id": 1, "turns": "a"}\n', "line 1: turns must be a list of the user's texts, got 'a'"),
         ('{"question_id": 1, "turns": ["a", " "]}\n', "turns must be a list"),
         ('{"question_id": 1, "turns": ["a"]}\n' * 2, "question_id 1 stands there twice"),
+        ('{"question_id": 1, "turns": ["a"], "category": ["b"]}\n', "line 1: category must be a text, got ['b']"),
+        ("[" * 100_000, "line 1: not JSON"),
     ],
 )
 def test_a_file_that_is_none_is_refused_with_its_line(tmp_path: Path, content: str, message: str):
@@ -115,6 +120,13 @@ def test_a_file_that_is_none_is_refused_with_its_line(tmp_path: Path, content: s
     with pytest.raises(UserError) as error:
         read_questions(tmp_path / "q.jsonl")
     assert message in str(error.value) and "q.jsonl" in str(error.value)
+
+
+def test_a_text_may_hold_separators_of_lines(tmp_path: Path):
+    question = {"question_id": 1, "turns": ["a\u2028b\x0bc\x85d"]}
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(question, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    assert read_questions(path) == [question]
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):

@@ -70,6 +70,7 @@ def test_times_leave_evaluations_out_and_count_those_to_come(monkeypatch: pytest
     """Evaluations of 95 s before step 1 and after each second step of 10 s, the first of which takes 30 s."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.Progress, "EVERY", 0.0)
     run = types.SimpleNamespace(steps=6, step=0, eval_every=2, copies={"w": None}, row={}, per_sample=False)
     run.world, run.settings = types.SimpleNamespace(main=True), types.SimpleNamespace(learned=False)
     said = []
@@ -77,6 +78,7 @@ def test_times_leave_evaluations_out_and_count_those_to_come(monkeypatch: pytest
         for seconds in (None, 30, 10, 10, 10, 10, 10):
             if seconds:
                 now[0], run.step = now[0] + seconds, run.step + 1
+                run.evaluates = run.step % 2 == 0
                 shown.advance()
             if run.step % 2 == 0:
                 now[0] += 95
@@ -84,12 +86,14 @@ def test_times_leave_evaluations_out_and_count_those_to_come(monkeypatch: pytest
         said = [
             re.findall(r"step (\d)/6: .*(?:\n  (.*), memory .*)?", record.getMessage())[0] for record in caplog.records
         ]
-    assert [step for step, _ in said] == ["0", "1", "2", "4", "6"]
+    assert [step for step, _ in said] == ["0", "1", "2", "3", "4", "5", "6"]  # each has one line
     assert [words for _, words in said] == [
         "",
         f"30 s per step, about {duration(5 * 30 + 3 * 95)} left",
         f"10 s per step, about {duration(4 * 10 + 2 * 95)} left",
+        f"10 s per step, about {duration(3 * 10 + 2 * 95)} left",
         f"10 s per step, about {duration(2 * 10 + 95)} left",
+        f"10 s per step, about {duration(10 + 95)} left",
         "10 s per step",
     ]
 
