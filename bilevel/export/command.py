@@ -154,9 +154,7 @@ def table(run: FinishedRun, counts: np.ndarray) -> str:
 
 def _without_weight(run: FinishedRun) -> list[str]:
     """How many records have no weight, and why; nothing if all have one."""
-    unread = sum(int((~run.was_read(number)).sum()) for number in range(len(run.train)))
-    cut = sum(int(np.isnan(c).sum()) for c in run.weights) - unread
-    lines = []
+    (unread, cut), lines = run.without_weight(), []
     if unread:
         lines.append(f"{unread:,} records have no weight, because the run did not read them (FILE#N, filters or "
                      "skip_bad_records)")  # fmt: skip

@@ -108,8 +108,9 @@ def _judged(row: dict[str, Any]) -> dict[str, Any]:
 def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str]]:
     """The key figures of the run: (name, value, note)."""
     c = np.concatenate([weights[np.isfinite(weights)] for weights in run.weights])
-    dropped = sum(file.records for file in run.train) - len(c)
-    found = [("records", f"{len(c):,}", f"{dropped:,} more were dropped as too long" if dropped else "")]
+    unread, cut = run.without_weight()
+    notes = [f"{unread:,} more were not read"] * (unread > 0) + [f"{cut:,} more were dropped as too long"] * (cut > 0)
+    found = [("records", f"{len(c):,}", "; ".join(notes))]
     if run.per_sample:
         found.append(
             ("effective number", f"{c.sum() ** 2 / (c**2).sum():,.0f}", "records of equal weight: (Σc)² / Σc²")

@@ -100,6 +100,11 @@ class FinishedRun:
         """The records of training file `number`, parsed one at a time, each with its own text. Raises DataError."""
         return raw_records(self.sources[number], self.train[number].sha256)
 
+    def without_weight(self) -> tuple[int, int]:
+        """Records that the run did not read, and those it read that have no learned token within max_length."""
+        unread = sum(file.unread for file in self.train)
+        return unread, sum(int(np.isnan(c).sum()) for c in self.weights) - unread
+
     def was_read(self, number: int) -> np.ndarray:
         """(records,) bool: which records of training file `number` the run has read."""
         file = self.train[number]

@@ -133,6 +133,16 @@ def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: P
     assert plain["verdict"] == "the weights were given, not learned" and plain["export"].endswith("a run' --all")
 
 
+def test_records_without_a_weight_are_told_by_their_cause(tmp_path: Path):
+    """Those that the run did not read are not said to be too long."""
+    run = read_finished(make_run(tmp_path, {A: 10}, np.ones(10)))
+    run.weights[0][:3] = np.nan
+    for unread, said in ((0, "3 more were dropped as too long"), (3, "3 more were not read"),
+                         (1, "1 more were not read; 2 more were dropped as too long")):  # fmt: skip
+        run.train[0] = dataclasses.replace(run.train[0], unread=unread)
+        assert report_data.facts(run, pd.DataFrame())[0] == ("records", "7", said)
+
+
 def test_records_of_equal_weight_are_all_exported(tmp_path: Path):
     """bilevel.export refuses to choose among them."""
     run = dataclasses.replace(read_finished(judged_run(tmp_path)), per_sample=True)
