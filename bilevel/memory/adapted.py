@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from bilevel.model.adapters import CONV
 from bilevel.model.frozen_base import base_dtype, is_merged
 from bilevel.settings.fields import Settings
 
@@ -35,7 +36,7 @@ class Adapted:
         own = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plain = sum(p.numel() for p in own.values()) - sum(packed.values())
-        frozen = SIZE[passes if packed else stored] * plain
+        frozen = SIZE[passes if stored == "nf4" else stored] * plain
         frozen += sum(NF4_WEIGHT * size + NF4_LAYER for size in packed.values())
         casts = 0.0
         if passes == "bf16":  # autocast keeps a copy of each fp32 weight until the backward pass is over
@@ -69,5 +70,5 @@ def packed_layers(model: torch.nn.Module) -> dict[str, int]:
     return {
         name: layer.weight.numel()
         for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and layer is not head and ".lora_" not in name
+        if isinstance(layer, (torch.nn.Linear, CONV)) and layer is not head and ".lora_" not in name
     }

@@ -53,6 +53,17 @@ def loading_arguments(
     return arguments | {"quantization_config": quantised}
 
 
+def keep_layout(model: torch.nn.Module) -> None:
+    """Keep packed weights as they were read, on a CPU too.
+
+    On processors with AVX512-BF16 bitsandbytes 0.50 packs them anew in the first pass without gradients. After that no
+    gradient passes through them, in training mode either, and their scales are rounded to bf16.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def check_quantised(settings: Settings, config: transformers.PretrainedConfig) -> None:
     """Raises UserError if the model comes quantised in a way that cannot be trained."""
     kind = _quantised_by(config)

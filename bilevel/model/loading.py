@@ -19,6 +19,7 @@ from bilevel.errors import UserError, first
 from bilevel.files import remove_unfinished, whole_file
 from bilevel.model.build import new_model, new_shape, new_tokenizer
 from bilevel.model.check import check_report
+from bilevel.model.frozen_base import keep_layout
 from bilevel.model.pretrained import read_pretrained, read_tokenizer
 from bilevel.model.response_end import with_end, with_ends
 from bilevel.settings.fields import Settings
@@ -82,6 +83,7 @@ def load_model(
             **(stored or {"dtype": dtype}),
         )
         check_report(report, settings.model_name_or_path)
+        keep_layout(model)
         check_finite(model, settings.model_name_or_path)
     else:
         model = new_model(config, tokenizer, settings.attn_implementation, settings.seed)

@@ -5,22 +5,29 @@ import os
 import time
 from pathlib import Path
 
+import bitsandbytes
 import numpy as np
 import pandas as pd
 import peft
 import pytest
 import torch
 from launch_helpers import end, kill, start
-from run_helpers import dump, settings, train
+from run_helpers import TINY, dump, settings, train
 from safetensors.torch import load_file, save_file
 from tokenizer_kinds import gpt2_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 import train_bilevel
 from bilevel.evaluate import command as evaluate
+from bilevel.memory.plan import plan
+from bilevel.model.loading import load_model, model_shape
+from bilevel.settings.command_line import load_settings
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+FOUR = {"quantization_config": BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.float32)}
+FOUR |= {"dtype": torch.float32, "device_map": {"": "cpu"}}
 LORA = {"lora_rank": 4, "lr_y": 1e-2, "max_steps": 4, "eval_every": 2}
 
 
@@ -75,6 +82,76 @@ def test_four_bits_train(pretrained: Path, data: Path, tmp_path: Path) -> None:
     assert (nf4["gap"].iloc[2:].abs() > 1e-5).all() and nf4["test_loss_w"].iloc[-1] < nf4["test_loss_w"].iloc[0] - 0.05
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_plan_knows_the_bytes_of_4_bit(
+    kind: str, pretrained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-2 has layers of a kind of its own (Conv1D), which are packed, too. The model of a real run is counted."""
+    folder, held = pretrained, []
+    if kind == "gpt2":
+        folder, tokenizer = tmp_path / "gpt2", gpt2_tokenizer()
+        shape = TINY | {"vocab_size": len(tokenizer), "n_embd": 64}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    make = train_bilevel.make_copies
+
+    def counted(*given):
+        copies, lisa = make(*given)
+        held.append(sum(map(stored_bytes, copies["w"].model.named_parameters())))
+        return copies, lisa
+
+    monkeypatch.setattr(train_bilevel, "make_copies", counted)
+    changes = on(folder, base_dtype="nf4", dtype="fp32", max_steps=2)
+    metrics = train(data, tmp_path / "run", **changes)
+    run, _ = load_settings(settings(data, tmp_path / "plan", **changes))
+    assert plan(run, model_shape(run), 1, "fp32").gpu["frozen model"] == pytest.approx(held[0], rel=1e-3)
+    assert metrics["loss_w"].notna().iloc[1:].all()
+
+
+def stored_bytes(named: tuple[str, torch.nn.Parameter]) -> int:
+    """Bytes of a frozen parameter, with the scales and tables of a packed one."""
+    name, p = named
+    if ".lora_" in name:
+        return 0
+    state = getattr(p, "quant_state", None)
+    tensors = [p]
+    if state is not None:
+        tensors += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def test_gradients_pass_through_4_bit_as_through_its_numbers(pretrained: Path, data: Path, tmp_path: Path) -> None:
+    """Of all adapters, beside the same model whose layers are dense with the unpacked weights; after an evaluation.
+
+    An evaluation is a pass without gradients, after which bitsandbytes takes other ways on some processors.
+    """
+    run, _ = load_settings(settings(data, tmp_path / "r", **on(pretrained, base_dtype="nf4", dtype="fp32")))
+    packed, dense = (load_model(run, model_shape(run), gpt2_tokenizer(), stored=FOUR) for _ in range(2))
+    for name, layer in list(dense.named_modules()):
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+            plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+            dense.set_submodule(name, plain)
+    ids, gradients, losses = torch.arange(24).view(2, 12), [], []
+    for model in (packed, dense):
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+        torch.manual_seed(0)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:  # at 0, as they start, A has no gradient
+                torch.nn.init.normal_(p, std=0.1)
+        model.train()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad and ".w." in name})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[1].items():
+        assert expected.norm() > 0
+        torch.testing.assert_close(gradients[0][name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_four_bits_without_the_library_are_told(
     pretrained: Path, data: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -107,7 +184,7 @@ def test_a_quantised_folder_that_cannot_be_trained(
 @pytest.mark.slow
 def test_a_model_that_comes_in_4_bit(pretrained: Path, data: Path, tmp_path: Path, capsys) -> None:
     """It trains as the model that is quantised while it is read does; a tensor left out is told with its name."""
-    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    four = BitsAndBytesConfig(**NF4)
     folder = tmp_path / "four"
     AutoModelForCausalLM.from_pretrained(pretrained, quantization_config=four).save_pretrained(folder)
     gpt2_tokenizer().save_pretrained(folder)
