@@ -8,8 +8,9 @@
 #                                                          (weights=sample), val.json, and test.json if there is one
 #   data_dir=my_data prepare=1 bash run_F2SA.sh            run my_data/process.py first
 #   bash run_F2SA.sh --alpha 100                           flags are passed to train_bilevel.py and override variables
-#   DRY_RUN=1 bash run_F2SA.sh                             check settings and data files, print the settings and the
-#                                                          memory plan, and stop; exit code 2 if it does not fit
+#   DRY_RUN=1 bash run_F2SA.sh                             check settings and data files, print what the run will take
+#                                                          (steps, memory, disk, time), and stop; exit code 2 if it does
+#                                                          not fit; with -v also all settings and the memory plan
 #   NGPU=4 bash run_F2SA.sh                                DeepSpeed on 4 GPUs (default: all visible GPUs);
 #                                                          with lora_rank plain torch in as many processes
 #   NPROC=2 bash run_F2SA.sh                               DeepSpeed in 2 processes on a CPU
@@ -82,7 +83,13 @@ if [ -n "${data_dir:-}" ]; then
   [ "$mode" = sample ] && train=$data_dir/mixed/train_mixed.json
   [ -n "${train_data:-}" ] || flags+=(--train_data "$train")
   [ -n "${val_data:-}" ] || flags+=(--val_data "$data_dir/val.json")
-  if [ -z "${test_data:-}" ] && [ -f "$data_dir/test.json" ]; then flags+=(--test_data "$data_dir/test.json"); fi
+  if [ -z "${test_data:-}" ]; then
+    if [ -f "$data_dir/test.json" ]; then
+      flags+=(--test_data "$data_dir/test.json")
+    elif ! [ "$data_dir" -ef "$shipped" ]; then
+      flags+=(--test_data "[]") # not the run file's, which are other data
+    fi
+  fi
 fi
 
 # The shipped data: their process.py writes the files that are missing, or whose constants have changed, if the run
@@ -124,5 +131,5 @@ script=("$here/train_bilevel.py" "${flags[@]}" "$@")
 check=(env WORLD_SIZE="$total" LOCAL_WORLD_SIZE="$processes" "$python" "${script[@]}" --dry_run)
 if is_on DRY_RUN; then exec "${check[@]}"; fi
 # Report mistakes once, here, instead of in every process and under the launcher's own report.
-if [ "${launch[*]}" != "$python" ]; then "${check[@]}" --gpu_memory_gib null >/dev/null; fi
+if [ "${launch[*]}" != "$python" ]; then BILEVEL_FILES_ONLY=1 "${check[@]}"; fi
 exec "${launch[@]}" "${script[@]}"

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 
 from bilevel.run.interrupt import Interrupt, Interrupted
-from bilevel.run.start import Files, quiet_libraries, refuse, start
+from bilevel.run.libraries import quiet_libraries
+from bilevel.run.start import Files, refuse, start
 
 # --help, dry runs and mistakes are answered here, before seconds of imports.
 if __name__ == "__main__":
@@ -43,7 +44,7 @@ from bilevel.report.command import report_on
 from bilevel.run.checkpoint import Checkpoints, restore
 from bilevel.run.ending import complete, is_written, keep_state, write_results
 from bilevel.run.folder import open_folder
-from bilevel.run.messages import describe, what_next
+from bilevel.run.messages import describe, or_finish, what_next
 from bilevel.run.preflight import check_steps, too_large
 from bilevel.run.progress import Progress
 from bilevel.run.stages import stage
@@ -76,7 +77,7 @@ def run_to_end(settings: Settings, files: Files, interrupt: Interrupt) -> int:
         metrics = open_folder(run, checkpoints)
     except UserError as error:
         return refuse(error)
-    interrupt.hold(run.world)
+    interrupt.hold(run.world, settings.run_folder)
     code = fit(run, checkpoints, metrics, interrupt)
     run.world.leave()
     return code
@@ -156,7 +157,8 @@ def fit(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, interrupt: Inte
         return 1
     except Interrupted as stopped:
         saved = ", saved" if keep_state(run, checkpoints) else ""
-        log.info(f"{stopped}: ended after step {run.step}{saved}; {what_next(run.settings, checkpoints.last)}")
+        then = what_next(run.settings, checkpoints.last) + or_finish(run) * bool(saved)
+        log.info(f"{stopped}: ended after step {run.step}{saved}; {then}")
         metrics.close()
         return 128 + stopped.signal
 
@@ -165,7 +167,10 @@ def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, progress: Pro
     """The loop; returns the row of the last step. Raises TrainingStopped, and Interrupted between two steps."""
     s = run.settings
     save_every = max(1, run.steps // 10) if s.save_every is None else s.save_every
+    interrupt.check()
     while True:
+        if interrupt.finishing and run.step:
+            run.end_here()
         evaluating = run.evaluates
         if evaluating or run.step % s.log_every == 0:
             row = log_row(run, metrics, evaluating, progress.patient(interrupt.check))

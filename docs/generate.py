@@ -28,7 +28,7 @@ METRICS_HEAD = """\
 
 Every column of a run's `metrics.csv`, in order. Losses are cross-entropies in nats. A step's losses and gradient norms
 are those before the step. A run writes only the columns that it can fill, and leaves a cell empty at the steps that
-do not compute it. `timing.csv` has the same steps and what depends on the machine: `seconds` since the start,
+do not compute it. `timing.csv` has the same steps and what depends on the machine: `seconds` of work so far,
 `seconds_per_step` since the last row without evaluations, `tokens_per_second` since the last row, `memory_mib` (peak of
 this process: GPU memory if there is a GPU, otherwise resident memory), and `gflop` (all passes so far except
 evaluations). wandb gets the same names, with `timing/` in front of the columns of timing.csv.

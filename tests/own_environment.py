@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from bilevel.run.start import BEFORE_TORCH
+from bilevel.run.libraries import BEFORE_TORCH
 from bilevel.settings.fields import FIELDS
 
 PREFIXES = (  # trackers and hubs; threads; accelerators; launchers and schedulers; folders

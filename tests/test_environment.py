@@ -8,7 +8,7 @@ import own_environment
 import pytest
 from run_helpers import ROOT
 
-from bilevel.run.start import quiet_libraries
+from bilevel.run.libraries import quiet_libraries
 from bilevel.settings.fields import FIELDS
 
 EXPORTED = {  # as people have it: something of each group, and what would make a run hang, stop or go elsewhere
@@ -61,7 +61,9 @@ def test_what_torch_reads_at_its_import_is_set_unless_the_user_has_decided(monke
 
 @pytest.mark.slow
 def test_nothing_imports_torch_before_they_are_set():
-    look = "import sys, bilevel.run.start; assert 'torch' not in sys.modules; bilevel.run.start.quiet_libraries()"
+    look = (
+        "import sys, bilevel.run.libraries; assert 'torch' not in sys.modules; bilevel.run.libraries.quiet_libraries()"
+    )
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
 

@@ -152,6 +152,15 @@ def most_samples(source: Source) -> float:
     return math.inf if several else table.num_rows
 
 
+def characters(source: Source) -> tuple[int, int]:
+    """Number of records that are read, and of characters (bytes of UTF-8) of all their turns. Raises DataError."""
+    import pyarrow.compute
+
+    table = rows_table(source)
+    sizes = pyarrow.compute.binary_length(pyarrow.compute.list_flatten(table["contents"]))
+    return table.num_rows, pyarrow.compute.sum(sizes).as_py() or 0
+
+
 def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:
     """Messages about the source's records for the user: what is left out, not used, empty or repeated.
 

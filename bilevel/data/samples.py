@@ -18,7 +18,7 @@ import torch
 
 from bilevel.data.bad_records import SHOWN, BadRecords
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
-from bilevel.data.cache import LARGE, ROWS, cached_dataset, write_selected
+from bilevel.data.cache import ROWS, cached_dataset, write_selected
 from bilevel.data.noise import known_noise
 from bilevel.data.notes import counted
 from bilevel.data.progress import Progress
@@ -29,6 +29,7 @@ from bilevel.data.workers import in_order
 from bilevel.errors import DataError
 from bilevel.processes import ALONE, World
 
+LONG = 1 << 18  # bytes of text that are tokenised at a time; as lists of numbers they take fifty times as much
 TOKENS_VERSION = 3  # part of the cache key; raise it when tokens change for the same rows
 
 
@@ -163,10 +164,22 @@ def _loaded(source: Source, tokeniser: Tokeniser) -> tuple[datasets.Dataset, int
             "raise max_length or check the responses"
         )
     lines = [*row_notes(source, refused), *counted(table.data.column("index"), table.data.column("notes"))]
+    lines += _as_long(table, found, tokeniser.max_length)
     index = table.data.column("index").to_numpy()  # in rising order
     rows = sum(part.table.num_rows for part in found) - len(refused)
     unread, dropped = records_of(source) - rows, rows - 1 - np.count_nonzero(np.diff(index))
     return table.remove_columns("notes"), dropped, (source.content, records_of(source)), lines, read_as(source), unread
+
+
+def _as_long(table: datasets.Dataset, found: list[Part], max_length: int) -> list[str]:
+    """A line if samples are as long as max_length, where records end; the pieces of a text go on in the next one."""
+    if any(part.table.num_rows and part.table["roles"][0].as_py() == ["text"] for part in found):
+        return []
+    lengths = pyarrow.compute.list_value_length(table.data.column("input_ids"))
+    count = pyarrow.compute.sum(pyarrow.compute.equal(lengths, max_length)).as_py() or 0
+    if not count:
+        return []
+    return [f"{count:,} of {len(table):,} samples fill max_length {max_length}; what is beyond it is cut off"]
 
 
 def _joined(tables: list[datasets.Dataset], found: list[Part]) -> datasets.Dataset:
@@ -225,7 +238,7 @@ def _slices(table: pyarrow.Table) -> Iterator[slice]:
     end = 0
     for batch in table.to_batches():
         start, end = end, end + batch.num_rows
-        step = max(1, min(ROWS, batch.num_rows * LARGE // max(1, batch.nbytes)))
+        step = max(1, min(ROWS, batch.num_rows * LONG // max(1, batch.nbytes)))
         yield from (slice(first, min(end, first + step)) for first in range(start, end, step))
 
 

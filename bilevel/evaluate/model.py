@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from bilevel.run.start import quiet_libraries
+from bilevel.run.libraries import quiet_libraries
 from bilevel.settings.fields import Settings
 
 if TYPE_CHECKING:

@@ -130,7 +130,7 @@ def learned_tokens(run: FinishedRun) -> np.ndarray:
     from bilevel.data.samples import load_samples, token_counts
     from bilevel.data.tokenise import make_tokeniser
     from bilevel.model.loading import load_tokenizer, read_tokenizer
-    from bilevel.run.start import quiet_libraries
+    from bilevel.run.libraries import quiet_libraries
 
     quiet_libraries()
     own = Path(run.folder) / "model" / "tokenizer.json"

@@ -10,9 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 
+from bilevel.errors import UserError
 from bilevel.memory.activations import draw_worst, measure_pass, meta_model, micro_batch
 from bilevel.memory.adapted import SIZE, Adapted
 from bilevel.memory.remedies import changes
@@ -27,8 +29,14 @@ from bilevel.settings.fields import Settings
 GB = 1e9
 SHAPES = Path(__file__).parents[2] / "configs" / "models"
 RUNTIME = 1.5 * GB  # per GPU: CUDA context 0.5 GB, NCCL and cuBLAS workspaces 0.6 GB, the rest fragmentation
+CPU_RUNTIME = 0.7 * GB  # per process on a CPU
+GPU_LINE, CPU_LINE = "CUDA, NCCL, allocator", "Python, torch and the other libraries"
 HOST_PROCESS = 3 * GB  # per process: Python, torch, CUDA, tokenised data
 SHARD = 10 * GB  # the largest weights file of a pretrained model; the hub's default is 5 GB
+
+
+class Unmeasurable(UserError):
+    """A kind of model whose pass cannot be measured on the meta device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Plan:
     """Bytes by line. gpu: of one process. Lines of `or_else` never occur together: only the largest counts."""
 
     title: str
+    processes: int
     gpu: dict[str, float]
     or_else: dict[str, float]
     host: dict[str, float]
@@ -44,6 +53,7 @@ class Plan:
     residual: float  # bytes per GPU, if residual bits are kept on it
     residual_place: str  # device, host, off; none if there are no residual bits
     limit: float | None
+    cpu: bool = False  # the processes run on the CPU: `gpu` is memory of the host, and part of `host`
     remedies: tuple[str, ...] = ()
 
     @property
@@ -63,22 +73,36 @@ class Plan:
     def fits(self) -> bool | None:
         return None if self.limit is None else self.total <= self.limit
 
+    def on_cpu(self, memory: float) -> "Plan":
+        """The plan of the same processes on the CPU of one host, each of which may take so many bytes."""
+        lines = {line: size for line, size in self.gpu.items() if line != GPU_LINE} | {CPU_LINE: CPU_RUNTIME}
+        on_cpu = dataclasses.replace(self, gpu=lines, limit=memory, cpu=True)
+        processes = {"processes": self.processes * on_cpu.total}
+        return dataclasses.replace(on_cpu, host=self.host | processes, at_load=self.at_load | processes)
 
-def memory_report(settings: Settings, processes: int, hosts: int = 1) -> tuple[str, bool | None]:
-    """The plan of a run as a table, and whether it fits; None if no limit is known.
 
-    processes: in total, one per GPU. Reads no weights and needs no network.
+def memory_plan(settings: Settings, processes: int, hosts: int = 1) -> Plan:
+    """The plan of a run on this machine, or on the GPUs of gpu_memory_gib. Reads no weights and needs no network.
+
+    processes: in total, one per GPU. Raises Unmeasurable, and UserError.
     """
-    dtype = settings.dtype or ("bf16" if torch.cuda.is_available() or settings.gpu_memory_gib else "fp32")
+    here = on_this_cpu(settings)
+    dtype = settings.dtype or ("fp32" if here or not (torch.cuda.is_available() or settings.gpu_memory_gib) else "bf16")
     shape = run_shape(settings)
+    free = hosts * psutil.virtual_memory().available / processes if here else None
+    if settings.gpu_memory_gib is None and torch.cuda.is_available():
+        total = torch.cuda.mem_get_info()[1]
+        settings = dataclasses.replace(settings, gpu_memory_gib=round(total / 2**30, 1))
     try:
-        found = plan(settings, shape, processes, dtype, hosts)
-        alone = settings.backend == "deepspeed" and processes == 1
-        hint = "planned for one process; for eight GPUs, for example, add NPROC=8\n" if alone else ""
-        return hint + render(found), found.fits
+        return plan(settings, shape, processes, dtype, hosts, free)
     except RuntimeError as error:  # an operation that does not work on the meta device, such as experts in fp32
         kind = f"a model of type {shape.model_type} in {dtype}"
-        return f"no memory plan: {kind} cannot be measured without data: {error}", None
+        raise Unmeasurable(f"{kind} cannot be measured without data: {error}") from None
+
+
+def on_this_cpu(settings: Settings) -> bool:
+    """Whether the run is meant for the CPU of this machine."""
+    return settings.backend == "torch" and settings.gpu_memory_gib is None and not torch.cuda.is_available()
 
 
 def run_shape(settings: Settings) -> transformers.PretrainedConfig:
@@ -89,16 +113,31 @@ def run_shape(settings: Settings) -> transformers.PretrainedConfig:
     return model_shape(settings)
 
 
-def plan(settings: Settings, shape: transformers.PretrainedConfig, processes: int, dtype: str, hosts: int = 1) -> Plan:
-    """The plan of the run. If it exceeds the limit, it includes remedies."""
+def plan(
+    settings: Settings,
+    shape: transformers.PretrainedConfig,
+    processes: int,
+    dtype: str,
+    hosts: int = 1,
+    cpu_memory: float | None = None,
+) -> Plan:
+    """The plan of the run. If it exceeds the limit, it includes remedies.
+
+    cpu_memory: bytes that each process may take, if the processes run on a CPU.
+    """
+
+    def estimate(changed: Settings, model: torch.nn.Module, config: dict[str, Any]) -> Plan:
+        found = _estimate(changed, model, processes, dtype, hosts, config)
+        return found if cpu_memory is None else found.on_cpu(cpu_memory)
+
     config = zero_config(settings, dtype) if settings.backend == "deepspeed" else {}
     model = meta_model(settings, shape, dtype)
-    found = _estimate(settings, model, processes, dtype, hosts, config)
+    found = estimate(settings, model, config)
     if found.fits is not False:
         return found
     remedies = []
     for words, changed, changed_config in changes(settings, model, config):
-        other = _estimate(changed, meta_model(changed, shape, dtype), processes, dtype, hosts, changed_config)
+        other = estimate(changed, meta_model(changed, shape, dtype), changed_config)
         saved = (found.total - other.total) / GB
         if saved > 0.05:
             verdict = "fits" if other.fits else "does not fit yet"
@@ -119,7 +158,7 @@ def _estimate(
     gpu |= {
         "gathered and reduced in a pass": adapters.casts if adapters else layout.passing(model, groups),
         "activations": one_pass.kept,
-        "CUDA, NCCL, allocator": RUNTIME,
+        GPU_LINE: RUNTIME,
     }
     or_else = {
         "logits and loss": one_pass.logits,
@@ -150,7 +189,8 @@ def _estimate(
         at_load["offloaded parameters"] = host["offloaded parameters"]
     limit = settings.gpu_memory_gib * 2**30 if settings.gpu_memory_gib else None
     return Plan(
-        _title(settings, size, processes, dtype, layout),
+        _title(settings, size, dtype, layout),
+        processes,
         gpu,
         {line: max(0.0, need) for line, need in or_else.items()},
         host,
@@ -205,9 +245,9 @@ def _step_copy(layout: Layout, groups: list[Parameters]) -> float:
     return 4 * max(layout.partition(group) for group in groups)
 
 
-def _title(settings: Settings, size: int, processes: int, dtype: str, layout: Layout) -> str:
+def _title(settings: Settings, size: int, dtype: str, layout: Layout) -> str:
     rows, length = micro_batch(settings)
-    how = [f"{processes} GPU" + "s" * (processes > 1), dtype]
+    how = [dtype]
     how.append("plain torch" if settings.backend == "torch" else f"ZeRO stage {layout.stage}")
     if layout.stage == 3:
         live, ahead = (layout.setting(name, 0) / 1e9 for name in ("max_live_parameters", "prefetch_bucket_size"))
@@ -224,35 +264,3 @@ def _title(settings: Settings, size: int, processes: int, dtype: str, layout: La
     if settings.lora_rank is not None:
         copies = "two adapters on one copy" if layout.copies == 2 else "one adapter on one copy"
     return f"{name}, {size / 1e9:.2f}B parameters, {copies}: {', '.join(how)}"
-
-
-def render(plan: Plan) -> str:
-    """The plan as a table; GB = 1e9 bytes."""
-    lines = [f"memory plan (GB = 1e9 bytes): {plan.title}", "", "per GPU"]
-    lines += [_row(line, size) for line, size in plan.gpu.items()]
-    largest = max(plan.or_else, key=plan.or_else.get)
-    for line, size in plan.or_else.items():
-        lines.append(_row(line, size, "" if line == largest else "not counted: never together with the larger one"))
-    if plan.residual_place != "none":
-        place = {"device": "", "host": "not counted: on the host", "off": "not counted: off"}[plan.residual_place]
-        lines.append(_row("residual bits", plan.residual, place))
-    lines.append(_row("sum", plan.total, _verdict(plan)))
-    if plan.residual_place != "none":
-        lines.append(_row("without residual bits", plan.without_residual))
-        lines.append(_row("with residual bits on the GPU", plan.with_residual))
-    tables = {"per host, training": plan.host, "per host, loading": plan.at_load, "on disk": plan.disk}
-    for title, table in tables.items():
-        lines += ["", title, *(_row(line, size) for line, size in table.items()), _row("sum", sum(table.values()))]
-    if plan.remedies:
-        lines += ["", "each of these changes alone would help:", *(f"  {remedy}" for remedy in plan.remedies)]
-    return "\n".join(lines)
-
-
-def _verdict(plan: Plan) -> str:
-    if plan.limit is None:
-        return "set gpu_memory_gib to compare with the memory of a GPU"
-    return f"{'fits' if plan.fits else 'does not fit'} {plan.limit / 2**30:g} GiB = {plan.limit / GB:.1f} GB"
-
-
-def _row(line: str, size: float, note: str = "") -> str:
-    return f"  {line:<36}{size / GB:9.2f}" + (f"  {note}" if note else "")

@@ -115,7 +115,8 @@ class MetricsLog:
                 _CsvFile(folder / "metrics.csv", columns.names, steps_done),
                 _CsvFile(folder / "timing.csv", timing, steps_done),
             ]
-        self.last = self.mark = self.started
+            self.started -= self.files[1].seconds
+        self.last = self.mark = time.perf_counter()
         self.tokens = self.steps = 0
         self.stepping = 0.0
 
@@ -169,6 +170,7 @@ class _CsvFile:
     def __init__(self, path: Path, columns: list[str], steps_done: int):
         self.columns = columns
         rows = self._before(path, steps_done) if steps_done and path.exists() else []
+        self.seconds = float(rows[-1].get("seconds") or 0) if rows else 0.0  # of the starts before, in timing.csv
         content = self._lines([dict(zip(columns, columns, strict=True)), *rows])
         with whole_file(path) as new:
             new.write_bytes(content)

@@ -12,8 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from bilevel.errors import ConfigError, UserError
+from bilevel.run.libraries import quiet_libraries
 from bilevel.run.preflight import read_files
-from bilevel.run.start import quiet_libraries
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings
 

@@ -116,7 +116,9 @@ def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str
             ("effective number", f"{c.sum() ** 2 / (c**2).sum():,.0f}", "records of equal weight: (Σc)² / Σc²")
         )
     if len(metrics):
-        found.append(("steps", f"{metrics.index[-1]:,}", ""))
+        planned, last = run.settings.max_steps, metrics.index[-1]
+        early = f"ended early: {planned:,} were planned" if planned and last < planned else ""
+        found.append(("steps", f"{last:,}", early))
     if len(test := evaluated(metrics, "test_loss_w")):
         found.append(("test loss", f"{test.iloc[-1]:.3f}", f"{test.iloc[0]:.3f} at the start; nats per token"))
     if len(area := evaluated(metrics, "roc_auc")):

@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP (a lost ssh): all processes of a run end together, between two steps.
 
-If the launcher of a process is gone, the process sends itself SIGTERM.
+If the launcher of a process is gone, the process sends itself SIGTERM. A file `finish` in the run's folder, which a
+user makes, also ends the run between two steps, but with its results.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # it imports torch; mistakes should be answered before that
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 2.0  # seconds: a scheduler signals all processes of a job, and its launcher passes on what it gets
 WATCH = 1.0  # seconds between two looks at the launcher
+FINISH = "finish"  # the file's name
 
 
 class Interrupted(Exception):
@@ -38,6 +41,8 @@ class Interrupt:
 
     def __init__(self, world: "World | None" = None, clock: Callable[[], float] = time.monotonic):
         self.world, self.clock, self.signal = world, clock, 0
+        self.file: Path | None = None  # `finish` in the run's folder
+        self.finishing = False  # whether it was there at the last check
 
     def begin(self) -> "Interrupt":
         """Handle signals from now on."""
@@ -52,9 +57,9 @@ class Interrupt:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def hold(self, world: "World") -> None:
-        """From now on a signal ends the run between two steps, when all processes know of it."""
-        self.world = world
+    def hold(self, world: "World", folder: Path) -> None:
+        """From now on a signal ends the run between two steps, when all processes know of it. folder: the run's."""
+        self.world, self.file = world, folder / FINISH
 
     def check(self) -> None:
         """Raises Interrupted on all processes after a signal to any of them; all must call it at the same places."""
@@ -62,14 +67,18 @@ class Interrupt:
             raise Interrupted(number)
 
     def agreed(self) -> int:
-        """The signal that has reached any process, the same on all; 0 if there is none."""
+        """The signal that has reached any process, the same on all; 0 if there is none. Also looks for the file."""
         import torch
 
+        finish = self.world.main and self.file is not None and self.file.exists()
         if self.world.size == 1:
+            self.finishing = finish
             return self.signal
-        seen = torch.zeros(self.world.size, dtype=torch.int64)
-        seen[self.world.rank] = self.signal
-        return int(self.world.sum(seen).max())
+        seen = torch.zeros(self.world.size + 1, dtype=torch.int64)
+        seen[self.world.rank], seen[-1] = self.signal, int(finish)
+        *signals, finish = self.world.sum(seen).tolist()
+        self.finishing = bool(finish)
+        return max(signals)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
@@ -77,6 +86,8 @@ class Interrupt:
             if self.world is None:
                 print(f"signal {number}: ended before the first step; the same command starts again", file=sys.stderr)
                 raise SystemExit(128 + number)
+            if self.world.main:  # not by print, which may be at work already
+                os.write(2, f"\nsignal {number}: the run ends and saves its state when this step is done\n".encode())
         elif self.clock() - self.since > GRACE:
             os._exit(128 + number)
 

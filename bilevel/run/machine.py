@@ -46,7 +46,7 @@ def this_machine(processes: int) -> Machine:
     import transformers
 
     return Machine(
-        cpu=_cpu(),
+        cpu=processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         processes=processes,
@@ -83,7 +83,7 @@ def read_machine(folder: Path) -> Machine | None:
         return None
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's name, or its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from bilevel.data.overlap import read_overlaps
 from bilevel.model.loading import drops
 from bilevel.model.packing import why_padded
 from bilevel.monitor.source_columns import tokens_of
+from bilevel.run.interrupt import FINISH
 from bilevel.run.stages import stage
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
@@ -147,6 +149,13 @@ def what_next(settings: Settings, last: Path | None) -> str:
     if last is None:
         return f"there is no checkpoint yet, {command} begins anew"
     return f"the last checkpoint is {last}, {command} goes on from it"
+
+
+def or_finish(run: Run) -> str:
+    """How to get the results of a run that was ended early."""
+    if not run.copies or not run.step:
+        return ""
+    return f"; after `touch {shlex.quote(str(run.settings.run_folder / FINISH))}` it writes its results instead"
 
 
 def _dropped(dropped: int) -> str:

@@ -1,33 +1,24 @@
 """The start of a run, before heavy imports: --help, dry run, and checks of settings, files and model shape."""
 
-import logging
 import math
 import os
 import sys
 import textwrap
-import warnings
 from typing import TYPE_CHECKING, TypeAlias
 
 from bilevel.errors import UserError
 from bilevel.run.interrupt import watch_launcher
+from bilevel.run.libraries import quiet_libraries
 from bilevel.run.preflight import check_files, check_shape
 from bilevel.run.stages import stage
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings
-from bilevel.settings.written import dump_changed_first
+from bilevel.settings.written import dump_changed
 
 if TYPE_CHECKING:  # imported where it is used: mistakes are told at once
     from bilevel.data.sources import Source
 
-# What torch reads when it is imported: a variable, our value, and another variable by which a user decides the same.
-BEFORE_TORCH = {
-    "TOKENIZERS_PARALLELISM": ("true", ""),  # on all cores; when set, it gives no warning at a fork
-    # Threads that wait for each other soon sleep: on a machine with other work a spinning one may hold the core that
-    # the other needs (tests/benchmarks/waiting_threads.py).
-    "GOMP_SPINCOUNT": ("1000", "OMP_WAIT_POLICY"),
-    # Micro-batches differ in size; fixed segments of a GPU's memory would be left with gaps.
-    "PYTORCH_ALLOC_CONF": ("expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF"),
-}
+FILES_ONLY = "BILEVEL_FILES_ONLY"  # set by run_F2SA.sh: a dry run that only checks, before several processes start
 Files: TypeAlias = dict[str, list["Source"]]  # keys: train, val, test
 
 
@@ -45,13 +36,7 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
             stage("checking the data files")
         files = check_files(settings)
         if dry_run:
-            print(dump_changed_first(settings), end="")
-            if settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.lora_rank is not None:
-                report, fits = _memory_report(settings)
-                print(textwrap.indent(report, "# ", lambda _: True))
-                if fits is False:
-                    raise UserError("the run does not fit; the plan above ends with what would help")
-            return 0
+            return 0 if FILES_ONLY in os.environ else _tell(settings, files, full=dry_run == "full")
         stage("checking the model")
         quiet_libraries()
         from bilevel.model.loading import model_shape
@@ -67,8 +52,8 @@ def start(argv: list[str]) -> tuple[Settings, Files] | int:
 
 
 def note(words: str) -> None:
-    """Print a note, once for all processes."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print a note, once for all processes, and not in a check before they start."""
+    if os.environ.get("RANK", "0") == "0" and FILES_ONLY not in os.environ:
         print(f"note: {words}", file=sys.stderr)
 
 
@@ -79,28 +64,20 @@ def refuse(error: UserError) -> int:
     return 2
 
 
-def quiet_libraries() -> None:
-    """Silence progress bars and warnings of third-party packages, and set what torch reads when it is imported.
-
-    To be called before they are imported elsewhere. What the user has set stays.
-    """
-    for name, (value, other) in BEFORE_TORCH.items():
-        if other not in os.environ:
-            os.environ.setdefault(name, value)
-    import torch
-    import transformers
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns without it
-    warnings.filterwarnings("ignore", category=FutureWarning)  # about names that deepspeed and transformers use
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def _memory_report(settings: Settings) -> tuple[str, bool | None]:
-    quiet_libraries()
-    from bilevel.memory.plan import memory_report
+def _tell(settings: Settings, files: Files, full: bool) -> int:
+    """Print what the run will take, and its settings; the exit code. full: all settings, and the memory plan."""
+    from bilevel.run.outlook import outlook
 
     processes, on_host = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    return memory_report(settings, processes, hosts=math.ceil(processes / on_host))
+    found = outlook(settings, files, processes, hosts=math.ceil(processes / on_host))
+    more = "" if full else "; -v also prints the other settings" + (" and the memory plan" if found.plan else "")
+    print(*(f"# {line}" for line in found.lines), "", sep="\n")
+    print(dump_changed(settings, others=full), end="")
+    if full and found.plan:
+        from bilevel.memory.table import render
+
+        print(textwrap.indent(render(found.plan), "# ", lambda _: True))
+    print(f"\n# a dry run: nothing was started or written{more}")
+    if found.fits is False:
+        raise UserError("the run does not fit; the lines above name what would help")
+    return 0

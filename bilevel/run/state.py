@@ -15,6 +15,7 @@ from bilevel.model.lisa import Lisa
 from bilevel.monitor.alarms import Watch
 from bilevel.monitor.rounding_guard import RoundingGuard
 from bilevel.processes import World
+from bilevel.run.interrupt import FINISH
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
 from bilevel.step.result import NonFiniteLoss, leave_out
@@ -87,6 +88,14 @@ class Run:
     def all_operations(self) -> float:
         """Floating-point operations of all passes so far except evaluations; NaN if they cannot be counted."""
         return self.operations + self.world.size * sum(c.passed.operations(c.shape) for c in self.copies.values())
+
+    def end_here(self) -> None:
+        """Make the step that is done the last one, as the user wishes (bilevel.run.interrupt)."""
+        if self.step < self.steps:
+            log.info(
+                f"{FINISH} is in the run's folder: the run ends after step {self.step} of {self.steps}, with results"
+            )
+        self.steps = self.step
 
     def draw(self) -> tuple[Batch, Batch | None]:
         """The step's batches: of training samples and, if the weights are learned, of validation samples."""

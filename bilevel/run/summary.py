@@ -16,7 +16,8 @@ def summary(run: Run, last_row: Row) -> str:
     folder, weights, samples = run.settings.run_folder, run.weights, run.train
     shares = source_shares(weights, samples.sizes)
     table = pd.DataFrame({"source": samples.sources, "samples": samples.sizes, "weight": shares})
-    lines = ["", table.to_string(index=False, float_format="{:.4f}".format)]
+    several = len(samples.sources) > 1  # one source has all the weight
+    lines = ["", table.to_string(index=False, float_format="{:.4f}".format)] if several else []
     if found := findings.lines(weights, samples.sources):
         lines += ["", *found, findings.closing(weights, samples.sources), ""]
     if run.settings.learned and weights.per_sample:

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import yaml
 
@@ -25,7 +25,7 @@ from bilevel.settings.written import FREE
 SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 EXAMPLES = """examples:
   python train_bilevel.py --config configs/tiny.yaml --dry_run
-      check settings and data files, and print the settings
+      check settings and data files, and print what the run will take; -v prints all settings and the memory plan
   python train_bilevel.py --config configs/tiny.yaml --run_name first
       a small model on the shipped data, on a CPU
   python train_bilevel.py --config configs/gpt2.yaml --train_data web.jsonl forum.jsonl --val_data trusted.jsonl
@@ -33,11 +33,12 @@ EXAMPLES = """examples:
       a weight for each of your files
   python train_bilevel.py --config outputs/mine/config.yaml --method fixed --x_init outputs/mine --run_name mine_again
       train a model on the weights of a finished run"""
+DryRun: TypeAlias = Literal["", "short", "full"]  # none; what a person needs; with all settings and the memory plan
 LONGEST = 200_000  # characters in a settings file; YAML parses slowly, and a data file passed by mistake is larger
 
 
-def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: None) -> tuple[Settings, bool]:
-    """The settings in a command line, and whether it has --dry_run. Raises ConfigError with all problems.
+def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: None) -> tuple[Settings, DryRun]:
+    """The settings in a command line, and which dry run it asks for. Raises ConfigError with all problems.
 
     note: called with what a person should know about how the settings were read.
     """
@@ -48,7 +49,7 @@ def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: N
         problems = first(unknown, 10, lambda word: f"{plain(word)}: not a setting; write settings as --name value")
     given = {key: _from_text(value) for key, value in vars(options).items() if key in FIELDS and value is not None}
 
-    dry_run = _is_on(options.dry_run, problems)
+    dry_run: DryRun = ("full" if options.verbose else "short") if _is_on(options.dry_run, problems) else ""
     in_file: dict[str, Any] = {}
     if options.config:
         try:
@@ -58,6 +59,10 @@ def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: N
     if given.get("model_name_or_path") and "model_config" not in given and in_file.get("model_config"):
         note(f"model_name_or_path={given['model_name_or_path']} replaces the model_config of {options.config}")
         del in_file["model_config"]
+    left = [name for name in ("val_data", "test_data") if name not in given and in_file.get(name)]
+    if left and "train_data" in given:
+        files = "; ".join(f"{name} {_to_text(in_file[name])}" for name in left)
+        note(f"not given beside train_data, so taken from {options.config}: {files}")
     values = _listed({**in_file, **given})
     values.setdefault("run_name", _default_run_name(options.config, given))
     settings, more = validate(values)
@@ -157,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_bilevel.py",
         description="Fine-tune a causal language model and learn data weights in the same run.",
-        usage="train_bilevel.py --config FILE [--SETTING VALUE ...] [--dry_run]",
+        usage="train_bilevel.py --config FILE [--SETTING VALUE ...] [--dry_run [-v]]",
         epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
@@ -171,8 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         const="true",
         default="false",
         metavar="{true,false}",
-        help="check the settings and data files, print the resolved settings, and stop",
+        help="check the settings and data files, print what the run will take, and stop",
     )
+    parser.add_argument("-v", "--verbose", action="store_true", help="in a dry run: all settings and the memory plan")
     groups: dict[str, Any] = {}
     for name, field in FIELDS.items():
         title = field.json_schema_extra["group"]

@@ -196,7 +196,10 @@ class Settings(DataSettings):
     )
     deepspeed: str | None = setting("machine", "path of a DeepSpeed configuration file", None)
     gpu_memory_gib: float | None = setting(
-        "machine", "memory of one GPU in GiB, the limit in the memory plan of --dry_run; null: no limit", None, gt=0
+        "machine",
+        "memory of one GPU in GiB, the limit in the plan of --dry_run; null: this machine's",
+        None,
+        gt=0,
     )
 
     run_name: str | None = setting(

@@ -39,11 +39,12 @@ def dump(settings: Settings) -> str:
     return _yaml(dataclasses.asdict(settings))
 
 
-def dump_changed_first(settings: Settings) -> str:
-    """The same, for a person: first what differs from the defaults."""
+def dump_changed(settings: Settings, others: bool) -> str:
+    """For a person: what differs from the defaults; others: then all other settings, too."""
     different = changed(settings)
+    lines = f"# differs from the defaults\n{_yaml(different)}"
     same = {name: value for name, value in dataclasses.asdict(settings).items() if name not in different}
-    return f"# differs from the defaults\n{_yaml(different)}\n# as by default\n{_yaml(same)}"
+    return f"{lines}\n# as by default\n{_yaml(same)}" if others else lines
 
 
 def changed(settings: Settings) -> dict[str, Any]:

@@ -52,7 +52,7 @@ PRELOAD = [
     "bilevel.run.state",
     "bilevel.model.copies",
     "bilevel.data.samples",
-    "bilevel.run.results",
+    "bilevel.run.ending",
     "bilevel.monitor.metrics",
 ]
 PRELOAD += ["bilevel.evaluate.command", "bilevel.run.messages", "matplotlib.figure"]

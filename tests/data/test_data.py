@@ -68,6 +68,18 @@ def test_text_gives_several_samples_of_one_record(write: Write) -> None:
     assert samples.records(ALL).tolist() == sorted(samples.records(ALL))
 
 
+def test_samples_that_are_cut_are_counted(write: Write) -> None:
+    """Beside the lengths without a limit; pieces of a text are not cut, as they go on in the next piece."""
+    file = write("a.json", [record(" ".join(["the quick dog"] * number)) for number in range(1, 21)])
+    whole = [len(ids) for ids in load(file, max_length=10_000).table["input_ids"]]
+    cut = sum(length >= 40 for length in whole)
+    assert 0 < cut < 20 and whole.count(40) == 0
+    note = f"{cut} of 20 samples fill max_length 40; what is beyond it is cut off"
+    assert load(file, max_length=40).notes == [[note]]
+    assert load(file, max_length=max(whole) + 1).notes == [[]]
+    assert load(write("t.json", [{"text": "the quick brown fox " * 9}]), max_length=16).notes == [[]]
+
+
 def test_record_without_response_within_max_length_is_dropped_and_counted(write: Write) -> None:
     prompt = len(tokenizer_of("gpt2")("### Instruction:\nSay it\n\n### Response:\n")["input_ids"])
     long = {**record("never seen"), "instruction": "Say it " * 99}

@@ -1,5 +1,6 @@
 """example/experiments/: experiments are valid, finished runs are not repeated, RESULTS.md agrees with its tables."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -51,6 +52,12 @@ def test_every_experiment_is_valid(modules, path: Path):
     assert {claim["arm"] for claim in content.get("shows", [])} | set(content["figure"].get("arms", [])) <= names
     for arm in arms:
         assert set(modules[1].bad_shares(arm.data)) >= set(arm.data.get("train", {}))
+
+
+def test_what_a_run_imports_is_there_before_it(modules):
+    """The processes of runs are forked from one that has imported these; a name that is gone would be passed over."""
+    for name in modules[0].PRELOAD:
+        importlib.import_module(name)
 
 
 def test_what_is_wrong_is_said_at_once(modules, tmp_path: Path, capsys):

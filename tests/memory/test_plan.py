@@ -16,7 +16,8 @@ import transformers
 from run_helpers import ROOT
 
 from bilevel.memory.activations import measure_pass, meta_model, micro_batch
-from bilevel.memory.plan import GB, memory_report, plan, run_shape
+from bilevel.memory.plan import GB, Unmeasurable, memory_plan, plan, run_shape
+from bilevel.memory.table import render
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings
 from bilevel.settings.rules import validate
@@ -240,18 +241,20 @@ def test_a_machine_that_cannot_hold_two_copies_is_told_of_adapters_first():
 def test_a_model_that_cannot_be_counted_in_fp32_has_a_plan_in_bf16():
     mixtral = {"model_type": "mixtral", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
-    said = [memory_report(settings(model_config=mixtral, dtype=dtype), 1) for dtype in ("fp32", "bf16")]
-    assert [fits for _, fits in said] == [None, None]
-    said = [text for text, _ in said]
-    assert said[0].startswith("no memory plan: a model of type mixtral in fp32 ") and "\n" not in said[0]
-    assert "activations" in said[1]
+    with pytest.raises(
+        Unmeasurable, match="^a model of type mixtral in fp32 cannot be measured without data: "
+    ) as said:
+        memory_plan(settings(model_config=mixtral, dtype="fp32"), 1)
+    assert "\n" not in str(said.value)
+    assert "activations" in memory_plan(settings(model_config=mixtral, dtype="bf16"), 1).gpu
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_gets_remedies_that_help():
     changes = {"backend": "deepspeed", "zero_stage": 2, "lisa_layers": 2, "dtype": "bf16", "gpu_memory_gib": 0.02}
-    text, fits = memory_report(settings(model_config=LLAMA, micro_batch_tokens=620, **changes), 2)
-    assert fits is False and "does not fit 0.02 GiB" in text and "without residual bits" in text
+    found = memory_plan(settings(model_config=LLAMA, micro_batch_tokens=620, **changes), 2)
+    text = render(found)
+    assert found.fits is False and "does not fit 0.02 GiB" in text and "without residual bits" in text
     run = settings(model_name_or_path="meta-llama/Meta-Llama-3-8B", max_length=1024, **changes | {"gpu_memory_gib": 79})
     found = plan(run, run_shape(run), 1, "bf16")
     names = [remedy.split(":")[0] for remedy in found.remedies]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from run_helpers import settings, train, train_until
@@ -20,6 +21,7 @@ from bilevel.report import command as report
 from bilevel.run import ending, interrupt, picture
 from bilevel.run.checkpoint import Checkpoints
 from bilevel.run.interrupt import Interrupt, watch_launcher
+from bilevel.run.state import Run
 from bilevel.weights import csv_file
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
@@ -168,6 +170,21 @@ def test_a_lost_connection_saves_the_run(data: Path, tmp_path: Path, capsys):
     arguments = settings(data, tmp_path / "r", **SHORT)
     assert train_until(1, arguments, signal.SIGHUP) == 129
     assert "signal 1: ended after step 2, saved" in capsys.readouterr().out
+
+
+def test_a_signal_is_answered_at_once(data: Path, tmp_path: Path, capfd):
+    """A step can take minutes."""
+    told: list[str] = []
+    one_step = train_bilevel.one_step
+
+    def signalled(run: Run) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        told.append(capfd.readouterr().err)
+        return one_step(run)
+
+    with mock.patch.object(train_bilevel, "one_step", signalled):
+        assert train_bilevel.main(settings(data, tmp_path / "r", **SHORT)) == 130
+    assert told == ["\nsignal 2: the run ends and saves its state when this step is done\n"]
 
 
 def test_nohup_is_obeyed():

@@ -30,7 +30,7 @@ def launch(*flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
 
 def dry_run(*flags: str, cwd: Path = ROOT, **environment: str) -> dict:
     """The settings that the launcher would run with, in a folder that does not exist yet."""
-    done = launch(*flags, cwd=cwd, DRY_RUN="1", output_dir="nowhere", **environment)
+    done = launch(*flags, "-v", cwd=cwd, DRY_RUN="1", output_dir="nowhere", **environment)
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout[done.stdout.index("train_data:") :])
 
@@ -72,6 +72,17 @@ def test_data_dir_from_another_working_directory(data: Path, tmp_path: Path):
     settings = dry_run(cwd=tmp_path, data_dir=str(data))
     assert settings["train_data"] == [f"{data}/train_*.json"]
     assert settings["val_data"] == [f"{data}/val.json"] and settings["test_data"] == [f"{data}/test.json"]
+
+
+@pytest.mark.slow
+def test_without_test_records_in_the_data_folder_nothing_is_tested(tmp_path: Path):
+    """And not the records that the run file names, which are others."""
+    folder = make_data(tmp_path / "mine")
+    (folder / "test.json").unlink()
+    assert dry_run(data_dir=str(folder))["test_data"] == []
+    mixed = str(folder / "mixed" / "train_mixed.json")
+    assert dry_run(data_dir=str(folder), test_data=mixed)["test_data"] == [mixed]
+    assert dry_run(data_dir="data_alpaca_0.5")["test_data"] == ["data_alpaca_0.5/test.json"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from bilevel.errors import ConfigError
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.rules import validate
-from bilevel.settings.written import dump, dump_changed_first
+from bilevel.settings.written import dump, dump_changed
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"train_data": ["a"], "val_data": ["b"], "model_name_or_path": "gpt2"}
@@ -31,7 +31,7 @@ def problems(argv: list[str]) -> list[str]:
 def test_defaults_then_yaml_then_command_line(tmp_path: Path):
     config = write(tmp_path / "c.yaml", lr_y=2e-5, alpha=3)
     settings, dry_run = load_settings(["--config", config, "--alpha", "50"])
-    assert (settings.lr_x, settings.lr_y, settings.alpha, dry_run) == (0.1, 2e-5, 50.0, False)
+    assert (settings.lr_x, settings.lr_y, settings.alpha, dry_run) == (0.1, 2e-5, 50.0, "")
 
 
 def test_values_typed_by_hand(tmp_path: Path):
@@ -184,11 +184,19 @@ def test_settings_that_contradict_each_other(changes: dict, message: str):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [(["--dry_run"], True), (["--dry_run", "true"], True), (["--dry_run=false"], False)]
+    ("words", "expected"),
+    [
+        (["--dry_run"], "short"),
+        (["--dry_run", "true"], "short"),
+        (["--dry_run=false"], ""),
+        (["--dry_run", "-v"], "full"),
+        (["--verbose", "--dry_run"], "full"),
+        (["-v"], ""),
+    ],
 )
-def test_a_dry_run_may_be_spelt_out(tmp_path: Path, words: list[str], expected: bool):
+def test_a_dry_run_may_be_spelt_out(tmp_path: Path, words: list[str], expected: str):
     config = ["--config", write(tmp_path / "c.yaml")]
-    assert load_settings([*config, *words])[1] is expected
+    assert load_settings([*config, *words])[1] == expected
     assert problems([*config, "--dry_run", "maybe"]) == ["--dry_run maybe: expected true or false"]
 
 
@@ -198,6 +206,19 @@ def test_a_model_given_beside_a_run_file_replaces_its_new_model():
     assert settings.model_name_or_path == "m" and settings.model_config is None
     assert notes == [f"model_name_or_path=m replaces the model_config of {config[1]}"]
     assert "exactly one of" in problems([*config, "--model_name_or_path", "m", "--model_config", "{a: 1}"])[0]
+
+
+def test_trusted_records_of_the_run_file_beside_own_training_records_are_told(tmp_path: Path):
+    """Who gives training files forgets easily that the run file has its own for the other parts."""
+    config, notes = ["--config", write(tmp_path / "c.yaml", val_data=["v.json"], test_data=["t.json"])], []
+    load_settings(config, notes.append)
+    own = [*config, "--train_data", "mine.json"]
+    load_settings([*own, "--val_data", "x.json", "--test_data", "[]"], notes.append)
+    assert notes == []
+    load_settings([*own, "--val_data", "x.json"], notes.append)
+    load_settings(own, notes.append)
+    told = f"not given beside train_data, so taken from {config[1]}: "
+    assert notes == [f"{told}test_data ['t.json']", f"{told}val_data ['v.json']; test_data ['t.json']"]
 
 
 def test_a_misspelt_run_file_is_told_alone(tmp_path: Path):
@@ -220,8 +241,9 @@ def test_help_shows_choices_units_and_examples(capsys: pytest.CaptureFixture[str
 
 def test_a_dry_run_begins_with_what_differs_from_the_defaults():
     settings, _ = validate(GIVEN | {"lr_x": 0.3, "seed": 0})
-    text = dump_changed_first(settings)
+    text = dump_changed(settings, others=True)
     changed, same = text.split("\n# as by default\n")
+    assert dump_changed(settings, others=False) == changed
     assert set(yaml.safe_load(changed)) == {*GIVEN, "lr_x"} and "seed: 0" in same
     again, _ = validate(yaml.safe_load(text))
     assert dataclasses.asdict(again) == dataclasses.asdict(settings)

@@ -1,0 +1,147 @@
+"""What a run will take, on one screen, before anything is loaded: steps, records, memory, disk and time."""
+
+import dataclasses
+import math
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import psutil
+
+from bilevel.data.records import characters
+from bilevel.data.sources import Source
+from bilevel.monitor.words import duration, many, memory
+from bilevel.run.libraries import quiet_libraries
+from bilevel.run.machine import processor
+from bilevel.settings.fields import Settings
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from bilevel.memory.plan import Plan
+    from bilevel.run.pace import Pace
+
+CHARACTERS = 4  # per token, of English text
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """Lines for a person, the memory plan (None without one), and whether the run fits (None if that is not known)."""
+
+    lines: list[str]
+    plan: "Plan | None"
+    fits: bool | None
+
+
+def outlook(settings: Settings, files: dict[str, list[Source]], processes: int, hosts: int) -> Outlook:
+    """The outlook of a run whose settings and files have been checked.
+
+    A new model on plain torch is small, so it has no memory plan and no time; the run tells both after its first step.
+    """
+    parts = {part: _Part.of(sources, settings.max_length) for part, sources in files.items() if sources}
+    steps, lines = _steps(settings, parts)
+    lines += [_machine(settings)]
+    planned = settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.model_name_or_path
+    if not (planned or settings.lora_rank is not None):
+        return Outlook(lines, None, None)
+    quiet_libraries()
+    from bilevel.memory.plan import Unmeasurable, memory_plan
+
+    try:
+        plan = memory_plan(settings, processes, hosts)
+    except Unmeasurable as error:
+        return Outlook([*lines, f"memory and time: no plan: {error}"], None, None)
+    if settings.backend == "deepspeed" and processes == 1:
+        lines.append("planned for one process; for eight GPUs, for example, add NPROC=8")
+    lines += _memory(plan, settings)
+    return Outlook([*lines, _time(settings, parts, steps, processes)], plan, plan.fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Records of train, val or test, and about how many tokens each has within max_length."""
+
+    records: int
+    tokens: int
+
+    @classmethod
+    def of(cls, sources: list[Source], max_length: int) -> "_Part":
+        counts = [characters(source) for source in sources]
+        records = sum(number for number, _ in counts)
+        mean = sum(size for _, size in counts) / max(1, records) / CHARACTERS
+        return cls(records, max(2, min(max_length, round(mean))))
+
+
+def _steps(settings: Settings, parts: dict[str, _Part]) -> tuple[int, list[str]]:
+    """Number of steps, by records, and the line about them."""
+    s, train = settings, parts["train"]
+    steps = s.max_steps or max(1, math.ceil(s.epochs * train.records / s.global_batch_size))
+    trusted = f" and {s.val_batch_size} validation" if s.learned else ""
+    visits = steps * s.global_batch_size / train.records
+    how = f"{many(steps, 'step')} of {s.global_batch_size} training{trusted} records"
+    if not s.copies:
+        return steps, [f"method={s.method}: scores of {many(train.records, 'record')}"]
+    line = f"{how}: each of {many(train.records, 'training record')} is read {visits:.2g} times"
+    sizes = [f"{name} {part.records:,}" for name, part in parts.items()]
+    return steps, [line, f"records: {', '.join(sizes)}; about {train.tokens} tokens each"]
+
+
+def _machine(settings: Settings) -> str:
+    """This host: processor, memory and the disk that the run writes to."""
+    host = psutil.virtual_memory()
+    there = next(
+        path for path in (settings.run_folder.absolute(), *settings.run_folder.absolute().parents) if path.exists()
+    )
+    disk = shutil.disk_usage(there).free
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"this machine: {processor()}, {cores} cores; {memory(host.available)} of {memory(host.total)} of memory are "
+        f"free, and {memory(disk)} of the disk at {there}"
+    )
+
+
+def _memory(plan: "Plan", settings: Settings) -> list[str]:
+    """Memory and disk that the run needs, beside what there is."""
+    one, several = ("CPU process", "CPU processes") if plan.cpu else ("GPU", "GPUs")
+    place = f"on 1 {one}" if plan.processes == 1 else f"on each of {plan.processes} {several}"
+    limit = "" if plan.limit is None else f" of {memory(plan.limit)}"
+    verdict = {None: "", True: ", which fits", False: ": IT DOES NOT FIT"}[plan.fits]
+    lines = [f"memory: about {memory(plan.total)}{limit} {place}{verdict}"]
+    if plan.fits is False:
+        lines += ["each of these changes alone would help:", *(f"  {remedy}" for remedy in plan.remedies)]
+    disk, there = sum(plan.disk.values()), settings.run_folder.absolute()
+    free = shutil.disk_usage(next(path for path in (there, *there.parents) if path.exists())).free
+    lines.append(f"disk: {memory(disk)}" + ("" if disk < free else f": MORE THAN THE {memory(free)} THAT ARE FREE"))
+    return lines
+
+
+def _time(settings: Settings, parts: dict[str, _Part], steps: int, processes: int) -> str:
+    """About how long the run takes, by a block of the model measured on this machine."""
+    import torch
+
+    from bilevel.memory.plan import on_this_cpu, run_shape
+    from bilevel.run.pace import measure
+
+    s = settings
+    if not s.copies or not (on_this_cpu(s) or torch.cuda.is_available()) or processes > 1:
+        return "time: not estimated, which needs one process on the machine of the run"
+    dtype = s.dtype or ("bf16" if torch.cuda.is_available() else "fp32")
+    pace = measure(s, run_shape(s), dtype, parts["train"].tokens)
+    if pace is None:
+        return "time: not estimated for this model on this machine; the run tells it after its first step"
+    return _words(s, parts, steps, pace)
+
+
+def _words(settings: Settings, parts: dict[str, _Part], steps: int, pace: "Pace") -> str:
+    s = settings
+    tokens = len(s.copies) * s.global_batch_size * parts["train"].tokens
+    if s.learned:
+        tokens += s.order * s.val_batch_size * parts["val"].tokens
+    step = tokens * pace.training
+    words = (
+        f"time: about {duration(steps * step)}, {duration(step)} per step (by one block of the model, measured here)"
+    )
+    if "test" not in parts:
+        return words
+    every = max(1, steps // 10) if s.eval_every is None else s.eval_every
+    number = 1 + math.ceil(steps / every)
+    reading = number * len(s.copies) * parts["test"].records * parts["test"].tokens * pace.reading
+    return f"{words}, and {duration(reading)} for {number} evaluations on the test records"
