@@ -101,6 +101,8 @@ class Batch:
 
     counts (n,) float64: how many drawn samples each stands for (bilevel.weights.sampling); drawn: how many were drawn,
     |B|. Unless samples are left out, counts are 1 and drawn is n. rows: the samples' tokens, before they are padded.
+    fresh: of a validation batch, those of its samples that training samples are compared with
+    (bilevel.data.stream.TrustedStream); None at a step that compares nothing.
     """
 
     sample_ids: torch.Tensor
@@ -108,6 +110,7 @@ class Batch:
     counts: torch.Tensor
     drawn: int
     rows: "Rows | None" = None
+    fresh: "Batch | None" = None
 
     def mean(self, values: torch.Tensor) -> float:
         """Mean of values (n,), each weighted by its count; NaN if no sample is computed."""

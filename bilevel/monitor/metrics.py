@@ -52,7 +52,7 @@ METRICS = {
     "test_loss_u": "the same for u",
     "weight_q/<q>": "quantile of the weights c_i of all records (mean 1); per-sample runs",
     "harmful": "records called harmful; 0 until harmful ones are shown to exist; per-sample runs that learn",
-    "harmful_z": "evidence that there are harmful records; beyond 3.5 they are shown",
+    "harmful_z": "evidence that there are harmful records; beyond 3.7 they are shown",
     "roc_auc": "area under the ROC curve of 1 - weight against is_noisy, if the data say which records are corrupted",
     "threshold": "weight below which a record is called noisy, from two-means on the weights alone",
     "precision": "share of the records called noisy that are noisy",

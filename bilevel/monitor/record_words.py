@@ -1,5 +1,7 @@
 """What is known about the weights of single records, in words: for the screen of a run, and at its end."""
 
+import math
+
 from bilevel.data.samples import Samples
 from bilevel.monitor.words import apart
 from bilevel.weights.chunks import chunks
@@ -43,8 +45,10 @@ def harm_words(weights: FixedSampleWeights) -> str:
     """Whether harmful records are shown to exist, and how many."""
     evidence = weights.records
     harm = evidence.harm()
-    if not harm.seen:
-        return "no record has been visited with w and u apart, so nothing is known about the records"
+    if not harm.seen or not harm.trusted:
+        return "nothing is known about the records yet: none has been compared with trusted ones"
+    compared = f"compared with {harm.trusted} trusted ones"
     if not harm.shown:
-        return f"no record is shown to be harmful (z {harm.z:.1f}, shown from {CALL:g})"
-    return f"{harm.number:,} of {harm.seen:,} records are called harmful: validation loses by them (z {harm.z:.1f})"
+        z = f"z {harm.z:.1f}" if math.isfinite(harm.z) else "no z"
+        return f"no record is shown to be harmful ({harm.seen:,} {compared}; {z}, shown from {CALL:g})"
+    return f"{harm.number:,} of {harm.seen:,} records are called harmful ({compared}; z {harm.z:.1f})"

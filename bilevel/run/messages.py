@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bilevel.data.overlap import read_overlaps
+from bilevel.data.stream import TrustedStream
 from bilevel.model.loading import drops
 from bilevel.model.packing import why_padded
 from bilevel.monitor.source_columns import tokens_of
@@ -17,6 +18,7 @@ from bilevel.settings.fields import Settings
 
 log = logging.getLogger("bilevel")
 
+FEW = 20  # validation records to compare with: 10 % of harmful ones are not found by fewer than 60 or so
 # Said at the start of every run that trains with dropout.
 MASKS = (
     "dropout is on: with another micro_batch_tokens or number of processes, masks differ and results are equal in "
@@ -84,6 +86,7 @@ def describe(run: Run) -> str:
         ]
     if len(run.copies) == 2:
         lines.append(f"{copies}: w is trained with validation data, u without; their losses differ by the gap")
+    lines += _kept_back(run)
     if run.copies and drops(run.copies["w"].shape):
         lines.append(MASKS)
     lines += _rows(run)
@@ -113,6 +116,21 @@ def describe(run: Run) -> str:
     if run.step:
         lines.append(f"going on after step {run.step}, from its checkpoint")
     return "\n".join(lines)
+
+
+def _kept_back(run: Run) -> list[str]:
+    """How many validation records the training records are compared with, in runs that weigh records by it."""
+    stream = run.streams.get("val")
+    if not isinstance(stream, TrustedStream) or not run.weights.optimizer.sets_all:
+        return []
+    number = f"{stream.reserve} of {len(run.val)} validation records"
+    lines = [f"{number} are kept back at first, so that training records can be compared with them"]
+    if stream.reserve < FEW:
+        lines.append(
+            f"WARNING: {stream.reserve} are few: only faults of many records can be shown; give more validation "
+            "records, or a smaller val_batch_size"
+        )
+    return lines
 
 
 def _rows(run: Run) -> list[str]:

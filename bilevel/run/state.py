@@ -9,7 +9,7 @@ import transformers
 
 from bilevel.data.batches import Batch
 from bilevel.data.samples import Samples
-from bilevel.data.stream import BatchStream
+from bilevel.data.stream import BatchStream, TrustedStream
 from bilevel.model.base_copy import ModelCopy
 from bilevel.model.lisa import Lisa
 from bilevel.monitor.alarms import Watch
@@ -55,7 +55,7 @@ class Run:
 
     def __post_init__(self):
         s = self.settings
-        self.streams: dict[str, BatchStream] = {}
+        self.streams: dict[str, BatchStream | TrustedStream] = {}
         if METHODS[s.method].weights_stay:
             c = torch.ones(len(self.pool), dtype=torch.float64)
             c[: len(self.train)] = self.weights.coefficients(slice(None))
@@ -65,6 +65,10 @@ class Run:
                 "train": BatchStream(len(self.train), s.global_batch_size, s.seed),
                 "val": BatchStream(len(self.val), s.val_batch_size, s.seed + 1),
             }
+            if self.per_sample and "u" in self.copies:
+                once = min(self.steps, -(-len(self.train) // s.global_batch_size))
+                keeps = self.weights.optimizer.sets_all
+                self.streams["val"] = TrustedStream(len(self.val), s.val_batch_size, s.seed + 1, once, keeps)
         self.schedule = Schedule(s, self.steps)
         self.guard = RoundingGuard(s, self.copies)
         self.watch = Watch(s, self.weights, self.train.sources, self.steps)
@@ -106,6 +110,8 @@ class Run:
         sample_ids, counts = choose(drawn, self.weights, s, self.step)
         train = self.train.batch(sample_ids, s.micro_batch_tokens, self.world, counts, len(drawn), packed)
         validation = self.val.batch(next(self.streams["val"]), s.micro_batch_tokens, self.world, packed=packed)
+        if (fresh := getattr(self.streams["val"], "fresh", None)) is not None:
+            validation.fresh = self.val.batch(fresh, s.micro_batch_tokens, self.world, packed=packed)
         return train, validation
 
     def skip(self, error: NonFiniteLoss) -> None:

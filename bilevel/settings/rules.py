@@ -87,6 +87,12 @@ def _of_method(s: Settings) -> list[Rule]:
             f"alpha_start {s.alpha_start}: alpha grows, and ends at {s.alpha}; give at most that, or a larger alpha",
         ),
         (
+            {"x_optimizer", "weights", "method"},
+            s.learned and s.weights == "sample" and s.x_optimizer == "auto" and "u" not in s.copies,
+            f"x_optimizer=auto per record compares losses of w and u, and method={s.method} has no u; take adam, sgd "
+            "or mirror",
+        ),
+        (
             {"method", "backend"},
             METHODS[s.method].one_process and (s.backend != "torch" or _launched() > 1),
             f"method={s.method} needs backend=torch in one process, because it uses gradients of whole batches",

@@ -37,11 +37,13 @@ def penalty_step(
 ) -> StepResult:
     """Forward, backward and step of u and w on one global batch. The gaps go to the weights, which do not move here.
 
-    seed: both copies draw their dropout masks from it. Without validation w descends g alone, as u does. Every rank
+    seed: both copies draw their dropout masks from it. validation.fresh: samples whose gaps are computed, too, for the
+    records to be compared with. Without validation w descends g alone, as u does. Every rank
     returns the same result. Raises NonFiniteLoss on every rank before any parameter moves.
     """
     central = order == 2 and validation is not None
     val_seed = seed + len(train.micro_batches)
+    trusted = fresh_gaps(u, w, validation.fresh, val_seed) if validation else None
 
     # Gradients of g(x, .) at u and at w, on the same samples and under the same dropout masks.
     parts = [Part(u, train, weights.coefficients, seed), Part(w, train, weights.coefficients, seed)]
@@ -74,10 +76,25 @@ def penalty_step(
     _check(result, train, losses_u + losses_w, validation, val_losses + val_losses_u)
 
     # The gaps move x when it is its turn; then both copies step.
-    weights.accumulate(train.sample_ids, result.gaps, train.counts)
+    weights.accumulate(train.sample_ids, result.gaps, train.counts, trusted)
     u.step(lr_y, result.grad_norm_u)
     w.step(lr_y, result.grad_norm_w)
     return result
+
+
+@torch.no_grad()
+def fresh_gaps(u: ModelCopy, w: ModelCopy, batch: Batch | None, seed: int) -> torch.Tensor | None:
+    """l_i(w) - l_i(u) of the samples, (k,) float64 on the host, before the step; None without a batch."""
+    if batch is None:
+        return None
+    if not len(batch.sample_ids):
+        return torch.zeros(0, dtype=torch.float64)
+    of_u, of_w = (
+        batch.collect([copy.losses(micro, seed + k) for k, micro in enumerate(batch.micro_batches)], copy.world)
+        for copy in (u, w)
+    )
+    (gaps,) = moved([of_w.double() - of_u.double()], HOST)
+    return gaps
 
 
 def _check(

@@ -2,9 +2,9 @@
 
     c_i = c_i at the start x (1 - P_i), with mean 1
 
-P_i is the share of harmful records among those whose mean gap is as large or larger
-(bilevel.weights.record_evidence). It is 0 for all until harmful records are shown to exist, so that equally good ones
-keep equal weights. A record that has not been visited counts as much as the mean record.
+P_i is the probability that the record is harmful (bilevel.weights.record_evidence). It is 0 for all until harmful
+records are shown to exist, so that equally good ones keep equal weights. A record that has not been compared with
+trusted ones counts as much as the mean record.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ class AutoRecords(XOptimizer):
         evidence = weights.records
         harm = evidence.harm()
         evidence.note(harm)
-        if not harm.seen:  # w and u have been the same so far
+        if not harm.seen:  # nothing has been compared so far
             return None
         factors = torch.empty(self.n)
         for part in chunks(self.n):

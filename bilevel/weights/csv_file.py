@@ -5,9 +5,9 @@
                                               also the evidence on the source (bilevel.weights.evidence)
     file,index,weight[,is_noisy][,score][,mean_gap,harmful_share]
                                               per sample: weight c_i (mean 1); index: its record's place in the file;
-                                              if weights were learned, its mean gap in standard deviations, and the
-                                              share of harmful records among those with as large a one
-                                              (bilevel.weights.record_evidence); empty if it has not been visited
+                                              if weights were learned, its mean gap in standard deviations, empty if
+                                              it has not been visited, and the probability that it is harmful
+                                              (bilevel.weights.record_evidence), empty if it has not been compared
 
 Rows have the order of the training samples. A record that became several samples (pieces of a text, or chat turns with
 a context of their own) has a row for each. pandas is imported late, because commands that answer a mistake at once

@@ -40,10 +40,17 @@ class SourceWeights(FixedSourceWeights):
         self.evidence = Evidence(self.x, len(source_ids))
         self.clear()
 
-    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        sample_ids: torch.Tensor,
+        gaps: torch.Tensor,
+        counts: torch.Tensor | None = None,
+        trusted: torch.Tensor | None = None,
+    ) -> None:
         """Add the gaps (B,) of the samples (B,) to the sums since the last step of x.
 
         counts (B,) float64: how many drawn samples each stands for (bilevel.weights.sampling); None is one each.
+        trusted: not used here, where sources are compared with each other.
         """
         counts, gaps = _counts(sample_ids, counts), gaps.double()
         sources = self.source_ids[sample_ids].long()
@@ -115,10 +122,19 @@ class SampleWeights(FixedSampleWeights):
         self.clear()
         self.refresh()
 
-    def accumulate(self, sample_ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor | None = None) -> None:
-        """Add the gaps (B,) of the samples (B,) to those since the last step of x; counts as per source."""
+    def accumulate(
+        self,
+        sample_ids: torch.Tensor,
+        gaps: torch.Tensor,
+        counts: torch.Tensor | None = None,
+        trusted: torch.Tensor | None = None,
+    ) -> None:
+        """Add the gaps (B,) of the samples (B,) to those since the last step of x; counts as per source.
+
+        trusted (k,): gaps of validation samples that w had not read; None if nothing is compared with them.
+        """
         counts, gaps = _counts(sample_ids, counts), gaps.double()
-        self.records.observe(sample_ids, gaps, counts)
+        self.records.observe(sample_ids, gaps, counts, trusted)
         self.optimizer.observe(self, sample_ids, gaps, counts)
         if self.optimizer.sets_all:
             return

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-HARMFUL = 0.5  # a record is called harmful if more than this share of those with as large a mean gap are
+HARMFUL = 0.5  # a record is called harmful if it is so with a larger probability than this
 LITTLE = 0.1  # weight of a record, whose mean is 1: a source of such records can be left out if it is worse
 
 

@@ -13,7 +13,7 @@ from tokenizer_kinds import gpt2_tokenizer, tokenizer_of
 from bilevel.data.batches import cuts
 from bilevel.data.samples import Samples, load_samples
 from bilevel.data.sources import Reading, file_source
-from bilevel.data.stream import BatchStream, steps_per_run
+from bilevel.data.stream import BatchStream, TrustedStream, steps_per_run
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
 
@@ -57,6 +57,53 @@ def test_samples_know_source_and_record(write: Write) -> None:
     assert samples.is_noisy.tolist() == [False, True, False]
     assert answers(samples) == ["one" + EOS, "two" + EOS, "three" + EOS]
     assert load(two).is_noisy is None
+
+
+@pytest.mark.parametrize(("n", "batch", "steps"), [(100, 8, 20), (100, 8, 3), (30, 8, 50), (700, 32, 40), (64, 64, 5)])
+def test_samples_that_are_kept_back_come_once_each_in_the_first_pass(n: int, batch: int, steps: int) -> None:
+    """Half of all, at most 256 and as many as the batches can take; then the order is plain."""
+    stream, seen, fresh = TrustedStream(n, batch, 3, steps, keeps=True), set(), []
+    for _ in range(steps + 1):
+        drawn = next(stream).tolist()
+        if stream.reserve:
+            assert not set(stream.fresh.tolist()) & seen and set(stream.fresh.tolist()) <= set(drawn)
+            fresh.append(len(stream.fresh))
+        assert len(drawn) == batch
+        seen |= set(drawn)
+    expected = min(256, n - max(batch, -(-n // 2)), steps * batch)
+    assert sum(fresh) == expected and (not expected or fresh[0] == 0)  # at the first step u and w are the same
+    assert not fresh or max(fresh[1:]) - min(fresh[1:]) <= 1
+    plain = BatchStream(n, batch, 3)
+    if not expected:
+        assert stream.fresh is None and next(stream).tolist() == [next(plain) for _ in range(steps + 2)][-1].tolist()
+    else:
+        assert [next(stream).tolist() for _ in range(3)] == [next(plain).tolist() for _ in range(3)]
+        assert not len(stream.fresh)
+
+
+def test_without_keeping_back_the_order_is_plain_and_its_first_pass_is_fresh() -> None:
+    stream, plain, fresh = TrustedStream(50, 16, 3, 9, keeps=False), BatchStream(50, 16, 3), []
+    for step in range(6):
+        drawn = next(stream)
+        assert torch.equal(drawn, next(plain))
+        fresh += [] if stream.fresh is None else stream.fresh.tolist()
+        assert (stream.fresh is None) == (step > 3)
+    assert sorted(fresh) == list(range(50))
+    large = TrustedStream(10_000, 50, 3, 9, keeps=False)
+    assert [len(large.fresh) for _ in range(200) if next(large) is not None] == [2] * 200  # 256 in all are enough
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_resumed_stream_of_trusted_samples_goes_on(keeps: bool) -> None:
+    for done in (0, 4, 12, 15):
+        whole, parts = (TrustedStream(60, 8, 1, 12, keeps) for _ in range(2))
+        for _ in range(done):
+            next(whole)
+        parts.load_state_dict(whole.state_dict())
+        for _ in range(12):
+            assert torch.equal(next(whole), next(parts))
+            assert (whole.fresh is None) == (parts.fresh is None)
+            assert whole.fresh is None or torch.equal(whole.fresh, parts.fresh)
 
 
 def test_text_gives_several_samples_of_one_record(write: Write) -> None:
