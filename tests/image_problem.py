@@ -165,7 +165,10 @@ def hypergradient(
 
 
 class LinearCopy(TorchCopy):
-    """A copy of the linear model, from 0. Each training loss has the L2 term in it, which is the same for all."""
+    """A copy of the linear model, from 0. Each training loss has the L2 term in it, which is the same for all.
+
+    So have, without gradients, the losses of trusted images, which are then compared with training ones.
+    """
 
     def __init__(self, problem: Problem, y: torch.Tensor):
         model = torch.nn.Linear(*y.T.shape, bias=False, dtype=y.dtype)
@@ -175,7 +178,8 @@ class LinearCopy(TorchCopy):
 
     def losses(self, batch: MicroBatch, seed: int, factors: torch.Tensor | None = None) -> torch.Tensor:
         y, ids = self.model.weight, batch.sample_ids
-        return self.problem.losses(y, ids) + (ids < self.problem.n) * decay(y)
+        compared = not torch.is_grad_enabled()
+        return self.problem.losses(y, ids) + ((ids < self.problem.n) | compared) * decay(y)
 
 
 def batch(sample_ids: torch.Tensor) -> Batch:

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bilevel.data.stream import BatchStream
+from bilevel.data.stream import BatchStream, TrustedStream
 from bilevel.step.f2sa import penalty_step
 from bilevel.weights.fixed import FixedSampleWeights
 from bilevel.weights.learned import SampleWeights
@@ -80,9 +80,13 @@ def by_penalty(problem: Problem, optimizer: str, lr_x: float | None, steps: int,
     weights = SampleWeights(problem.n, None, "sigmoid", 1 / NU, optimizer)
     u, w = (LinearCopy(problem, problem.start()) for _ in "uw")
     trusted = len(problem.labels) - problem.n
-    streams = BatchStream(problem.n, BATCH, 2 * seed), BatchStream(trusted, BATCH, 2 * seed + 1)
+    training = BatchStream(problem.n, BATCH, 2 * seed)
+    keeps = weights.optimizer.sets_all
+    validation = TrustedStream(trusted, BATCH, 2 * seed + 1, min(steps, -(-problem.n // BATCH)), keeps)
     for step in range(steps):
-        drawn = [batch(next(streams[0])), batch(problem.n + next(streams[1]))]
+        drawn = [batch(next(training)), batch(problem.n + next(validation))]
+        if keeps:
+            drawn[1].fresh = batch(problem.n + validation.fresh)
         penalty_step(u, w, weights, *drawn, nu=NU, lr_y=LR_Y, seed=0)
         if step >= WARMUP * steps:
             weights.step(lr_x or 0.0)
