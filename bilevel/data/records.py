@@ -152,13 +152,16 @@ def most_samples(source: Source) -> float:
     return math.inf if several else table.num_rows
 
 
-def characters(source: Source) -> tuple[int, int]:
-    """Number of records that are read, and of characters (bytes of UTF-8) of all their turns. Raises DataError."""
+def characters(source: Source) -> tuple[int, int, bool]:
+    """Number of records that are read, characters (bytes of UTF-8) of all their turns, and whether they are texts.
+
+    Raises DataError.
+    """
     import pyarrow.compute
 
     table = rows_table(source)
     sizes = pyarrow.compute.binary_length(pyarrow.compute.list_flatten(table["contents"]))
-    return table.num_rows, pyarrow.compute.sum(sizes).as_py() or 0
+    return table.num_rows, pyarrow.compute.sum(sizes).as_py() or 0, table["roles"][0].as_py() == ["text"]
 
 
 def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:

@@ -69,6 +69,8 @@ class TrustedStream:
         number, self.step = self.step, self.step + 1
         if not self.reserve:
             left = self.all.n - self.all.position if self.all.epoch == 0 else 0
+            if self.all.position // self.batch_size * self.each >= self.MOST:
+                left = 0
             drawn = next(self.all)
             self.fresh = drawn[: min(left, self.each)] if left else None
             return drawn

@@ -14,6 +14,8 @@ from bilevel.run.finished import FinishedRun
 from bilevel.weights.removable import HARMFUL, LITTLE, can_go
 from bilevel.weights.two_groups import split
 
+UNKNOWN = 0.1  # share of records that may be without a probability of harm, for the others to be left out by it
+
 
 def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     """Counts (N,) 0 and 1, and a description of the selection. Raises UserError if nothing can be suggested."""
@@ -64,10 +66,11 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     c = np.concatenate(run.weights)
     if run.harmful_share is not None and ((share := np.concatenate(run.harmful_share)) > HARMFUL).any():
-        out = share > HARMFUL
-        counts = ((marks == KEEP) | ~np.isnan(c) & ~out & (marks != DROP)).astype(np.int64)
-        sound = out.sum() * (1 - share[out].min())  # the least of these shares is that among all of them
-        return counts, f"left out: {out.sum():,} records called harmful; about {sound:,.0f} of them may be sound"
+        out, unknown = share > HARMFUL, (np.isnan(share) & ~np.isnan(c)).sum()
+        if unknown <= UNKNOWN * (~np.isnan(c)).sum():
+            counts = ((marks == KEEP) | ~np.isnan(c) & ~out & (marks != DROP)).astype(np.int64)
+            words = f"left out: {out.sum():,} records called harmful; about {(1 - share[out]).sum():,.0f} may be sound"
+            return counts, words + (f"; kept: {unknown:,} that were not compared" if unknown else "")
     logarithm = run.settings.x_map == "softmax"
     found = split(c[~np.isnan(c)], logarithm)
     if found is None:

@@ -57,6 +57,8 @@ def verdict(run: FinishedRun) -> str:
     if run.harmful_share is not None:
         share = np.concatenate(run.harmful_share)
         number, seen = int((share > HARMFUL).sum()), int(np.isfinite(share).sum())
+        if not seen:
+            return "nothing is known about the records: none was compared with trusted ones"
         if not number:
             return f"none of {seen:,} records is shown to be harmful"
         return f"{number:,} of {seen:,} records are called harmful: validation loses by them"

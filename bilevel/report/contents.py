@@ -8,6 +8,7 @@ import numpy as np
 
 from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
+from bilevel.data.stream import steps_per_run
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, suggested_export, verdict
@@ -116,8 +117,10 @@ def facts(run: FinishedRun, metrics: "pd.DataFrame") -> list[tuple[str, str, str
             ("effective number", f"{c.sum() ** 2 / (c**2).sum():,.0f}", "records of equal weight: (Σc)² / Σc²")
         )
     if len(metrics):
-        planned, last = run.settings.max_steps, metrics.index[-1]
-        early = f"ended early: {planned:,} were planned" if planned and last < planned else ""
+        s, last = run.settings, metrics.index[-1]
+        samples = sum(file.samples for file in [*run.train, *(run.val if s.val_in_training else [])])
+        planned = steps_per_run(samples, s.global_batch_size, s.epochs, s.max_steps)
+        early = f"ended early: {planned:,} were planned" if s.copies and last < planned else ""
         found.append(("steps", f"{last:,}", early))
     if len(test := evaluated(metrics, "test_loss_w")):
         found.append(("test loss", f"{test.iloc[-1]:.3f}", f"{test.iloc[0]:.3f} at the start; nats per token"))

@@ -4,6 +4,7 @@ If the launcher of a process is gone, the process sends itself SIGTERM. A file `
 user makes, also ends the run between two steps, but with its results.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -86,8 +87,11 @@ class Interrupt:
             if self.world is None:
                 print(f"signal {number}: ended before the first step; the same command starts again", file=sys.stderr)
                 raise SystemExit(128 + number)
-            if self.world.main:  # not by print, which may be at work already
-                os.write(2, f"\nsignal {number}: the run ends and saves its state when this step is done\n".encode())
+            if self.world.main:
+                with contextlib.suppress(OSError):  # the terminal may be what is lost
+                    # Not by print, which may be at work already.
+                    words = f"\nsignal {number}: the run ends and saves its state when this step is done\n"
+                    os.write(2, words.encode())
         elif self.clock() - self.since > GRACE:
             os._exit(128 + number)
 

@@ -121,8 +121,15 @@ def describe(run: Run) -> str:
 def _kept_back(run: Run) -> list[str]:
     """How many validation records the training records are compared with, in runs that weigh records by it."""
     stream = run.streams.get("val")
-    if not isinstance(stream, TrustedStream) or not run.weights.optimizer.sets_all:
+    if not isinstance(stream, TrustedStream):
         return []
+    if not stream.reserve:
+        if len(run.val) > run.settings.val_batch_size and not run.weights.optimizer.sets_all:
+            return []
+        return [
+            "WARNING: no record can be shown to be harmful, because each step reads all validation records, and none "
+            "is left to compare with: give more of them, or a smaller val_batch_size"
+        ]
     number = f"{stream.reserve} of {len(run.val)} validation records"
     lines = [f"{number} are kept back at first, so that training records can be compared with them"]
     if stream.reserve < FEW:

@@ -41,7 +41,9 @@ def outlook(settings: Settings, files: dict[str, list[Source]], processes: int, 
     lines += [_machine(settings)]
     planned = settings.backend == "deepspeed" or settings.gpu_memory_gib or settings.model_name_or_path
     if not (planned or settings.lora_rank is not None):
-        return Outlook(lines, None, None)
+        return Outlook(
+            [*lines, "memory and time: those of a new, small model are told after its first step"], None, None
+        )
     quiet_libraries()
     from bilevel.memory.plan import Unmeasurable, memory_plan
 
@@ -57,31 +59,38 @@ def outlook(settings: Settings, files: dict[str, list[Source]], processes: int, 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Records of train, val or test, and about how many tokens each has within max_length."""
+    """Records of train, val or test, and about how many samples they become, and how many tokens each has."""
 
     records: int
+    samples: int
     tokens: int
 
     @classmethod
     def of(cls, sources: list[Source], max_length: int) -> "_Part":
+        """A text is cut into pieces of max_length, which are samples of their own; any other record is cut off."""
         counts = [characters(source) for source in sources]
-        records = sum(number for number, _ in counts)
-        mean = sum(size for _, size in counts) / max(1, records) / CHARACTERS
-        return cls(records, max(2, min(max_length, round(mean))))
+        pieces = sum(max(number, round(size / CHARACTERS / max_length)) if text else number
+                     for number, size, text in counts)  # fmt: skip
+        mean = sum(size for _, size, _ in counts) / max(1, pieces) / CHARACTERS
+        return cls(sum(number for number, *_ in counts), pieces, max(2, min(max_length, round(mean))))
 
 
 def _steps(settings: Settings, parts: dict[str, _Part]) -> tuple[int, list[str]]:
-    """Number of steps, by records, and the line about them."""
+    """Number of steps, about, and the lines about them."""
     s, train = settings, parts["train"]
-    steps = s.max_steps or max(1, math.ceil(s.epochs * train.records / s.global_batch_size))
+    samples = train.samples + (parts["val"].samples if s.val_in_training else 0)
+    about = "about " if samples > train.records and not s.max_steps else ""
+    steps = s.max_steps or max(1, math.ceil(s.epochs * samples / s.global_batch_size))
     trusted = f" and {s.val_batch_size} validation" if s.learned else ""
-    visits = steps * s.global_batch_size / train.records
-    how = f"{many(steps, 'step')} of {s.global_batch_size} training{trusted} records"
+    visits = steps * s.global_batch_size / samples
     if not s.copies:
         return steps, [f"method={s.method}: scores of {many(train.records, 'record')}"]
-    line = f"{how}: each of {many(train.records, 'training record')} is read {visits:.2g} times"
+    what = "record" if samples == train.records else "sample"
+    how = f"{about}{many(steps, 'step')} of {s.global_batch_size} training{trusted} {what}s"
+    line = f"{how}: each of {many(samples, f'training {what}')} is read {visits:.3g} times"
     sizes = [f"{name} {part.records:,}" for name, part in parts.items()]
-    return steps, [line, f"records: {', '.join(sizes)}; about {train.tokens} tokens each"]
+    cut = ", which are cut into samples of max_length" if train.samples > train.records else ""
+    return steps, [line, f"records: {', '.join(sizes)}{cut}; about {train.tokens} tokens each"]
 
 
 def _machine(settings: Settings) -> str:
@@ -143,5 +152,5 @@ def _words(settings: Settings, parts: dict[str, _Part], steps: int, pace: "Pace"
         return words
     every = max(1, steps // 10) if s.eval_every is None else s.eval_every
     number = 1 + math.ceil(steps / every)
-    reading = number * len(s.copies) * parts["test"].records * parts["test"].tokens * pace.reading
+    reading = number * len(s.copies) * parts["test"].samples * parts["test"].tokens * pace.reading
     return f"{words}, and {duration(reading)} for {number} evaluations on the test records"

@@ -5,7 +5,7 @@ teaches helps on the record as well. A gap above 0 alone proves little: where fe
 is worse than u on nearly all records. How gaps of sound records scatter is seen from trusted records that w has not
 read yet (bilevel.data.stream keeps some back). At its first reading a sound training record is to both copies what
 such a trusted record is: neither copy has learned it. So first gaps of training records are compared with gaps of
-trusted ones at the same steps, all in standard deviations of the step's gaps:
+trusted ones at the same steps, all in standard deviations of the step's gaps, trusted ones included:
 
     A(t) = share of the n training records with a first gap above t                     t >= 0
     C(t) = share of the m trusted records with a gap above t
@@ -73,18 +73,24 @@ class RecordEvidence:
         self.sums, self.visits = torch.zeros(n), torch.zeros(n, dtype=torch.int32)
         self.first = torch.full((n,), math.nan)
         self.trusted = torch.zeros(0)
+        self.known: Harm | None = None  # the verdict, until something changes
 
     def observe(
         self, ids: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor, trusted: torch.Tensor | None = None
     ) -> None:
         """Add a model step: gaps (B,) float64 of the records ids (B,), each standing for counts (B,) drawn samples.
 
-        trusted (k,): gaps of trusted records that w had not read; None at a step whose records are not compared.
+        trusted (k,) float64: gaps of trusted records that w had not read; None if this step compares none with them.
         """
+        if trusted is not None:  # they are scaled as the others are, by a deviation that they are a part of
+            trusted = trusted[trusted.isfinite()]
+            counts, gaps = torch.cat([counts, torch.ones_like(trusted)]), torch.cat([gaps, trusted])
         centred = gaps - (counts * gaps).sum() / counts.sum()
         sd = ((counts * centred**2).sum() / counts.sum()).sqrt()
+        gaps = gaps[: len(ids)]
         if not sd > SAME:  # w and u are still the same
             return
+        self.known = None
         index, place, times = ids.unique(return_inverse=True, return_counts=True)
         total = torch.zeros(len(index), dtype=torch.float64).index_add_(0, place, gaps / sd)
         if trusted is not None:
@@ -102,7 +108,12 @@ class RecordEvidence:
         return np.where(visits > 0, self.sums[part].numpy() / divisors[visits.clip(1) - 1], np.nan)
 
     def harm(self) -> Harm:
-        """The verdict on all records now; O(N)."""
+        """The verdict on all records now; O(N) after a step."""
+        if self.known is None:
+            self.known = self._harm()
+        return self.known
+
+    def _harm(self) -> Harm:
         counts = sum((histogram(self.first[part].numpy()) for part in chunks(self.n)), np.zeros(BINS))
         seen, trusted, of_trusted = int(counts.sum()), len(self.trusted), histogram(self.trusted.numpy())
         z = -math.inf
@@ -117,7 +128,8 @@ class RecordEvidence:
 
     def note(self, harm: Harm) -> None:
         """Remember the verdict: it is kept until z has fallen to KEPT."""
-        self.shown = harm.shown
+        if self.shown != harm.shown:
+            self.shown, self.known = harm.shown, None
 
     def harmful_share(self, harm: Harm, part: slice | torch.Tensor) -> np.ndarray:
         """P of these records, float64; NaN for those that have not been compared.
@@ -132,8 +144,11 @@ class RecordEvidence:
         return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if missing := [name for name in self.STATE if name not in state]:
+            raise ValueError(f"another version wrote it, without {missing[0]}: finish the run with that version")
         for name in self.STATE:
             setattr(self, name, state[name])
+        self.known = None
 
 
 def bins(values: np.ndarray) -> np.ndarray:

@@ -239,15 +239,19 @@ def test_sources_are_left_out_by_their_verdict(two: Path, capsys: pytest.Capture
 
 
 def test_records_called_harmful_are_left_out(write: Callable[..., Path], capsys: pytest.CaptureFixture):
-    file = write("data/a.json", [{"text": f"line {i}"} for i in range(5)])
-    table = pd.DataFrame({"file": "a.json", "index": range(5), "weight": [0.1, 1.5, 0.9, 1.0, 1.5]})
-    table = table.assign(mean_gap=[1.0, -1.0, 0.4, 0.2, np.nan], harmful_share=[0.9, 0.0, 0.6, 0.4, np.nan])
+    """Unless many were not compared: then nothing is known about those, and two-means on the weights decides."""
+    file = write("data/a.json", [{"text": f"line {i}"} for i in range(12)])
+    table = pd.DataFrame({"file": "a.json", "index": range(12), "weight": [0.1, 1.5, 0.9, 1.0, 1.5, *[1.0] * 7]})
+    table = table.assign(mean_gap=0.5, harmful_share=[0.8, 0.0, 0.6, 0.4, np.nan, *[0.0] * 7])
     run = finished_run(file.parents[1] / "run", [file], table)
-    assert exported(run, "out.jsonl").decode().splitlines() == [f'{{"text": "line {i}"}}' for i in (1, 3, 4)]
+    kept = [f'{{"text": "line {i}"}}' for i in (1, *range(3, 12))]
+    assert exported(run, "out.jsonl").decode().splitlines() == kept
     said = capsys.readouterr().out
-    assert "left out: 2 records called harmful; about 1 of them may be sound" in said
-    table.assign(harmful_share=0.0).to_csv(run / "weights.csv", index=False)  # two-means
-    assert len(exported(run, "other.jsonl").decode().splitlines()) == 4
+    assert "left out: 2 records called harmful; about 1 may be sound; kept: 1 that were not compared" in said
+    for other in (table.assign(harmful_share=0.0), table.assign(harmful_share=[0.8, *[np.nan] * 11])):
+        other.to_csv(run / "weights.csv", index=False)
+        assert len(exported(run, f"{other['harmful_share'].sum()}.jsonl").decode().splitlines()) == 11
+        assert "two-means on c suggests the threshold" in capsys.readouterr().out
 
 
 def test_records_that_were_not_read_are_not_suggested(write: Callable[..., Path], capsys: pytest.CaptureFixture):

@@ -187,6 +187,23 @@ def test_a_signal_is_answered_at_once(data: Path, tmp_path: Path, capfd):
     assert told == ["\nsignal 2: the run ends and saves its state when this step is done\n"]
 
 
+def test_a_signal_is_noted_where_nothing_can_be_written(tmp_path: Path):
+    """A lost terminal, or a pipe whose reader has ended, which is also why the signal came."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    kept = os.dup(2)
+    os.dup2(writing, 2)
+    try:
+        with Interrupt() as held:
+            held.hold(ALONE, tmp_path)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert held.agreed() == signal.SIGHUP
+    finally:
+        os.dup2(kept, 2)
+        for descriptor in (kept, writing):
+            os.close(descriptor)
+
+
 def test_nohup_is_obeyed():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import transformers
 from families import DENSE, EXPERTS
-from run_helpers import TINY, settings
+from run_helpers import TINY, dump, settings
 from tokenizer_kinds import gpt2_tokenizer
 
 import train_bilevel
@@ -44,7 +44,7 @@ def dry(data: Path, tmp_path: Path, folder: Path, capsys):
 def test_a_new_model_has_steps_and_records(dry, data: Path):
     code, said, _ = dry(model_config=TINY, model_name_or_path=None)
     first, second, machine, *_ = said.splitlines()
-    assert code == 0 and "memory:" not in said and "time:" not in said
+    assert code == 0 and "# memory and time: those of a new, small model are told after its first step" in said
     assert first == "# 6 steps of 16 training and 16 validation records: each of 192 training records is read 0.5 times"
     records = [json.loads(file.read_text()) for file in data.glob("train_*.json")]
     texts = [r["instruction"] + r["input"] + r["output"] for each in records for r in each]
@@ -60,6 +60,19 @@ def test_epochs_become_steps(dry):
     assert said.startswith(
         "# 24 steps of 16 training and 16 validation records: each of 192 training records is read 2 "
     )
+
+
+def test_pieces_of_texts_are_counted(dry, tmp_path: Path):
+    """40 texts of 90,000 characters, in pieces of 128 tokens: about 7,000 samples."""
+    dump(tmp_path / "t" / "a.json", [{"text": "the quick " * 9000}] * 20)
+    dump(tmp_path / "t" / "b.json", [{"text": "the quick " * 9000}] * 20)
+    texts = {"train_data": [str(tmp_path / "t" / "*.json")], "max_steps": None, "epochs": 1}
+    _, said, _ = dry(model_config=TINY, model_name_or_path=None, **texts)
+    steps, samples = re.match(
+        r"# about (\d+) steps of 16 .* each of ([\d,]+) training samples is read 1 times", said
+    ).groups()
+    assert int(samples.replace(",", "")) == round(900_000 / 4 / 128 * 2) * 2 and abs(int(steps) * 16 - 7031) < 16
+    assert "records: train 40, val 96, test 16, which are cut into samples of max_length; about 128 tokens each" in said
 
 
 def test_a_model_on_this_cpu_has_memory_disk_and_time(dry, tmp_path: Path):
@@ -108,7 +121,7 @@ def test_a_plan_for_a_gpu_has_no_time(dry):
 def test_time_is_that_of_all_tokens_of_all_passes(dry, monkeypatch):
     """6 steps of 16 rows for u and w each, and of 16 validation rows; 3 evaluations of u and w on 16 records."""
     monkeypatch.setattr(pace, "measure", lambda *given: pace.Pace(training=1.0, reading=0.1))
-    monkeypatch.setattr(outlook._Part, "of", lambda sources, longest: outlook._Part(16 * len(sources), 10))
+    monkeypatch.setattr(outlook._Part, "of", lambda sources, longest: outlook._Part(16 * len(sources), 16, 10))
     steps, test = 6 * (2 * 16 + 16) * 10, 3 * 2 * 16 * 10 * 0.1
     assert f"# time: about {steps // 60} min, 8 min per step" in dry()[1] and f"and {test:.0f} s for 3" in dry()[1]
     assert 6 * (2 * 16 + 2 * 16) * 10 == 64 * 60 and "time: about 1 h 04 min" in dry(order=2)[1]

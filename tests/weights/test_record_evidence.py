@@ -75,16 +75,17 @@ def test_equal_gaps_are_no_evidence():
 
 
 def test_first_gaps_stand_beside_those_of_trusted_records_at_the_same_step():
-    """Both in standard deviations of the training records' gaps; a record that was read before has no first gap."""
+    """Both in standard deviations of all gaps of the step; a record that was read before has no first gap."""
     rng, evidence = np.random.default_rng(2), RecordEvidence(6)
     one, first, trusted, visited = torch.ones(3, dtype=torch.float64), np.full(6, np.nan), [], set()
     for ids, compared in (([0, 1, 2], True), ([1, 2, 3], True), ([4, 0, 1], False), ([5, 0, 4], True)):
         gaps, of_trusted = rng.normal(size=3), rng.normal(size=2)
         given = torch.from_numpy(of_trusted) if compared else None
         evidence.observe(torch.tensor(ids), torch.from_numpy(gaps), one, given)
+        sd = np.r_[gaps, of_trusted].std()
         if compared:
-            trusted += (of_trusted / gaps.std()).tolist()
-        for i, gap in zip(ids, gaps / gaps.std(), strict=True):
+            trusted += (of_trusted / sd).tolist()
+        for i, gap in zip(ids, gaps / sd, strict=True):
             first[i] = gap if compared and i not in visited else first[i]
         visited |= set(ids)
     np.testing.assert_allclose(evidence.first.numpy(), first, rtol=1e-6)
@@ -163,6 +164,29 @@ def test_sound_records_are_not_called(kind: str, trusted: int):
     assert called <= 2
 
 
+@pytest.mark.parametrize("batch", [4, 8])
+def test_small_batches_call_no_sound_records(batch: int):
+    """Their gaps are divided by a deviation that hangs on them; nearly all lie above 0, as where w is worse than u."""
+    called = 0
+    for seed in range(40):
+        rng, evidence, sent = np.random.default_rng(seed), RecordEvidence(1000), 0
+        steps, one = 1000 // batch, torch.ones(batch, dtype=torch.float64)
+        for step in range(steps):
+            number = 256 * (step + 1) // steps - sent
+            sent += number
+            gaps, trusted = (torch.from_numpy(rng.normal(1.5, 1, size)) for size in (batch, number))
+            evidence.observe(torch.arange(step * batch, step * batch + batch), gaps, one, trusted)
+        called += evidence.harm().shown
+    assert called <= 1
+
+
+def test_gaps_that_are_not_finite_are_left_out():
+    evidence, one = RecordEvidence(4), torch.ones(4, dtype=torch.float64)
+    nothing = torch.full((2,), math.nan, dtype=torch.float64)
+    evidence.observe(torch.arange(4), torch.tensor([1.0, 2, 3, 5], dtype=torch.float64), one, nothing)
+    assert evidence.harm().seen == 4 and evidence.harm().trusted == 0 and evidence.harm().z == -math.inf
+
+
 @pytest.mark.parametrize(("share", "trusted"), [(0.1, 256), (0.3, 64), (0.5, 64), (0.9, 20)])
 def test_harmful_records_are_called(share: float, trusted: int):
     rng = np.random.default_rng(5)
@@ -186,6 +210,7 @@ def test_a_verdict_is_kept_until_it_is_clearly_gone():
         held = evidence.shown
         evidence.n, evidence.first = len(first), torch.from_numpy(first).float()
         evidence.sums, evidence.visits = evidence.first.clone(), torch.ones(len(first), dtype=torch.int32)
+        evidence.known = None
         harm = evidence.harm()
         assert harm.shown == (harm.z > (record_evidence.KEPT if held else CALL))
         states.add((held, record_evidence.KEPT < harm.z <= CALL))
