@@ -22,7 +22,7 @@ training records up to the median of the trusted ones, which is rather too much 
 Later gaps cannot be compared with those of trusted records, because both copies have learned the record by then. They
 enter the mean gap of a record, and P is 0 where that is not above 0, as validation gains by the record:
 
-    m_i = sum_v gap_i / (s v^2) / sum_v 1 / v^2       v: number of the visit, s: standard deviation of its batch's gaps
+    m_i = sum_v gap_i / (s v^2) / sum_v 1 / v^2       v: number of the visit, s: standard deviation of its step's gaps
 
 which has no scale of alpha, lr_y or the model left in it. Early visits count most. Records with P above HARMFUL are
 called harmful.

@@ -74,6 +74,8 @@ def check_case(row: dict, processes: int) -> None:
         assert row[name] <= 1e-5, (name, row)
     for name in ("of_displacement_u", "of_displacement_w"):
         assert row[name] <= 1e-2, (name, row)
+    # Differences of nearly equal losses, in standard deviations.
+    assert (row["trusted"] is None) == (row["weights"] == "source") and (row["trusted"] or 0) <= 1e-3, row
     assert row["clip"] is None or row["clip"] < row["least_norm"], row
     if row["lisa"]:
         check_intervals(row, processes)

@@ -145,6 +145,9 @@ def penalty_steps(
             part.batch(next(stream), tokens // world.size, world, packed=packed)
             for part, stream in zip(samples, streams, strict=True)
         )
+        if x.per_sample:  # two validation samples, fewer than four processes, are compared with the others
+            fresh = torch.tensor([step, step + 5]) % len(samples[1])
+            validation.fresh = samples[1].batch(fresh, tokens // world.size, world, packed=packed)
         result = penalty_step(copies["u"], copies["w"], x, train, validation, nu, lr_y, 1000 * step, order)
         if (step + 1) % upper_every == 0:
             x.step(0.1)

@@ -46,6 +46,7 @@ class Result:
 
     copies: dict[str, ModelCopy]
     x: torch.Tensor
+    trusted: torch.Tensor  # gaps of validation samples that others are compared with; empty per source
     losses: list[list[float]]  # per step of u, of w, on validation, and two gradient norms
     heldout: float
     intervals: list[dict[str, Any]]  # of LISA
@@ -84,7 +85,8 @@ def train(make_copy: Callable[..., ModelCopy], world: World, case: dict[str, Any
         lisa.end(copies["w"])
     heldout = heldout_loss(copies["w"], VALIDATION, budget(world))
     intervals = lisa.intervals if lisa else []
-    return Result(copies, x.x.double(), losses, heldout, intervals, time.perf_counter() - start)
+    trusted = x.records.trusted.double() if x.per_sample else torch.zeros(0)
+    return Result(copies, x.x.double(), trusted, losses, heldout, intervals, time.perf_counter() - start)
 
 
 class WatchedLisa(Lisa):
@@ -173,7 +175,7 @@ def compare(world: World, folder: Path) -> list[dict[str, Any]]:
     for case in todo:
         layout = {"deepspeed": case["file"]} if case["file"] else {"zero_stage": case["stage"]}
         mine = train(functools.partial(zero_copy, world, **layout), world, case)
-        agree = equal_on_all_ranks(world, (mine.x.tolist(), mine.losses, mine.heldout))
+        agree = equal_on_all_ranks(world, (mine.x.tolist(), mine.trusted.tolist(), mine.losses, mine.heldout))
         states = {name: whole_state(copy) for name, copy in mine.copies.items()}
         if world.main:
             run, ends = plain[case["lisa"], case["weights"], case["order"]]
@@ -192,6 +194,7 @@ def differences(mine: Result, plain: Result) -> dict[str, Any]:
         "losses": float(((a - b).abs() / b.abs())[:, :3].max()),
         "norms": float(((a - b).abs() / b.abs())[:, 3:].max()),
         "x": distance(mine.x, plain.x),
+        "trusted": distance(mine.trusted, plain.trusted) if len(plain.trusted) else None,
         "x_moved": float((plain.x - plain.x.mean()).norm()),
         "heldout": abs(mine.heldout / plain.heldout - 1),
         "least_norm": float(b[:, 3:].min()),
