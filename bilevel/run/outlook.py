@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from bilevel.run.pace import Pace
 
 CHARACTERS = 4  # per token, of English text
+FRAME = 12  # tokens that a prompt's frame adds to a record that is no text, such as Alpaca's headings and EOS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ class _Part:
         counts = [characters(source) for source in sources]
         pieces = sum(max(number, round(size / CHARACTERS / max_length)) if text else number
                      for number, size, text in counts)  # fmt: skip
-        mean = sum(size for _, size, _ in counts) / max(1, pieces) / CHARACTERS
+        framed = sum(number for number, _, text in counts if not text)
+        mean = (sum(size for _, size, _ in counts) / CHARACTERS + FRAME * framed) / max(1, pieces)
         return cls(sum(number for number, *_ in counts), pieces, max(2, min(max_length, round(mean))))
 
 
