@@ -29,7 +29,7 @@ from bilevel.data.workers import in_order
 from bilevel.errors import DataError
 from bilevel.processes import ALONE, World
 
-LONG = 1 << 18  # bytes of text that are tokenised at a time; as lists of numbers they take fifty times as much
+LONG = 1 << 19  # bytes of text that are tokenised at a time; as lists of numbers they take fifty times as much
 TOKENS_VERSION = 3  # part of the cache key; raise it when tokens change for the same rows
 
 
