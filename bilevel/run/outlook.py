@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -97,16 +98,19 @@ def _steps(settings: Settings, parts: dict[str, _Part]) -> tuple[int, list[str]]
 
 def _machine(settings: Settings) -> str:
     """This host: processor, memory and the disk that the run writes to."""
-    host = psutil.virtual_memory()
-    there = next(
-        path for path in (settings.run_folder.absolute(), *settings.run_folder.absolute().parents) if path.exists()
-    )
-    disk = shutil.disk_usage(there).free
+    host, (there, disk) = psutil.virtual_memory(), _free_disk(settings)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"this machine: {processor()}, {cores} cores; {memory(host.available)} of {memory(host.total)} of memory are "
         f"free, and {memory(disk)} of the disk at {there}"
     )
+
+
+def _free_disk(settings: Settings) -> tuple[Path, int]:
+    """The run's folder, or the nearest one above it that exists, and the free bytes there."""
+    folder = settings.run_folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there, shutil.disk_usage(there).free
 
 
 def _memory(plan: "Plan", settings: Settings) -> list[str]:
@@ -118,8 +122,7 @@ def _memory(plan: "Plan", settings: Settings) -> list[str]:
     lines = [f"memory: about {memory(plan.total)}{limit} {place}{verdict}"]
     if plan.fits is False:
         lines += ["each of these changes alone would help:", *(f"  {remedy}" for remedy in plan.remedies)]
-    disk, there = sum(plan.disk.values()), settings.run_folder.absolute()
-    free = shutil.disk_usage(next(path for path in (there, *there.parents) if path.exists())).free
+    disk, (_, free) = sum(plan.disk.values()), _free_disk(settings)
     lines.append(f"disk: {memory(disk)}" + ("" if disk < free else f": MORE THAN THE {memory(free)} THAT ARE FREE"))
     return lines
 

@@ -59,7 +59,6 @@ def _model(settings: Settings, shape: transformers.PretrainedConfig, blocks: int
         text.layer_types = text.layer_types[:blocks]
     model = transformers.AutoModelForCausalLM.from_config(short, attn_implementation=settings.attn_implementation)
     if settings.lora_rank is not None:
-        model.requires_grad_(False)
         add_adapters(model, settings)
     return speed_up(model).train()
 
