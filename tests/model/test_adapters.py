@@ -34,7 +34,7 @@ SHAPES = {
     "qwen3_moe": LLAMA | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 STEPS = 20
-LR, NU, SIZES = 3e-3, 2.0, (9, 12)
+LR, LR_X, NU, SIZES = 3e-3, 20.0, 2.0, (9, 12)
 
 
 def rows(sizes: tuple[int, ...], seed: int) -> Samples:
@@ -89,9 +89,10 @@ def separate(family: str, like: dict[str, AdapterCopy]) -> dict[str, TorchCopy]:
 
 
 def weights_of(per_sample: bool) -> SourceWeights | SampleWeights:
+    """Moved by SGD, in proportion to gaps: Adam's first move has the sign of a gap alone, even of rounding."""
     if per_sample:
-        return SampleWeights(sum(SIZES), None, "sigmoid", 1 / NU, "adam")
-    return SourceWeights(TRAIN.source_ids, torch.tensor([0.4, 0.6]), 1 / NU, "adam")
+        return SampleWeights(sum(SIZES), None, "sigmoid", 1 / NU, "sgd")
+    return SourceWeights(TRAIN.source_ids, torch.tensor([0.4, 0.6]), 1 / NU, "sgd")
 
 
 def trained(copies, x, steps: int = STEPS, order: int = 1, world=ALONE, packed: bool = False) -> list[torch.Tensor]:
@@ -104,7 +105,7 @@ def trained(copies, x, steps: int = STEPS, order: int = 1, world=ALONE, packed: 
         )
         result = penalty_step(copies["u"], copies["w"], x, train, validation, NU, LR, 1000 * step, order)
         found.append(torch.cat([result.gaps, torch.tensor([result.loss_u, result.loss_w, result.val_loss])]))
-        x.step(0.05)
+        x.step(LR_X)
     return found
 
 
