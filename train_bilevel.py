@@ -16,11 +16,12 @@ from collections.abc import Callable
 from bilevel.run.interrupt import Interrupt, Interrupted
 from bilevel.run.libraries import quiet_libraries
 from bilevel.run.start import Files, refuse, start
+from bilevel.shell import to_reader
 
 # --help, dry runs and mistakes are answered here, before seconds of imports.
 if __name__ == "__main__":
     interrupt = Interrupt().begin()
-    started = start(sys.argv[1:])
+    started = to_reader(start, sys.argv[1:])
     if isinstance(started, int):
         sys.exit(started)
 
@@ -31,7 +32,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bilevel.baselines.scores import check_scorable, score
 from bilevel.data.samples import load_samples
-from bilevel.data.stream import steps_per_run
 from bilevel.data.tokenise import make_tokeniser
 from bilevel.errors import ConfigError, TrainingStopped, UserError
 from bilevel.model.copies import make_copies, start_world
@@ -52,6 +52,7 @@ from bilevel.run.state import Row, Run, make_weights
 from bilevel.seeding import dropout_seed
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
+from bilevel.settings.run_length import steps_per_run
 from bilevel.step.result import NonFiniteLoss
 
 log = logging.getLogger("bilevel")

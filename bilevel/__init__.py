@@ -6,6 +6,7 @@ this list (tests/test_layout.py). docs/contributing.md ("Where is it?") says whi
     errors.py      what a user is told when something is wrong
     files.py       files that are whole or absent, content hashes, the cache folder
     seeding.py     every random number, from a seed and a step
+    shell.py       what a command leaves to the shell: exit code, output without a reader
     processes.py   the processes of a run and sums over them
     settings/      every setting and its default, what contradicts what, the command line
     data/          from files of records to tokens and batches: formats (layouts/), chat templates

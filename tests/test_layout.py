@@ -11,7 +11,7 @@ from run_helpers import ROOT
 PACKAGE = ROOT / "bilevel"
 # Floors from the ground up. A wing imports only from floors below its own, and from itself.
 FLOORS = [
-    {"errors", "files", "processes", "seeding"},
+    {"errors", "files", "processes", "seeding", "shell"},
     {"settings"},
     {"data"},
     {"model", "weights"},
@@ -24,7 +24,7 @@ FLOORS = [
 ]
 GROUND = FLOORS[0]
 # Modules of the ground floor that may import each other, in this order.
-GROUND_ORDER = ["errors", "files", "processes", "seeding"]
+GROUND_ORDER = ["errors", "files", "processes", "seeding", "shell"]
 
 
 def module_name(file: Path) -> str:

@@ -21,7 +21,7 @@ import transformers
 from bilevel.baselines.influence import LastBlock, cosines, random_projection
 from bilevel.data.batches import Batch
 from bilevel.data.samples import Samples
-from bilevel.data.stream import BatchStream, steps_per_run
+from bilevel.data.stream import BatchStream
 from bilevel.data.tokenise import IGNORE
 from bilevel.errors import TrainingStopped, UserError
 from bilevel.model.base_copy import ModelCopy
@@ -34,6 +34,7 @@ from bilevel.run.state import Run
 from bilevel.seeding import Permutation, dropout_seed, generator
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
+from bilevel.settings.run_length import steps_per_run
 from bilevel.step.gradient import Factors
 from bilevel.step.plain import EQUAL, plain_step
 from bilevel.step.result import NonFiniteLoss, StepResult, leave_out

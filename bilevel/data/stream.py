@@ -1,15 +1,11 @@
 """A resumable stream of global batches of sample numbers."""
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from bilevel.errors import UserError
 from bilevel.seeding import Permutation
-
-MOST_STEPS = 10_000_000  # of a run
 
 
 class BatchStream:
@@ -90,14 +86,3 @@ class TrustedStream:
         if self.reserve:
             self.step = state["step"]
             self.first.load_state_dict(state["first"])
-
-
-def steps_per_run(n: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Number of steps: max_steps, or as many as pass `epochs` times over n samples. Raises UserError if too many."""
-    steps = max_steps or epochs * n / batch_size
-    if steps > MOST_STEPS:
-        raise UserError(
-            f"{steps:.3g} steps are more than {MOST_STEPS:,}, the most that a run can have; "
-            + ("make max_steps smaller" if max_steps else "make epochs smaller, or give max_steps")
-        )
-    return max(1, math.ceil(steps))

@@ -1,5 +1,6 @@
 import sys
 
 from bilevel.export.command import main
+from bilevel.shell import to_reader
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(to_reader(main, sys.argv[1:]))

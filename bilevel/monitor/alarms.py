@@ -173,10 +173,12 @@ class Watch:
                 f"a smaller alpha ({s.alpha:g})"
             )
         found = evidence.findings(self.watched.x)
-        number, name = min((each.steps_needed, name) for each, name in zip(found, self.sources, strict=True))
+        least, most, name = min(
+            (each.steps_least, each.steps_most, name) for each, name in zip(found, self.sources, strict=True)
+        )
         return (
             f"no difference between the sources has been shown yet; the nearest to a verdict is {name}, with "
-            f"{more_steps(number)}. Equally good sources stay there"
+            f"{more_steps(least, most)}. Equally good sources stay there"
         )
 
     def _moved(self) -> float:

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from bilevel.monitor.words import many
 from bilevel.weights.evidence import Finding
 from bilevel.weights.fixed import Weights
 from bilevel.weights.statistics import source_shares
@@ -47,19 +48,26 @@ def words(found: Finding) -> str:
         way = f"{share(found.start)} -> {share(found.weight)}"
         odds = f"e-value {math.exp(min(found.peak, math.log(1e12))):.1g}"
         return f"{found.verdict} (called at step {found.called_at}, {odds}; {way}, {state})"
-    return f"{found.verdict} ({share(found.weight)}; {more_steps(found.steps_needed)})"
+    return f"{found.verdict} ({share(found.weight)}; {more_steps(found.steps_least, found.steps_most)})"
 
 
-def more_steps(number: float) -> str:
-    """The number of steps until a verdict, in words."""
-    if math.isinf(number):
+def more_steps(least: float, most: float) -> str:
+    """The number of steps until a verdict, in words: from least to most, as chance may have it."""
+    if math.isinf(least):
         return "no evidence yet"
-    if number > MOST:
-        return f"more than {MOST} more steps at this rate"
-    if number <= 1:
-        return "about 1 more step at this rate"
-    digits = max(0, len(f"{number:.0f}") - 2)
-    return f"about {round(number, -digits):.0f} more steps at this rate"
+    if least > MOST:
+        return f"more than {MOST:,} more steps at this rate"
+    low, high = (number if math.isinf(number) else _rounded(number) for number in (least, most))
+    if high > MOST:
+        return f"at least {many(low, 'more step')} at this rate"
+    return (
+        f"{low:,} to {high:,} more steps at this rate" if low < high else f"about {many(low, 'more step')} at this rate"
+    )
+
+
+def _rounded(number: float) -> int:
+    """To two digits."""
+    return round(round(number), -max(0, len(f"{number:.0f}") - 2))
 
 
 def share(weight: float) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bilevel.errors import ConfigError, UserError
 from bilevel.run.libraries import quiet_libraries
 from bilevel.run.preflight import read_files
+from bilevel.run.start import note
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import Settings
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Run the command. Exit code: 0 done, 2 a mistake of the user."""
     options, rest = _parser().parse_known_args(argv)
     try:
-        settings, _ = load_settings(["--config", options.config, *rest])
+        settings, _ = load_settings(["--config", options.config, *rest], note)
         prepare(settings, options.show)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,6 @@ import numpy as np
 
 from bilevel.data.overlap import read_overlaps
 from bilevel.data.records import read_rows
-from bilevel.data.stream import steps_per_run
 from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, suggested_export, verdict
@@ -16,6 +15,7 @@ from bilevel.report.marks import noisy_records, shared_with_validation
 from bilevel.report.records import RESPONSES, choose, ranks, records, turns_of
 from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
+from bilevel.settings.run_length import steps_per_run
 from bilevel.settings.written import dump
 from bilevel.weights import two_groups
 

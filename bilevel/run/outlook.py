@@ -1,7 +1,6 @@
 """What a run will take, on one screen, before anything is loaded: steps, records, memory, disk and time."""
 
 import dataclasses
-import math
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from bilevel.monitor.words import duration, many, memory
 from bilevel.run.libraries import quiet_libraries
 from bilevel.run.machine import processor
 from bilevel.settings.fields import Settings
+from bilevel.settings.run_length import evaluation_interval, evaluations, steps_per_run
 
 if TYPE_CHECKING:  # importing it takes seconds
     from bilevel.memory.plan import Plan
@@ -83,7 +83,7 @@ def _steps(settings: Settings, parts: dict[str, _Part]) -> tuple[int, list[str]]
     s, train = settings, parts["train"]
     samples = train.samples + (parts["val"].samples if s.val_in_training else 0)
     about = "about " if samples > train.records and not s.max_steps else ""
-    steps = s.max_steps or max(1, math.ceil(s.epochs * samples / s.global_batch_size))
+    steps = steps_per_run(samples, s.global_batch_size, s.epochs, s.max_steps)
     trusted = f" and {s.val_batch_size} validation" if s.learned else ""
     visits = steps * s.global_batch_size / samples
     if not s.copies:
@@ -155,7 +155,6 @@ def _words(settings: Settings, parts: dict[str, _Part], steps: int, pace: "Pace"
     )
     if "test" not in parts:
         return words
-    every = max(1, steps // 10) if s.eval_every is None else s.eval_every
-    number = 1 + math.ceil(steps / every)
+    number = 1 + evaluations(steps, evaluation_interval(steps, s.eval_every))
     reading = number * len(s.copies) * parts["test"].samples * parts["test"].tokens * pace.reading
     return f"{words}, and {duration(reading)} for {number} evaluations on the test records"

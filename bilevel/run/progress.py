@@ -12,6 +12,7 @@ from bilevel.monitor import findings, record_words
 from bilevel.monitor.metrics import peak_memory
 from bilevel.monitor.words import duration, many, memory
 from bilevel.run.state import Row, Run
+from bilevel.settings.run_length import evaluations
 
 log = logging.getLogger("bilevel")
 
@@ -101,7 +102,7 @@ class Progress:
     def _evaluations_left(self) -> float:
         """Seconds of the evaluations to come, each as long as those so far."""
         run = self.run
-        number = -(-run.steps // run.eval_every) - run.step // run.eval_every
+        number = evaluations(run.steps, run.eval_every, run.step)
         return number * self.evaluating / max(1, self.evaluations)
 
     def _facts(self) -> str:

@@ -1,5 +1,6 @@
 """What a run does before its first step: a line for each stage, with the time since the start."""
 
+import contextlib
 import os
 import time
 
@@ -20,7 +21,8 @@ class Stages:
         """Say what comes next, and how long all that came before it has taken."""
         if os.environ.get("RANK", "0") == "0":
             self.lines.append(f"{duration(time.perf_counter() - self.began):>6}  {words}")
-            print(self.lines[-1], flush=True)
+            with contextlib.suppress(OSError):  # the log, once it is open, says that nobody reads it
+                print(self.lines[-1], flush=True)
 
 
 stage = Stages()

@@ -18,6 +18,7 @@ from bilevel.processes import World
 from bilevel.run.interrupt import FINISH
 from bilevel.settings.fields import Settings
 from bilevel.settings.methods import METHODS
+from bilevel.settings.run_length import evaluation_interval
 from bilevel.step.result import NonFiniteLoss, leave_out
 from bilevel.step.schedule import Schedule
 from bilevel.weights.draws import WeightedStream
@@ -85,8 +86,7 @@ class Run:
     @property
     def eval_every(self) -> int:
         """Steps between two evaluations."""
-        every = self.settings.eval_every
-        return max(1, self.steps // 10) if every is None else every
+        return evaluation_interval(self.steps, self.settings.eval_every)
 
     @property
     def all_operations(self) -> float:

@@ -12,6 +12,7 @@ from bilevel.errors import ConfigError
 from bilevel.settings.command_line import load_settings
 from bilevel.settings.fields import FIELDS, Settings
 from bilevel.settings.other_names import meant_as_settings
+from bilevel.shell import to_reader
 
 LAUNCHER = {"data_dir", "prepare"}  # words of run_F2SA.sh itself
 
@@ -48,4 +49,4 @@ def _places(settings: Settings) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(to_reader(main, sys.argv[1:]))

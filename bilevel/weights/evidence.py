@@ -57,7 +57,8 @@ class Finding:
     called_at: int | None  # step of the verdict
     verdict: str  # worse, better, no difference shown
     settled: bool
-    steps_needed: float  # for a verdict, at the present rate; 0 if there is one
+    steps_least: float  # more steps for a verdict if chance has made S a standard deviation too small; 0 if called
+    steps_most: float  # the same if S is what it seems; at first the dispersion is exaggerated, and so is this
 
 
 class Evidence:
@@ -140,21 +141,22 @@ class Evidence:
         reach = 2 * CALL + torch.log1p(self.H / PRIOR)
         half = (variance * (self.H + PRIOR) * reach).sqrt() / self.H
         z = self.S / (variance * (self.H + PRIOR)).sqrt()
-        called, strength = self.called_at > 0, self._strength()
-        needed = (self.T * (reach / 2 / strength - 1)).clamp_min(1).ceil().nan_to_num(math.inf, math.inf)
+        called = self.called_at > 0
+        needed = [self._needed(z.abs() + chance, reach / 2).masked_fill(called, 0) for chance in (1, 0)]
         settled = self._settled(x, p)
         worse = torch.where((p / start).log().abs() > 0.01, p < start, self.peak > 0)  # x may not have moved yet
         columns = [p, start, difference, difference - half, difference + half, torch.special.ndtr(z), self.evidence()]
-        columns += [self.peak.abs(), self.called_at, worse, settled, needed.masked_fill(called, 0)]
+        columns += [self.peak.abs(), self.called_at, worse, settled, *needed]
         return [
             Finding(
                 *numbers,
                 called_at=at or None,
                 verdict=("worse" if lower else "better") if at else "no difference shown",
                 settled=rests,
-                steps_needed=steps,
+                steps_least=least,
+                steps_most=most,
             )
-            for *numbers, at, lower, rests, steps in zip(*(column.tolist() for column in columns), strict=True)
+            for *numbers, at, lower, rests, least, most in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,6 +168,11 @@ class Evidence:
 
     def _strength(self) -> torch.Tensor:
         return self.S**2 / (2 * self.variance() * (self.H + PRIOR))
+
+    def _needed(self, z: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        """Steps until z^2 / 2, which grows in proportion to the steps, reaches the strength; inf without evidence."""
+        steps = self.T.clamp_min(1) * (2 * strength / z.clamp_min(0) ** 2 - 1)
+        return steps.clamp_min(1).ceil().masked_fill(self.H == 0, math.inf).nan_to_num(math.inf, math.inf)
 
     def _settled(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         """Whether log p has hardly changed lately, or the source has all or none of the weight, (S,)."""

@@ -13,9 +13,10 @@ from tokenizer_kinds import gpt2_tokenizer, tokenizer_of
 from bilevel.data.batches import cuts
 from bilevel.data.samples import Samples, load_samples
 from bilevel.data.sources import Reading, file_source
-from bilevel.data.stream import BatchStream, TrustedStream, steps_per_run
+from bilevel.data.stream import BatchStream, TrustedStream
 from bilevel.data.tokenise import IGNORE, Tokeniser
 from bilevel.errors import DataError
+from bilevel.settings.run_length import steps_per_run
 
 Write = Callable[..., Path]
 EOS = "<|endoftext|>"

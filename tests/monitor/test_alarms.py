@@ -128,7 +128,7 @@ def test_what_holds_back_a_rule_without_a_rate(caplog: pytest.LogCaptureFixture)
         causes.append(caplog.records[-1].getMessage())
     assert len(caplog.records) == 2 and not any("lr_x" in cause for cause in causes)
     assert "no evidence at all" in causes[0] and "global_batch_size (64)" in causes[0]
-    assert "the nearest to a verdict is s" in causes[1] and "with about 1 more step at" in causes[1]
+    assert "the nearest to a verdict is s" in causes[1] and "more steps at this rate" in causes[1]
 
 
 @pytest.mark.parametrize("optimizer", ["auto", "adam"])

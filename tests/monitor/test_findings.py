@@ -52,11 +52,20 @@ def test_sources_that_do_not_differ():
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(7, "about 7"), (143, "about 140"), (98765, "about 99000"), (2e5, "more than 100000")]
+    ("least", "most", "words"),
+    [
+        (1, 1, "about 1 more step"),
+        (7, 7, "about 7 more steps"),
+        (138, 143, "about 140 more steps"),
+        (42, 1234, "42 to 1,200 more steps"),
+        (98765, 2e5, "at least 99,000 more steps"),
+        (30, math.inf, "at least 30 more steps"),
+        (2e5, math.inf, "more than 100,000 more steps"),
+    ],
 )
-def test_how_long_it_takes_to_a_verdict(number: float, words: str):
-    assert more_steps(number) == f"{words} more steps at this rate"
-    assert more_steps(math.inf) == "no evidence yet"
+def test_how_long_it_takes_to_a_verdict(least: float, most: float, words: str):
+    assert more_steps(least, most) == f"{words} at this rate"
+    assert more_steps(math.inf, math.inf) == "no evidence yet"
 
 
 def test_nothing_is_said_of_one_source_of_records_and_of_weights_that_stay():

@@ -14,7 +14,6 @@ from run_helpers import finished_run, settings, train_until
 
 import train_bilevel
 from bilevel.data.sources import find_sources
-from bilevel.data.stream import MOST_STEPS, steps_per_run
 from bilevel.errors import DataError, UserError
 from bilevel.export import selection
 from bilevel.export.selection import draw
@@ -24,6 +23,7 @@ from bilevel.run import checkpoint_file
 from bilevel.run.checkpoint import Checkpoints
 from bilevel.settings.command_line import read_yaml
 from bilevel.settings.deepspeed import read_config
+from bilevel.settings.run_length import MOST_STEPS, steps_per_run
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
