@@ -68,6 +68,9 @@ def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: N
     settings, more = validate(values)
     if problems or more:
         raise ConfigError(problems + more)
+    if "lr_x" in values and settings.learned and not settings.x_has_rate:
+        how = "" if "x_optimizer" in values else ", the default"
+        note(f"lr_x is not used by x_optimizer={settings.x_optimizer}{how}; adam, sgd and mirror have a rate")
     return settings, dry_run
 
 

@@ -94,7 +94,7 @@ class Settings(DataSettings):
     x_warmup_steps: int = setting("weights", "model steps before x starts to move", 0, ge=0)
     x_optimizer: Literal[*OPTIMIZERS] | None = setting(
         "weights",
-        "what moves x: auto needs no learning rate, adam is the papers'; null: auto per source, adam per sample",
+        "what moves x: auto needs no learning rate, adam is the papers'; null: auto, or adam per sample without u",
         None,
     )
     lr_x: float = setting(
@@ -240,7 +240,7 @@ class Settings(DataSettings):
 
     def __post_init__(self):
         if self.x_optimizer is None:
-            self.x_optimizer = "auto" if self.weights == "source" else "adam"
+            self.x_optimizer = "auto" if self.weights == "source" or "u" in self.copies else "adam"
         if self.backend is None:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             self.backend = "deepspeed" if several and self.lora_rank is None else "torch"

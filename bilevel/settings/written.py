@@ -49,7 +49,8 @@ def dump_changed(settings: Settings, others: bool) -> str:
 
 def changed(settings: Settings) -> dict[str, Any]:
     """The settings that differ from the defaults."""
-    plain = Settings(train_data=["?"], weights=settings.weights, lora_rank=settings.lora_rank)
+    which = {name: getattr(settings, name) for name in ("weights", "method", "lora_rank")}
+    plain = Settings(train_data=["?"], **which)
     usual = {name: field.default for name, field in FIELDS.items()}
     usual |= {name: getattr(plain, name) for name in ("x_optimizer", "backend")}  # what null stands for
     return {name: value for name, value in dataclasses.asdict(settings).items() if value != usual[name]}

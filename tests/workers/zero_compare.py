@@ -134,13 +134,19 @@ def moments(copy: ModelCopy) -> int:
 
 
 def cases(folder: Path, processes: int) -> Iterator[dict[str, Any]]:
-    """Every stage, full and LISA, per source and per sample; one process offloads too, two draw u and w apart too.
+    """Every stage, full and LISA; one process offloads too, two draw u and w apart too.
 
-    Those two follow order 2 as well, in which the last gradient of u is another. Several have packed rows, too.
+    Two processes take both kinds of weights with each; one and four take one kind, so that every two of stage, LISA,
+    kind and recomputing meet. Two processes follow order 2 as well, in which the last gradient of u is another. Several
+    have packed rows, too.
     """
     for lisa, weights, stage in itertools.product((None, "shared"), ("source", "sample"), range(4)):
         # Under each stage, full and LISA, one of the two kinds of weights recomputes activations.
         recompute = (stage + (weights == "sample")) % 2 == 1
+        if processes != 2:
+            if (weights == "sample") != (bool(lisa) != (stage >= 2)):
+                continue
+            recompute = bool(lisa) != (stage % 2 == 1)
         yield {"lisa": lisa, "weights": weights, "stage": stage, "file": None, "checkpointing": recompute}
     if processes == 1:
         zero2 = folder / "zero2_offload.json"
