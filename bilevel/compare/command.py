@@ -1,11 +1,12 @@
-"""Compare methods over several seeds: compute weights, retrain on them, and evaluate the retrained models.
+"""Compare methods over several seeds: compute weights, train on them, and evaluate the trained models.
 
     python -m bilevel.compare CONFIG --methods f2sa,uniform,loss,rho,influence,oracle --seeds 3 [--setting value ...]
 
 For each seed and method, a first run finds the weights (scoring) and a second run with method=fixed trains on them
 (training). Initial model, number of steps and validation data are the same for all methods. bilevel.evaluate then
 evaluates the trained model on test_data. f2sa_kept takes the weights of the same seed's f2sa as scores and, like a
-baseline, gives the best fraction `keep` of the records equal weights and the others 0.
+baseline, gives the best fraction `keep` of the records equal weights and the others 0. f2sa_w and f2sa_u are the copies
+of one run of f2sa as they are, without a second run: w, which validation trains as well, and u.
 
 Finished runs are not repeated: the same command continues an interrupted comparison and can add seeds or methods. The
 output folder holds results.csv (a row per seed and method), compare.csv and compare.md (the means), and compare.png.
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel.compare.runs import KEPT, Row, Runs, run_both, weights_table
+from bilevel.compare.runs import COPIES, KEPT, Row, Runs, run_both, weights_table
 from bilevel.compare.table import draw, for_screen, in_words, markdown, summed_up
 from bilevel.errors import ConfigError, UserError
 from bilevel.files import is_unfinished, whole_file
@@ -37,7 +38,7 @@ from bilevel.settings.written import differing, dump
 if TYPE_CHECKING:  # imported in the functions that use it, so that --help and mistakes are answered at once
     import pandas as pd
 
-COMPARED = [*(name for name, method in METHODS.items() if not method.weights_stay), KEPT]
+COMPARED = [*(name for name, method in METHODS.items() if not method.weights_stay), KEPT, *COPIES]
 OURS = ("method", "x_init", "seed", "output_dir", "run_name", "save_model", "dry_run")
 
 
@@ -189,7 +190,8 @@ def measured(row: Row, max_new_tokens: int) -> dict[str, float]:
     result |= against_is_noisy(row)
     times = {name: pd.read_csv(getattr(row, name) / "timing.csv") for name in ("scoring", "training")}
     result |= {f"{name}_gflop": time["gflop"].iloc[-1] for name, time in times.items()}
-    return result | {f"{name}_seconds": elapsed(time["seconds"]) for name, time in times.items()}
+    result |= {f"{name}_seconds": elapsed(time["seconds"]) for name, time in times.items()}
+    return result | (dict.fromkeys(("training_gflop", "training_seconds"), 0.0) if row.one_run else {})
 
 
 def against_is_noisy(row: Row) -> dict[str, float]:

@@ -16,10 +16,14 @@ if TYPE_CHECKING:  # imported in the functions that use it, so that --help and m
     import pandas as pd
 
 KEPT = "f2sa_kept"  # the weights of the same seed's f2sa, used like the scores of a baseline
+COPIES = {"f2sa_w": "w", "f2sa_u": "u"}  # a copy of one run that learns weights, without a training run after it
 
 
 class Row(NamedTuple):
-    """One method with one seed: a scoring run that ends in weights, and a training run that uses them."""
+    """One method with one seed: a scoring run that ends in weights, and a training run that uses them.
+
+    For a method of COPIES both are the same run.
+    """
 
     out: Path
     method: str
@@ -31,11 +35,15 @@ class Row(NamedTuple):
 
     @property
     def scorer(self) -> str:
-        return "f2sa" if self.method == KEPT else self.method
+        return "f2sa" if self.method == KEPT or self.one_run else self.method
+
+    @property
+    def one_run(self) -> bool:
+        return self.method in COPIES
 
     @property
     def scoring(self) -> Path:
-        return self._replace(method=self.scorer).folder / "scoring"
+        return self.training if self.one_run else self._replace(method=self.scorer).folder / "scoring"
 
     @property
     def training(self) -> Path:
@@ -52,6 +60,10 @@ class Row(NamedTuple):
         blind = ["--test_data", "[]", "--val_in_training", "false", "--save_model", "none"]
         shorter = ["--max_steps", str(scoring_steps)] if scoring_steps else []
         scoring = ["--method", self.scorer, "--x_init", "uniform", *blind, *shorter, *ours, str(self.scoring)]
+        if self.one_run:
+            finding = ["--method", "f2sa", "--x_init", "uniform", "--val_in_training", "false"]
+            both = [*shared, *finding, "--save_model", COPIES[self.method], *ours, str(self.training)]
+            return both, both
         training = ["--method", "fixed", "--x_init", str(self.weights), "--save_model", "w", *ours, str(self.training)]
         return [*shared, *scoring], [*shared, *training]
 
@@ -75,7 +87,8 @@ class Runs:
 def run_both(row: Row, runs: Runs, scoring: list[str], training: list[str]) -> int:
     """Make the runs that are not finished. Returns the exit code of a run that was stopped, or 0."""
     if not is_finished(row.scoring):
-        runs.begin(row.scoring, f"{row.scorer}, seed {row.seed}, finding the weights")
+        does = f"training, and keeping {COPIES[row.method]}" if row.one_run else "finding the weights"
+        runs.begin(row.scoring, f"{row.scorer}, seed {row.seed}, {does}")
         if code := run(scoring):
             return code
     if row.method == KEPT:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # imported in the functions that use it, so that mistakes are
 
 # Columns of results.csv after method and seed, with their meaning.
 RESULTS = {
-    "test_loss": "test loss per token of the retrained model",
+    "test_loss": "test loss per token of the trained model",
     "exact_match": "fraction of correct test answers",
     "roc_auc": "ROC area of the scores or weights, if noise is known",
     "clean_share": "share of the total weight on clean records",
@@ -70,7 +70,7 @@ def for_screen(table: "pd.DataFrame", seeds: int) -> str:
     lines = [heads, *zip(*columns, strict=True)]
     rows = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines]
     means = "the only seed" if seeds == 1 else f"means ± standard errors of {seeds} seeds"
-    return "\n".join([f"retrained models, {means}:", *rows])
+    return "\n".join([f"trained models, {means}:", *rows])
 
 
 def _with_error(value: float, error: float) -> str:
@@ -107,7 +107,7 @@ def draw(rows: "pd.DataFrame", table: "pd.DataFrame", path: Path) -> None:
         if name == "test_loss":  # the axis need not start at 0, because differences matter
             low, high = points[name].min(), points[name].max()
             axis.set_ylim(low - 0.3 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
-        axis.set(ylabel=RESULTS[name].split(",")[0].removesuffix(" of the retrained model"))
+        axis.set(ylabel=RESULTS[name].split(",")[0].removesuffix(" of the trained model"))
         axis.tick_params(axis="x", rotation=60)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

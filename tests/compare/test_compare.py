@@ -67,7 +67,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(data: Path, tmp_path: Path, c
     assert len(steps) == 1
     said = capsys.readouterr().out
     assert "1 run to come, for 1 of 2 pairs" in said and "--- run 1 of 1: oracle, seed 0, training" in said
-    table = said[said.index("\nretrained models, the only seed:") :].splitlines()
+    table = said[said.index("\ntrained models, the only seed:") :].splitlines()
     assert len(table) > 5 and max(map(len, table[:5])) <= 80
     assert contents(out / "uniform-seed0") | contents(out / "oracle-seed0" / "scoring") == before
 
@@ -127,6 +127,28 @@ def test_the_best_of_f2sas_records_count_alike(data: Path, tmp_path: Path):
     shares = pd.read_csv(tmp_path / "out" / "results.csv").set_index("method")["clean_share"]
     assert shares["f2sa"] == pytest.approx(learned[clean].sum() / learned.sum())
     assert shares["f2sa_kept"] == pytest.approx(clean[fixed > 0].mean())
+
+
+@pytest.mark.slow
+def test_the_copies_of_one_run_are_judged_as_they_are(data: Path, tmp_path: Path):
+    """The run's own evaluation is the reference. Weights are those of f2sa, and there is one run of each."""
+    line = command(data, tmp_path, "--methods", "f2sa_w,f2sa_u,f2sa", "--seeds", "1", "--lr_y", "1e-2")
+    folders, one_step = [], train_bilevel.one_step
+
+    def seen(run: Run) -> int:
+        folders.append(run.settings.run_folder.parent.name)
+        return one_step(run)
+
+    with mock.patch.object(train_bilevel, "one_step", seen):
+        assert compare.main(line) == 0
+    assert folders == ["f2sa_w-seed0"] * 4 + ["f2sa_u-seed0"] * 4 + ["f2sa-seed0"] * 8
+    found = pd.read_csv(tmp_path / "out" / "results.csv").set_index("method")
+    own = pd.read_csv(tmp_path / "out" / "f2sa_w-seed0" / "training" / "metrics.csv").iloc[-1]
+    assert found.loc["f2sa_w", "test_loss"] == pytest.approx(own["test_loss_w"], rel=1e-5)
+    assert found.loc["f2sa_u", "test_loss"] == pytest.approx(own["test_loss_u"], rel=1e-5)
+    assert own["test_loss_u"] != pytest.approx(own["test_loss_w"], rel=1e-4)
+    assert all(found[name].nunique() == 1 for name in ("clean_share", "roc_auc", "scoring_gflop"))
+    assert found["training_gflop"].gt(0).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -202,7 +224,7 @@ def test_the_screen_shows_what_matters_in_80_columns(large: float):
     rows["roc_auc"] = math.nan
     table = compared.summed_up(rows, ["uniform", "influence"])
     head, names, *lines = compared.for_screen(table, 3).splitlines()
-    assert head == "retrained models, means ± standard errors of 3 seeds:" and len(lines) == 2
+    assert head == "trained models, means ± standard errors of 3 seeds:" and len(lines) == 2
     assert max(map(len, [names, *lines])) <= 80
     assert names.split("  ")[0] == "method" and "test loss" in names and "minus uniform's" in names
     assert ("clean share" in names) == (large == 1.0) and "ROC" not in names
