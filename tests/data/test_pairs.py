@@ -1,6 +1,7 @@
 """bilevel/data/layouts: each row of the table in docs/your-data.md, detection, `fields` and `prompt_suffix`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,33 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+WRONG = [
+    None,
+    True,
+    7,
+    float("nan"),
+    "",
+    "\ud800",
+    [],
+    [[]],
+    [None],
+    [7],
+    ["a"],
+    [{}],
+    [{"role": []}],
+    {},
+    {"a": 1},
+    {"role": {}},
+]
+
+
+def read_as_is(write: Write, record: dict, format: str) -> bool:
+    try:
+        return len(read_rows(source_of(write, record, format=format))) == 1
+    except DataError:
+        return False
+
+
 def turns(source: Source) -> list[tuple[str, str]]:
     row = read_rows(source)[0]
     return list(zip(row["roles"], row["contents"], strict=True))
@@ -79,6 +107,22 @@ def test_every_layout(write: Write, name: str) -> None:
     record, expected = LAYOUTS[name]
     source = source_of(write, record)
     assert turns(source) == expected and read_as(source)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("format", ["auto", "alpaca", "chat", "text"])
+def test_a_later_record_that_is_like_no_other_is_read_or_refused_in_words(write: Write, name: str, format: str) -> None:
+    """Each field in turn is missing, or holds what no field should. What is refused can be skipped."""
+    record, _ = LAYOUTS[name]
+    if format != "auto" and not read_as_is(write, record, format):
+        return
+    for field in record:
+        without = {other: value for other, value in record.items() if other != field}
+        strange = [without, *(record | {field: value} for value in WRONG)]
+        kept = len(read_rows(source_of(write, record, *strange, format=format, skip_bad_records=len(strange))))
+        if kept <= len(strange):
+            problems = re.findall(r"record (\d+)", refusal(source_of(write, record, *strange, format=format)))
+            assert len(set(problems)) == 1 + len(strange) - kept and "0" not in problems, (field, problems)
 
 
 def test_the_table_of_the_docs_is_the_one_that_is_tested() -> None:

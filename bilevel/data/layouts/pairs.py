@@ -5,7 +5,7 @@ from typing import Any
 
 from bilevel.data.layouts.alpaca import history
 from bilevel.data.layouts.conversation import conversation
-from bilevel.data.layouts.values import Row, no_media, optional_text, text, typed, unused_fields
+from bilevel.data.layouts.values import Row, no_media, optional_text, present, text, typed, unused_fields
 from bilevel.errors import DataError
 
 PAIRS = [
@@ -51,7 +51,7 @@ def prompt_completion(record: dict[str, Any], where: str) -> Row:
 
     Of such a conversation, only what the completion holds is learned.
     """
-    prompt, completion = record["prompt"], record["completion"]
+    prompt, completion = (present(record, name, where) for name in ("prompt", "completion"))
     if isinstance(prompt, list) or isinstance(completion, list):
         said = [*_messages(prompt, "prompt", where), *_messages(completion, "completion", where)]
         rest = {name: value for name, value in record.items() if name not in ("prompt", "completion")}

@@ -41,10 +41,15 @@ class Row:
     unused: list[str] = dataclasses.field(default_factory=list)
 
 
-def text(record: dict[str, Any], field: str, where: str) -> str:
+def present(record: dict[str, Any], field: str, where: str) -> Any:
+    """The value of a field that every record of the layout must have."""
     if field not in record:
         raise DataError(f"{where}: no field {field!r}; it has {field_names(record)}")
-    return checked_text(record[field], field, where)
+    return record[field]
+
+
+def text(record: dict[str, Any], field: str, where: str) -> str:
+    return checked_text(present(record, field, where), field, where)
 
 
 def optional_text(record: dict[str, Any], field: str, where: str) -> str:
