@@ -20,6 +20,7 @@ from bilevel.files import open_regular
 from bilevel.settings.fields import DATA, FIELDS, LISTS, Settings, choices
 from bilevel.settings.other_names import unknown_setting
 from bilevel.settings.rules import validate
+from bilevel.settings.unused import unused
 from bilevel.settings.written import FREE
 
 SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
@@ -68,9 +69,8 @@ def load_settings(argv: list[str], note: Callable[[str], None] = lambda words: N
     settings, more = validate(values)
     if problems or more:
         raise ConfigError(problems + more)
-    if "lr_x" in values and settings.learned and not settings.x_has_rate:
-        how = "" if "x_optimizer" in values else ", the default"
-        note(f"lr_x is not used by x_optimizer={settings.x_optimizer}{how}; adam, sgd and mirror have a rate")
+    for words in unused(settings, given, in_file):
+        note(words)
     return settings, dry_run
 
 

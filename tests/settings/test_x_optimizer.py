@@ -5,7 +5,7 @@ import pytest
 import yaml
 from run_helpers import ROOT, TINY
 
-from bilevel.settings.command_line import load_settings, read_yaml
+from bilevel.settings.command_line import read_yaml
 from bilevel.settings.fields import Settings
 from bilevel.settings.optimizers import OPTIMIZERS
 from bilevel.settings.rules import validate
@@ -26,21 +26,6 @@ def test_the_default_is_resolved(weights: str, method: str, default: str):
     assert settings.x_optimizer == default == yaml.safe_load(dump(settings))["x_optimizer"] and not problems
     assert "x_optimizer" not in changed(settings)
     assert Settings(**GIVEN, weights=weights, method=method, x_optimizer="sgd").x_optimizer == "sgd"
-
-
-@pytest.mark.parametrize("weights", ["source", "sample"])
-def test_a_rate_that_is_not_used_is_told(weights: str):
-    def told(*more: str) -> list[str]:
-        words = []
-        load_settings(
-            ["--config", str(ROOT / "configs" / "lora-135m-cpu.yaml"), "--weights", weights, *more], words.append
-        )
-        return words
-
-    assert told() == []
-    (default,), (chosen,) = told("--lr_x", "3"), told("--lr_x", "3", "--x_optimizer", "auto")
-    assert "lr_x is not used by x_optimizer=auto, the default;" in default and "the default" not in chosen
-    assert told("--lr_x", "3", "--x_optimizer", "sgd") == []
 
 
 def test_auto_per_sample_has_a_class_of_its_own():
