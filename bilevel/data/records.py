@@ -14,13 +14,13 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bilevel.data.bad_records import SHOWN, BadRecords
+from bilevel.data.bad_records import BadRecords, told_together
 from bilevel.data.cache import cached_table, write_selected
 from bilevel.data.containers import kinds
 from bilevel.data.notes import counted, line
 from bilevel.data.rows import place_table
 from bilevel.data.sources import Source
-from bilevel.errors import DataError, first
+from bilevel.errors import DataError
 
 if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes are told at once
     import datasets
@@ -173,7 +173,11 @@ def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:
 
     table, hashes = rows_table(source), row_hashes(source)
     left_out = [*problems(source), *refused]
-    lines = [f"{len(left_out)} left out (skip_bad_records): {'; '.join(first(left_out, SHOWN))}"] if left_out else []
+    lines = (
+        [f"{len(left_out)} left out (skip_bad_records): {'; '.join(told_together(left_out, len(left_out)))}"]
+        if left_out
+        else []
+    )
     lines += filter_notes(source)
     lines += counted(table["index"], table["notes"])
     places = np.unique(hashes, return_index=True)[1]

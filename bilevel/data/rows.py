@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from bilevel.data.bad_records import SHOWN, BadRecords
+from bilevel.data.bad_records import KEPT, BadRecords
 from bilevel.data.cache import LARGE, ROWS, cached_table
 from bilevel.data.containers import kinds
 from bilevel.data.filters import left_out
@@ -48,7 +48,7 @@ def write_rows(place: str, reading: Reading, content: str, sink: "pyarrow.Native
         for batch in read_place(place, reading, content):
             writer.write_batch(batch)
             bad = [f"{place}, {problem}" for problem in batch["problem"].drop_null().to_pylist()]
-            lines, count = (lines + bad)[:SHOWN], count + len(bad)
+            lines, count = (lines + bad)[:KEPT], count + len(bad)
     if count > reading.skip_bad_records:
         raise BadRecords(lines, count)
 

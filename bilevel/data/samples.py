@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.compute
 import torch
 
-from bilevel.data.bad_records import SHOWN, BadRecords
+from bilevel.data.bad_records import KEPT, BadRecords
 from bilevel.data.batches import NO_ROWS, Batch, MicroBatch, make_micro_batches
 from bilevel.data.cache import ROWS, cached_dataset, write_selected
 from bilevel.data.noise import known_noise
@@ -228,7 +228,7 @@ def _write(part: Part, tokeniser: Tokeniser, most: int, sink: pyarrow.NativeFile
             writer.write_batch(batch)
             progress.update(rows.stop - rows.start)
             refused = [f"{part.place}, {problem}" for problem in batch["problem"].drop_null().to_pylist()]
-            lines, count = (lines + refused)[:SHOWN], count + len(refused)
+            lines, count = (lines + refused)[:KEPT], count + len(refused)
     if count > most:
         raise BadRecords(lines, count)
 

@@ -149,12 +149,13 @@ def _words(settings: Settings, parts: dict[str, _Part], steps: int, pace: "Pace"
     tokens = len(s.copies) * s.global_batch_size * parts["train"].tokens
     if s.learned:
         tokens += s.order * s.val_batch_size * parts["val"].tokens
-    step = tokens * pace.training
-    words = (
-        f"time: about {duration(steps * step)}, {duration(step)} per step (by one block of the model, measured here)"
-    )
+    training, by = steps * tokens * pace.training, "by one block of the model, measured here"
+    each = f"{many(steps, 'step')} of {duration(training / steps)}"
     if "test" not in parts:
-        return words
+        return f"time: about {duration(training)} for {each} ({by})"
     number = 1 + evaluations(steps, evaluation_interval(steps, s.eval_every))
     reading = number * len(s.copies) * parts["test"].samples * parts["test"].tokens * pace.reading
-    return f"{words}, and {duration(reading)} for {number} evaluations on the test records"
+    return (
+        f"time: about {duration(training + reading)}: {duration(training)} for {each}, {duration(reading)} for "
+        f"{number} evaluations on the test records ({by})"
+    )

@@ -291,8 +291,21 @@ def test_all_bad_records_are_told_at_once(dirty: list[Path]) -> None:
         lines = str(caught.value).splitlines()
         assert [line.split(":")[0] for line in lines] == [f"{file}, record {i}" for i in (3, 5, 39)]
     dirty[0].write_text('{"text": 1}\n' * 50 + '{"text": "good"}\n')
-    lines = refusal(str(dirty[0])).splitlines()
-    assert len(lines) == 21 and lines[-1] == "and 30 more"
+    named = f"{dirty[0]}, records 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more: 'text' must be text, got int 1"
+    assert refusal(str(dirty[0])) == named
+
+
+def test_each_kind_of_problem_has_a_line_and_no_record_is_lost() -> None:
+    """Records with the same problem share a line; the lines and their last one count all that cannot be read."""
+    kinds = [f"a.json, record {i}: got {i % 30}" for i in range(90)]
+    *lines, last = str(BadRecords(kinds, len(kinds))).splitlines()
+    assert lines[:2] == ["a.json, records 0, 30 and 60: got 0", "a.json, records 1, 31 and 61: got 1"]
+    assert len(lines) == 20 and last == "and 30 more"
+    same = BadRecords([f"a.json, record {i}: got 1" for i in range(5000)] + ["b.json: no"], 5001)
+    assert str(same).endswith("and 4,001 more") and len(same.lines) == 1000, "those that are not remembered count"
+    assert str(BadRecords(["a.json: no record", "a.json, record 3, message 4: x"], 2)) == (
+        "a.json: no record\na.json, record 3, message 4: x"
+    )
 
 
 def test_bad_records_are_left_out_and_named(dirty: list[Path]) -> None:

@@ -160,7 +160,7 @@ TABLE: dict[str, tuple[object, list[list[str]] | str]] = {
     "arrow-cut-short": (arrow()[:-9], "the file is damaged or cut short, or is of another kind"),
     "arrow-stream-cut-short": (arrow(pyarrow.ipc.new_stream)[:-99], "the file is damaged or cut short"),
     "git-lfs": ("version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not JSON text; fetch the file"),
-    "csv": ("text,is_noisy\na,0\n", "record 0: not JSON"),
+    "csv": ("text,is_noisy\na,0\n", "records 0 and 1: not JSON"),
     "empty": (b"", "holds no record"),
 }
 

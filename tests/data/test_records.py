@@ -162,6 +162,12 @@ def test_other_fields_may_hold_anything(write: Write) -> None:
         ("17", 0, "expected an object"),
         ('{"data": [{"text": "a"}]}', 0, "format not recognised from its fields ['data']"),
         ("[{}]", 0, "format not recognised"),
+        ([{"promt": "hi", "completion": "ho"}], 0, "is promt meant to be prompt?"),
+        (
+            [{"Instruction": "hi", "respnse": "ho"}],
+            0,
+            "is Instruction meant to be instruction?; is respnse meant to be resp",
+        ),
         ([{"output": "hi"}], 0, "format not recognised from its fields ['output']"),
         ([ALPACA, {"instruction": "Say hi"}], 1, "no field 'output'"),
         ([ALPACA, {"output": "hi"}], 1, "no field 'instruction'"),
@@ -187,7 +193,7 @@ def test_other_fields_may_hold_anything(write: Write) -> None:
 )
 def test_error_names_file_and_record(write: Write, content: object, record: int, words: str) -> None:
     text = message(write("bad.json", content))
-    assert re.search(rf"bad\.json, record {record}\b", text) and words in text, text
+    assert re.search(rf"bad\.json, records? {record}\b", text) and words in text, text
     assert len(text) < 500
 
 

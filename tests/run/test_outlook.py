@@ -79,7 +79,7 @@ def test_a_model_on_this_cpu_has_memory_disk_and_time(dry, tmp_path: Path):
     code, said, _ = dry()
     memory = re.search(r"^# memory: about (.+) of (.+) on 1 CPU process, which fits$", said, re.M)
     assert code == 0 and memory and re.search(r"^# disk: [\d.]+ [MG]B$", said, re.M)
-    assert re.search(r"^# time: about .+, .+ per step \(by one block .+\), and .+ for 3 evaluations", said, re.M)
+    assert re.search(r"^# time: about .+: .+ for 6 steps of .+, .+ for 3 evaluations on .+ \(by one block .+\)$", said, re.M)
     assert "GPU" not in said and "# as by default" not in said and not (tmp_path / "r").exists()
 
 
@@ -123,8 +123,9 @@ def test_time_is_that_of_all_tokens_of_all_passes(dry, monkeypatch):
     monkeypatch.setattr(pace, "measure", lambda *given: pace.Pace(training=1.0, reading=0.1))
     monkeypatch.setattr(outlook._Part, "of", lambda sources, longest: outlook._Part(16 * len(sources), 16, 10))
     steps, test = 6 * (2 * 16 + 16) * 10, 3 * 2 * 16 * 10 * 0.1
-    assert f"# time: about {steps // 60} min, 8 min per step" in dry()[1] and f"and {test:.0f} s for 3" in dry()[1]
-    assert 6 * (2 * 16 + 2 * 16) * 10 == 64 * 60 and "time: about 1 h 04 min" in dry(order=2)[1]
+    assert (steps, test) == (48 * 60, 96)
+    assert "# time: about 50 min: 48 min for 6 steps of 8 min, 96 s for 3 evaluations on the test" in dry()[1]
+    assert 6 * (2 * 16 + 2 * 16) * 10 == 64 * 60 and "time: about 1 h 06 min: 1 h 04 min for 6" in dry(order=2)[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Which layout a record has, by the names of its fields, and what reads it."""
 
 import dataclasses
+import difflib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +11,11 @@ from bilevel.data.layouts.conversation import CHAT_KEYS, conversation
 from bilevel.data.layouts.pairs import PAIRS, prompt_completion, question_answer
 from bilevel.data.layouts.plain_text import plain_text
 from bilevel.data.layouts.values import Row, field_names
-from bilevel.errors import DataError
+from bilevel.errors import DataError, plain
 
 Read = Callable[[dict[str, Any], str], Row]  # from a record, and what messages call it
 REMEDY = "say which fields hold prompt and response with --fields '{prompt: NAME, response: NAME}'"
-
+LONGEST_NAME = 40  # characters of a name that may be misspelt
 
 # Fields of other trainers' records that are not read, and the way out.
 WAYS_OUT = {
@@ -63,8 +65,23 @@ def detect(record: dict[str, Any], where: str, fields: dict[str, str]) -> Layout
     raise DataError(
         f"{where}: format not recognised from its fields {field_names(record)}; expected instruction and output "
         f"(alpaca), one of {', '.join(CHAT_KEYS)} (chat), text, or a pair of fields such as prompt and completion, "
-        f"question and answer; {REMEDY}{hint}"
+        f"question and answer{_misspelt(record)}; {REMEDY}{hint}"
     )
+
+
+def _misspelt(record: dict[str, Any]) -> str:
+    """The fields that names of the record come close to, such as prompt for promt, in words."""
+    near = {name: found for name in record if (found := _nearest(name))}
+    return "".join(f"; is {plain(name)} meant to be {found}?" for name, found in near.items())
+
+
+@functools.lru_cache(1024)  # the records of a file have the same names
+def _nearest(name: str) -> str | None:
+    """The name of a field that this is nearly, or None."""
+    known = {known for layout in LAYOUTS.values() for known in layout.names}.union(*PAIRS)
+    if name in known or len(name) > LONGEST_NAME:
+        return None
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1, cutoff=0.8)), None)
 
 
 def _fitting(record: dict[str, Any]) -> list[Layout]:
