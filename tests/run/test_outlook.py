@@ -79,7 +79,8 @@ def test_a_model_on_this_cpu_has_memory_disk_and_time(dry, tmp_path: Path):
     code, said, _ = dry()
     memory = re.search(r"^# memory: about (.+) of (.+) on 1 CPU process, which fits$", said, re.M)
     assert code == 0 and memory and re.search(r"^# disk: [\d.]+ [MG]B$", said, re.M)
-    assert re.search(r"^# time: about .+: .+ for 6 steps of .+, .+ for 3 evaluations on .+ \(by one block .+\)$", said, re.M)
+    line = r"^# time: about .+: .+ for 6 steps of .+, .+ for 3 evaluations on .+ \(by one block .+\)$"
+    assert re.search(line, said, re.M)
     assert "GPU" not in said and "# as by default" not in said and not (tmp_path / "r").exists()
 
 
