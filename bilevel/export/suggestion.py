@@ -30,6 +30,9 @@ def doubt(run: FinishedRun) -> str:
             "sizes, and so does this choice; a longer run may show a difference"
         )
     if run.per_sample and run.harmful_share is not None and not (np.concatenate(run.harmful_share) > HARMFUL).any():
+        c = np.concatenate(run.weights)
+        if np.nanmin(c) == np.nanmax(c):
+            return "\nWARNING: no record is shown to be harmful, and all weights are equal: this choice is by chance"
         return (
             "\nWARNING: no record is shown to be harmful: look at those with the lowest weights (report.html) before "
             "you leave any out"
@@ -38,7 +41,10 @@ def doubt(run: FinishedRun) -> str:
 
 
 def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
-    remedy = "give --keep SHARE, --threshold T, or --sample N, which draws records in proportion to their weights"
+    remedy = (
+        "--all writes all records; --keep SHARE and --threshold T choose by the weights, and --sample N draws records "
+        "in proportion to them"
+    )
     if run.evidence is None:
         raise UserError(
             f"{run.folder}: its weights.csv has no verdicts, because the weights were not learned or an earlier "
@@ -65,17 +71,22 @@ def _by_verdict(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
     c = np.concatenate(run.weights)
-    if run.harmful_share is not None and ((share := np.concatenate(run.harmful_share)) > HARMFUL).any():
-        out, unknown = share > HARMFUL, (np.isnan(share) & ~np.isnan(c)).sum()
-        if unknown <= UNKNOWN * (~np.isnan(c)).sum():
-            counts = ((marks == KEEP) | ~np.isnan(c) & ~out & (marks != DROP)).astype(np.int64)
-            words = f"left out: {out.sum():,} records called harmful; about {(1 - share[out]).sum():,.0f} may be sound"
-            return counts, words + (f"; kept: {unknown:,} that were not compared" if unknown else "")
+    compared = _compared(run)
+    if compared is not None and (out := compared > HARMFUL).any():
+        unknown = (np.isnan(compared) & ~np.isnan(c)).sum()
+        counts = ((marks == KEEP) | ~np.isnan(c) & ~out & (marks != DROP)).astype(np.int64)
+        words = f"left out: {out.sum():,} records called harmful; about {(1 - compared[out]).sum():,.0f} may be sound"
+        return counts, words + (f"; kept: {unknown:,} that were not compared" if unknown else "")
     logarithm = run.settings.x_map == "softmax"
     found = split(c[~np.isnan(c)], logarithm)
     if found is None:
         raise UserError(
-            f"{run.folder}: all weights are equal, so no threshold can be suggested; give --keep or --sample"
+            f"{run.folder}: all weights are equal, so there is no reason to leave any record out; --all writes all"
+        )
+    if compared is not None and not found.convincing:
+        raise UserError(
+            f"{run.folder}: no record is shown to be harmful, and the weights form no two groups ({found.reason}), so "
+            "none is left out; --all writes all records, and --keep SHARE or --threshold T choose by the weights"
         )
     groups = zip(("below", "above"), found.sizes, found.means, strict=True)
     words = f"two-means on {'log c' if logarithm else 'c'} suggests the threshold {found.threshold:.4g}: " + ", ".join(
@@ -86,4 +97,13 @@ def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
         if found.convincing
         else "WARNING: the weights do not form two separate groups; look at the records before you use them: "
     )
-    return at_least(c, marks, found.threshold), f"{words}\n{doubt}{found.reason}"
+    unshown = "" if compared is None else "\nWARNING: no record is shown to be harmful; look at the records first"
+    return at_least(c, marks, found.threshold), f"{words}\n{doubt}{found.reason}{unshown}"
+
+
+def _compared(run: FinishedRun) -> np.ndarray | None:
+    """The records' probabilities of harm, (N,); None if the run has none, or too few of its records were compared."""
+    if run.harmful_share is None:
+        return None
+    share, c = np.concatenate(run.harmful_share), np.concatenate(run.weights)
+    return share if (np.isnan(share) & ~np.isnan(c)).sum() <= UNKNOWN * (~np.isnan(c)).sum() else None

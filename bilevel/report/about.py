@@ -11,7 +11,7 @@ from bilevel.run.finished import FinishedRun, read_data
 from bilevel.run.machine import read_machine
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
-from bilevel.weights.removable import HARMFUL, can_go, worth_drawing
+from bilevel.weights.removable import HARMFUL, on_records, on_sources
 
 LONGEST = 300  # characters of a value
 
@@ -78,12 +78,12 @@ def verdict(run: FinishedRun) -> str:
     return ", ".join(shown) + (f"; for {rest} more, no difference is shown" if rest else "")
 
 
-def suggested_export(run: FinishedRun) -> str:
-    """The command that writes the cleaned data, or all records where nothing is to be left out."""
+def suggested_export(run: FinishedRun) -> tuple[str, str]:
+    """What can be written of the run, in words, and the command that does it."""
     if run.per_sample:
-        c = np.concatenate(run.weights)
-        return export_command(run.folder, leaves_out=bool(np.nanmin(c) < np.nanmax(c)))
+        c, share = np.concatenate(run.weights), run.harmful_share
+        harmful = None if share is None else int((np.concatenate(share) > HARMFUL).sum())
+        return export_command(run.folder, on_records(harmful, bool(np.nanmin(c) < np.nanmax(c))))
     judged = [] if run.evidence is None else run.evidence["verdict"].tolist()
     means = [float(np.nanmean(c)) if np.isfinite(c).any() else 0.0 for c in run.weights]
-    drawn = worth_drawing(judged, means, [int(np.isfinite(c).sum()) for c in run.weights])
-    return export_command(run.folder, leaves_out=any(map(can_go, judged, means)), drawn=drawn)
+    return export_command(run.folder, on_sources(judged, means, [int(np.isfinite(c).sum()) for c in run.weights]))

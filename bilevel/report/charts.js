@@ -289,7 +289,7 @@ function overview() {
   $("run").textContent = data.run;
   $("subtitle").textContent = data.subtitle;
   $("verdict").textContent = data.verdict;
-  $("export").textContent = data.export;
+  [$("export-words").textContent, $("export").textContent] = data.export;
   $("about").querySelector("tbody").append(...data.about.map(([name, value]) =>
     make("tr", {}, make("td", {}, name), make("td", {}, make("bdi", {}, value)))));
   $("facts").append(...data.facts.map(([name, value, note]) =>

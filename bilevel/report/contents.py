@@ -12,7 +12,7 @@ from bilevel.errors import UserError, plain
 from bilevel.files import content_hash, open_regular
 from bilevel.report.about import about, suggested_export, verdict
 from bilevel.report.marks import noisy_records, shared_with_validation
-from bilevel.report.records import RESPONSES, choose, ranks, records, turns_of
+from bilevel.report.records import RESPONSES, choose, equal_weights, order, records, turns_of
 from bilevel.report.trained import trained_on
 from bilevel.run.finished import FinishedRun, read_data
 from bilevel.settings.run_length import steps_per_run
@@ -42,8 +42,7 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
     chosen, selection = choose(run, most)
     kind, several = "sample" if run.per_sample else "source", "s" if len(rows) > 1 else ""
     turns = turns_of(rows, chosen)
-    shown = records(run, {"noisy": noisy, "shared": shared}, chosen, turns)
-    first = np.argsort(shown["weight"] if run.per_sample else ranks(chosen), kind="stable")
+    shown, first = records(run, {"noisy": noisy, "shared": shared}, chosen, turns), order(run, chosen)
     return {
         "id": f"{run.name} {content_hash(run.folder / 'weights.csv')[:16]}",
         "run": run.name,
@@ -53,13 +52,14 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
         "export": suggested_export(run),
         "facts": facts(run, metrics),
         "charts": charts(metrics, sources),
-        "histogram": histogram(run, noisy, metrics) if run.per_sample else None,
+        "per_sample": run.per_sample,
+        "histogram": histogram(run, noisy, metrics) if run.per_sample and not equal_weights(run) else None,
         "sources": sources,
         "overlaps": [[overlap.amount, *overlap.places] for overlap in read_overlaps(run.folder)],
-        "selection": selection,
+        "selection": " ".join([selection, *gap_words(run)]),
         "files": [file.file for file in run.train],
         "records": shown,
-        "order": first.tolist(),
+        "order": first,
         "turns": [turns[k] for k in first],
         "responses": sorted(RESPONSES),
         "trained": trained_on(run),
@@ -70,6 +70,18 @@ def page_data(run: FinishedRun, most: int) -> dict[str, Any]:
             for file in getattr(files, part)
         ),
     }
+
+
+def gap_words(run: FinishedRun) -> list[str]:
+    """What the mean gaps of the records are, and how many records have none."""
+    if run.mean_gap is None:
+        return []
+    without = int(sum((np.isnan(gap) & ~np.isnan(c)).sum() for gap, c in zip(run.mean_gap, run.weights, strict=True)))
+    missing = f"; {without:,} have none, as they were read only while u and w were still the same" if without else ""
+    return [
+        "Mean gap: how much less validation gains by a record than by the others, in standard deviations; the largest "
+        f"are the likeliest to harm{missing}."
+    ]
 
 
 def source_table(run: FinishedRun) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ async function openMarks() {
 
 const { file: FILE, index: INDEX, weight: WEIGHT, length: LENGTH, response: RESPONSE } = data.records;
 const { noisy: NOISY, shared: SHARED } = data.records; // 0 or 1 of each record, or null if nothing is known
+const { gap: GAP, harmful: HARMFUL } = data.records; // numbers, null for a record of which nothing is known; or null
 const N = INDEX.length;
 const RESPONSES = new Set(data.responses);
 const PACKS = $("packs").textContent.trim().split("\n");
@@ -99,6 +100,7 @@ const HEAVIEST = WEIGHT.reduce((a, b) => Math.max(a, b), 1);
 const SEEN = []; // of each file: records before this one
 const RANK = FILE.map((file) => (SEEN[file] = (SEEN[file] ?? -1) + 1));
 const ORDERS = { mixed: RANK, weight: WEIGHT, response: RESPONSE, length: LENGTH };
+if (GAP) for (const [name, last] of [["gap", 1e9], ["-gap", -1e9]]) ORDERS[name] = GAP.map((gap) => gap ?? last);
 const [LOW, TOP] = [WEIGHT.reduce((a, b) => Math.min(a, b), Infinity), WEIGHT.reduce((a, b) => Math.max(a, b), 0)];
 const weightOf = (k) => (WEIGHT[k] < 0.1 ? number(WEIGHT[k]) : exact(WEIGHT[k], Math.min(0.01, (TOP - LOW) / 100)));
 const markOf = (k) => marks.get(keyOf(data.files[FILE[k]], INDEX[k]));
@@ -131,7 +133,7 @@ async function find() {
     if (pattern && !matches(k)) continue;
     found.push(k);
   }
-  const sort = $("sort").value, sign = sort.startsWith("-") ? -1 : 1, values = ORDERS[sort.replace("-", "")];
+  const sort = $("sort").value, sign = sort.startsWith("-") ? -1 : 1, values = ORDERS[sort] ?? ORDERS[sort.replace("-", "")];
   if (sort === "source") found.sort((a, b) => FILE[a] - FILE[b] || WEIGHT[a] - WEIGHT[b] || a - b);
   else if (values) found.sort((a, b) => sign * (values[a] - values[b]) || a - b);
   $("count").textContent = found.length === N ? many(N, "record") : `${whole(found.length)} of ${many(N, "record")}`;
@@ -224,6 +226,12 @@ function textNodes([role, text, length]) {
   return nodes;
 }
 
+function known(k) {
+  if (GAP[k] === null) return "no mean gap";
+  const harmful = HARMFUL && HARMFUL[k] !== null ? `, harmful with ${percent(HARMFUL[k])}` : "";
+  return `mean gap ${number(GAP[k])}${harmful}`;
+}
+
 function record(k) {
   const place = placeOf(k);
   const buttons = ["Keep", "Drop"].map((word) => {
@@ -234,6 +242,7 @@ function record(k) {
     make("div", { class: "meta" },
       make("strong", {}, weightOf(k), make("small", {}, " weight")),
       track(WEIGHT[k] / HEAVIEST, 1 / HEAVIEST),
+      ...(GAP ? [make("div", {}, known(k))] : []),
       make("div", {}, make("bdi", {}, ...lit(place))),
       make("div", {}, `${many(LENGTH[k], "character")}, response ${whole(RESPONSE[k])}`),
       ...(NOISY && NOISY[k] === 1 ? [make("div", { class: "noisy" }, "known as noisy")] : []),
@@ -280,12 +289,14 @@ async function begin() {
   $("noisy-label").hidden = !NOISY;
   $("shared-label").hidden = !SHARED;
   const orders = (values) => [...$("sort").options].filter((option) => values.includes(option.value));
-  if (data.histogram) orders(["mixed"])[0].remove();
-  else {
-    $("filters").querySelector("fieldset").hidden = true; // all records of a source have one weight
+  if (!data.histogram) { // all records, or all of a source, have one weight
+    $("filters").querySelector("fieldset").hidden = true;
     for (const option of orders(["weight", "-weight"])) option.remove();
-    orders(["mixed"])[0].defaultSelected = true;
   }
+  if (!GAP) for (const option of orders(["-gap", "gap"])) option.remove();
+  const left = data.per_sample ? orders(data.histogram ? ["weight"] : GAP ? ["-gap"] : ["place"]) : orders(["mixed"]);
+  if (data.per_sample) orders(["mixed"])[0].remove();
+  left[0].defaultSelected = true;
   try {
     const stored = localStorage.getItem(STORE);
     if (stored) takeMarks(stored);

@@ -22,8 +22,9 @@ _ALPACA = re.compile(r"### Instruction:\n(.*)\n\n### Response:\n", re.DOTALL)
 def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
     """Indices (k,), ascending, of the records to show from each training file, and a description of the choice.
 
-    With per-sample weights: the records with the lowest and the highest weights, half of `most` each. With per-source
-    weights, which are equal within a source: a random draw of equal size from each source.
+    With per-sample weights: the records with the lowest and the highest weights, half of `most` each; if all weights
+    are equal, those with the largest and the smallest mean gaps. With per-source weights, which are equal within a
+    source: a random draw of equal size from each source.
     """
     known = [np.flatnonzero(np.isfinite(c)) for c in run.weights]
     total = sum(map(len, known))
@@ -38,10 +39,35 @@ def choose(run: FinishedRun, most: int) -> tuple[list[np.ndarray], str]:
         )
     starts = np.cumsum([0, *map(len, run.weights)])
     everywhere, half = np.concatenate([start + places for start, places in zip(starts, known, strict=False)]), most // 2
-    order = np.argpartition(np.concatenate(run.weights)[everywhere], [half, total - half])
+    order = np.argpartition(np.concatenate(from_harm(run))[everywhere], [half, total - half])
     ends = np.sort(everywhere[np.concatenate([order[:half], order[-half:]])])
     parts = [ends[(start <= ends) & (ends < end)] - start for start, end in itertools.pairwise(starts)]
-    return parts, f"The {half:,} records with the lowest and the {half:,} with the highest weights, out of {total:,}."
+    low, high, what = ("largest", "smallest", "mean gaps") if by_gap(run) else ("lowest", "highest", "weights")
+    return parts, f"The {half:,} records with the {low} and the {half:,} with the {high} {what}, out of {total:,}."
+
+
+def equal_weights(run: FinishedRun) -> bool:
+    c = np.concatenate(run.weights)
+    return not np.nanmax(c, initial=0) - np.nanmin(c, initial=np.inf) > 1e-9
+
+
+def by_gap(run: FinishedRun) -> bool:
+    """Whether records are told apart by their mean gaps, because all weights of single records are equal."""
+    return run.per_sample and run.mean_gap is not None and equal_weights(run)
+
+
+def from_harm(run: FinishedRun) -> list[np.ndarray]:
+    """Per file, what orders the records, the likeliest to harm first: weights, or else mean gaps from the largest."""
+    return [-np.nan_to_num(gap, nan=-np.inf) for gap in run.mean_gap] if by_gap(run) else run.weights
+
+
+def order(run: FinishedRun, chosen: list[np.ndarray]) -> list[int]:
+    """The places of the chosen records in the order in which the page shows them first."""
+    if run.per_sample:
+        values = [each[places] for each, places in zip(from_harm(run), chosen, strict=True)]
+    else:
+        values = [np.arange(len(places)) for places in chosen]  # some of each source
+    return np.argsort(np.concatenate(values), kind="stable").tolist()
 
 
 def turns_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> list[list[tuple[str, str, int]]]:
@@ -75,15 +101,16 @@ def records(
         "file": np.repeat(np.arange(len(chosen)), [len(places) for places in chosen]).tolist(),
         "index": np.concatenate(chosen).tolist(),
         "weight": of(run.weights),
+        "gap": None if run.mean_gap is None else [_or_none(gap) for gap in of(run.mean_gap)],
+        "harmful": None if run.harmful_share is None else [_or_none(share) for share in of(run.harmful_share)],
         **{name: of([each.astype(int) for each in found]) if found else None for name, found in marks.items()},
         "length": [sum(length for _, _, length in each) for each in turns],
         "response": [sum(length for role, _, length in each if role in RESPONSES) for each in turns],
     }
 
 
-def ranks(chosen: list[np.ndarray]) -> np.ndarray:
-    """(records,) place of each record among those of its file."""
-    return np.concatenate([np.arange(len(places)) for places in chosen])
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(f"{value:.4g}")
 
 
 def texts_of(rows: "list[datasets.Dataset]", chosen: list[np.ndarray]) -> Iterator[tuple[list[str], list[str]]]:

@@ -4,15 +4,20 @@ import shlex
 from pathlib import Path
 
 from bilevel.settings.fields import Settings
+from bilevel.weights.removable import Advice
+
+EXPORTS = {
+    "leave out": "write the data without what is shown to be worse",
+    "draw": "write records in proportion to their weights (what is worse keeps a part; a longer run may end it)",
+    "keep": "write all records with their weights (nothing is clearly to be left out)",
+    "wait": "nothing is shown to be worse; all records with their weights",
+}
 
 
-def export_command(folder: Path, leaves_out: bool, drawn: int | None = None) -> str:
-    """The command that writes a run's cleaned data, or all its records with their weights.
-
-    drawn: that writes so many, drawn in proportion to their weights.
-    """
-    how = f" --sample {drawn}" if drawn else "" if leaves_out else " --all"
-    return f"python -m bilevel.export {quoted(folder)}{how}"
+def export_command(folder: Path, advice: Advice) -> tuple[str, str]:
+    """What to export from a run, in words, and the command that does it."""
+    how = {"draw": f" --sample {advice.drawn}", "leave out": ""}.get(advice.kind, " --all")
+    return EXPORTS[advice.kind], f"python -m bilevel.export {quoted(folder)}{how}"
 
 
 def again(settings: Settings, folder: Path, other: Path) -> str:

@@ -79,8 +79,8 @@ class FinishedRun:
     N p_s / n_s. A record that became several samples has the mean of their weights. A record that was dropped, because
     it has no supervised token within max_length, has NaN (in per-sample runs; per source it is not recorded), as has
     one that was not read (skip_bad_records, #N). evidence: the columns of weights.csv on each source's difference and
-    verdict, a row per training file; None if the run has none. harmful_share: that column of weights.csv, as the
-    weights; NaN where nothing is known, None if the run has none.
+    verdict, a row per training file; None if the run has none. harmful_share and mean_gap: those columns of
+    weights.csv, as the weights; NaN where nothing is known, None if the run has none.
     """
 
     folder: Path
@@ -91,6 +91,7 @@ class FinishedRun:
     per_sample: bool
     evidence: "pd.DataFrame | None" = None
     harmful_share: list[np.ndarray] | None = None
+    mean_gap: list[np.ndarray] | None = None
 
     @property
     def name(self) -> str:
@@ -164,8 +165,11 @@ def read_finished(run: str | Path) -> FinishedRun:
     table = read_table(folder / "weights.csv", per_sample, train)
     weights = _record_weights(table, per_sample, train)
     evidence = table[list(EVIDENCE)] if set(EVIDENCE) <= set(table) else None
-    harmful_share = _per_record(table, "harmful_share", train) if per_sample and "harmful_share" in table else None
-    run = FinishedRun(folder, settings, train, sources, weights, per_sample, evidence, harmful_share)
+    known = [
+        _per_record(table, name, train) if per_sample and name in table else None
+        for name in ("harmful_share", "mean_gap")
+    ]
+    run = FinishedRun(folder, settings, train, sources, weights, per_sample, evidence, *known)
     for number, file in enumerate(train):
         if file.unread:
             weights[number][~run.was_read(number)] = np.nan

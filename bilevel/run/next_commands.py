@@ -1,16 +1,19 @@
-"""The commands that come after a finished run, ready to copy: see it, export, retrain, evaluate."""
+"""The commands that come after a finished run, ready to copy: see it, export, retrain, evaluate, or go on learning."""
 
+import math
 import shlex
 from pathlib import Path
 
 from bilevel.run.commands import again, export_command, quoted
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
-from bilevel.weights.removable import can_go, worth_drawing
+from bilevel.weights.removable import Advice, on_records, on_sources
 from bilevel.weights.shares import record_weights
 from bilevel.weights.statistics import bounds
 
 ROOT = Path(__file__).parents[2]  # where the commands are typed
+LONGER = 10  # times the steps of this run: a longer one is not proposed
+UNREAD = 0.1  # share of records that were not compared, from which reading all of them is proposed
 
 
 def next_commands(run: Run) -> list[str]:
@@ -25,34 +28,67 @@ def next_commands(run: Run) -> list[str]:
         )
     )
     if run.settings.learned or run.scores is not None:
-        found += [_export(run, folder), ("train a model on these weights", _retrain(s, folder))]
-        folder = _retrained(folder)
+        advice = _advice(run)
+        if advice.kind == "wait":
+            found.append(_longer(run, folder))
+        else:
+            found += [export_command(folder, advice), ("train a model on these weights", _retrain(s, folder))]
+            folder = _beside(folder, "retrained")
     if s.test_data and (folder != s.run_folder or s.save_model != "none"):
         found.append(("test loss and right answers of that model", f"python -m bilevel.evaluate {quoted(folder)}"))
-    return [line for words, command in found for line in (f"# {words}", command)]
+    return [line for words, command in found for line in (f"# {words}", command) if line]
 
 
-def _export(run: Run, folder: Path) -> tuple[str, str]:
-    """The command that writes the cleaned data: as the run decides, or all records if nothing is to be left out."""
-    low, high = bounds(run.weights, len(run.train))
-    if run.per_sample and low < high:
-        return "write the records without those to be left out", export_command(folder, leaves_out=True)
-    if run.settings.learned and not run.per_sample:
-        weights = record_weights(run.weights.p, run.train.sizes).tolist()
-        verdicts = [found.verdict for found in run.weights.evidence.findings(run.weights.x)]
-        if any(map(can_go, verdicts, weights)):
-            return "write the data without the sources shown to be worse", export_command(folder, leaves_out=True)
-        if drawn := worth_drawing(verdicts, weights, run.train.sizes.tolist()):
-            words = "write records in proportion to their weights (what is worse keeps a part; a longer run may end it)"
-            return words, export_command(folder, leaves_out=False, drawn=drawn)
-    words = "write all records with their weights (no source is clearly to be left out)"
-    return words, export_command(folder, leaves_out=False)
+def _advice(run: Run) -> Advice:
+    if run.per_sample:
+        low, high = bounds(run.weights, len(run.train))
+        records = run.weights.records if run.settings.learned else None
+        return on_records(None if records is None else records.harm().number, low < high)
+    if not run.settings.learned:
+        return on_sources([], [], [])
+    weights = record_weights(run.weights.p, run.train.sizes).tolist()
+    verdicts = [found.verdict for found in run.weights.evidence.findings(run.weights.x)]
+    return on_sources(verdicts, weights, run.train.sizes.tolist())
+
+
+def _longer(run: Run, folder: Path) -> tuple[str, str]:
+    """Where nothing is shown: what may show more, and the command of a longer run, empty if that is none."""
+    steps, words = _records_steps(run) if run.per_sample else _sources_steps(run)
+    if not steps:
+        return f"nothing is shown, so there is no reason to leave anything out: {words}", ""
+    longer = again(run.settings, folder, _beside(folder, "longer"))
+    return f"nothing is shown yet: {words}", f"{longer} --max_steps {steps}"
+
+
+def _sources_steps(run: Run) -> tuple[int | None, str]:
+    """Steps of a run that is likely to reach a verdict, None if that is too far off; and what to do, in words."""
+    most = min(found.steps_most for found in run.weights.evidence.findings(run.weights.x))
+    steps = run.step + most
+    if steps > LONGER * run.step:
+        return None, "the sources are about equally good for validation, or it takes far more steps to tell them apart"
+    digits = 10 ** max(0, len(f"{steps:.0f}") - 2)
+    return math.ceil(steps / digits) * digits, "a longer run tells whether the sources differ"
+
+
+def _records_steps(run: Run) -> tuple[int | None, str]:
+    """Steps in which every record is read; None if they were. And what to do, in words."""
+    n, harm = len(run.train), run.weights.records.harm()
+    if harm.seen >= (1 - UNREAD) * n:
+        return None, f"more trusted records show smaller differences ({harm.trusted} were compared with the records)"
+    steps = math.ceil(1.1 * n / run.settings.global_batch_size) + run.step - _useful(run)
+    return steps, f"only {harm.seen:,} of {n:,} records were compared with trusted ones; this run reads all"
+
+
+def _useful(run: Run) -> int:
+    """Steps whose records were compared: not the first ones, in which u and w are the same."""
+    return min(run.step, math.ceil(run.weights.records.harm().seen / run.settings.global_batch_size))
 
 
 def _retrain(settings: Settings, folder: Path) -> str:
     model = "" if settings.save_model == "w" else " --save_model w"
-    return f"{again(settings, folder, _retrained(folder))} --method fixed --x_init {quoted(folder)}{model}"
+    other = _beside(folder, "retrained")
+    return f"{again(settings, folder, other)} --method fixed --x_init {quoted(folder)}{model}"
 
 
-def _retrained(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}_retrained")
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{folder.name}_{what}")

@@ -16,9 +16,11 @@ runs. How likely a record with the first gap t is harmful is then read off the d
 
     P(t) = 1 - s c(t) / a(t)                             s: share of sound records
 
-c / a is taken to fall with t (isotonic regression of who is a training record, among all at t). One trusted record more
-is added to c beyond the largest one, spread as the training records are there. s is estimated by twice the share of
-training records up to the median of the trusted ones, which is rather too much (as Storey 2002 does for p-values).
+c / a is taken to fall with t: isotonic regression of who is a training record, among all at t. Its steps alone would
+tie many records, so a TENTH of it is linear between the centres of the steps, which is the centred isotonic regression
+of Oron and Flournoy (2017). One trusted record more is added to c beyond the largest one, spread as the training
+records are there. s is estimated by twice the share of training records up to the median of the trusted ones, which is
+rather too much (as Storey 2002 does for p-values).
 Later gaps cannot be compared with those of trusted records, because both copies have learned the record by then. They
 enter the mean gap of a record, and P is 0 where that is not above 0, as validation gains by the record:
 
@@ -44,6 +46,7 @@ WIDTH = 2 * REACH / BINS
 LEAST = 8  # records beyond t; fewer prove nothing
 CALL, KEPT = 3.7, 2.7  # z from which harmful records are shown, and down to which that verdict is kept
 SURE = 0.99  # the largest P
+TENTH = 0.1  # of the regression that is linear between its steps: enough to order records, and P hardly changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +172,13 @@ def harmful_curve(counts: np.ndarray, trusted: np.ndarray) -> np.ndarray:
     beyond = counts * (np.arange(BINS) > trusted.nonzero()[0].max())
     one = beyond / beyond.sum() if beyond.any() else np.eye(BINS)[-1]
     pooled = counts + trusted + one
-    known = np.flatnonzero(pooled)
+    known, places = np.flatnonzero(pooled), np.arange(BINS)
     fit = IsotonicRegression(increasing=True, out_of_bounds="clip")
-    fit.fit(known, counts[known] / pooled[known], sample_weight=pooled[known])
-    share = fit.predict(np.arange(BINS))  # of training records among all
+    steps = fit.fit_transform(known, counts[known] / pooled[known], sample_weight=pooled[known])
+    starts = np.flatnonzero(np.diff(steps, prepend=-1) > 1e-12)
+    centres = np.add.reduceat(pooled[known] * known, starts) / np.add.reduceat(pooled[known], starts)
+    between = np.interp(places, centres, steps[starts])
+    share = (1 - TENTH) * fit.predict(places) + TENTH * between  # of training records among all
     ratio = (1 - share) / share.clip(1e-9) * n / (m + 1)
     median = slice(0, int(trusted.cumsum().searchsorted(m / 2)) + 1)
     sound = min(1.0, counts[median].sum() / n * m / trusted[median].sum())

@@ -60,8 +60,10 @@ def split(c: np.ndarray, logarithm: bool) -> Split | None:
     height, significant = valley(values, cut)
     convincing = height <= VALLEY and significant
     reason = f"between its two peaks the smoothed histogram falls to {height:.0%} of the lower one"
-    needed = f"; two groups need at most {VALLEY:.0%}, and a drop of {ERRORS} standard errors"
-    reason += "" if convincing else needed
+    if height > VALLEY:
+        reason += f"; two groups need at most {VALLEY:.0%}"
+    elif not significant:
+        reason += f", but by less than {ERRORS} standard errors, so that chance may have done it"
     return Split(math.exp(cut) if logarithm else cut, sizes, means, convincing, reason)
 
 

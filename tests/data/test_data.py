@@ -162,9 +162,7 @@ def test_all_records_that_a_template_refuses_are_named(write: Write) -> None:
     with pytest.raises(DataError) as caught:
         load(path, kind="llama2")
     named = ", ".join(str(i) for i in range(7, 500, 50))
-    assert str(caught.value).startswith(
-        f"{path}, records {named} and 16 more: the tokenizer's chat template"
-    )
+    assert str(caught.value).startswith(f"{path}, records {named} and 16 more: the tokenizer's chat template")
     assert "System role not supported" in str(caught.value) and "\n" not in str(caught.value)
 
 

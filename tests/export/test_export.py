@@ -248,10 +248,36 @@ def test_records_called_harmful_are_left_out(write: Callable[..., Path], capsys:
     assert exported(run, "out.jsonl").decode().splitlines() == kept
     said = capsys.readouterr().out
     assert "left out: 2 records called harmful; about 1 may be sound; kept: 1 that were not compared" in said
-    for other in (table.assign(harmful_share=0.0), table.assign(harmful_share=[0.8, *[np.nan] * 11])):
-        other.to_csv(run / "weights.csv", index=False)
-        assert len(exported(run, f"{other['harmful_share'].sum()}.jsonl").decode().splitlines()) == 11
-        assert "two-means on c suggests the threshold" in capsys.readouterr().out
+    table.assign(harmful_share=[0.8, *[np.nan] * 11]).to_csv(run / "weights.csv", index=False)
+    assert len(exported(run, "some.jsonl").decode().splitlines()) == 11
+    assert "two-means on c suggests the threshold" in capsys.readouterr().out
+
+
+def test_nothing_is_left_out_if_nothing_is_shown(write: Callable[..., Path], capsys: pytest.CaptureFixture):
+    """Weights that another rule has moved by chance are no reason, unless they form two groups, which is said."""
+    file = write("data/a.json", [{"text": f"line {i}"} for i in range(400)])
+    chance = np.random.default_rng(0).normal(1, 0.1, 400)
+    table = pd.DataFrame({"file": "a.json", "index": range(400), "weight": chance / chance.mean()})
+    run = finished_run(file.parents[1] / "run", [file], table.assign(mean_gap=0.5, harmful_share=0.0))
+    assert main([str(run), "--out", str(run.parent / "out.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "no record is shown to be harmful, and the weights form no two groups (between its two peaks" in said
+    assert "--all writes all records" in said and not (run.parent / "out.jsonl").exists()
+    assert main([str(run), "--keep", "0.5", "--out", str(run.parent / "half.jsonl")]) == 0
+    assert "WARNING: no record is shown to be harmful: look at those" in capsys.readouterr().out
+    groups = np.where(np.arange(400) < 100, 0.1, 1.3) + 0.01 * chance
+    two = table.assign(weight=groups / groups.mean(), mean_gap=0.5, harmful_share=0.0)
+    two.to_csv(run / "weights.csv", index=False)
+    assert len(exported(run, "two.jsonl").decode().splitlines()) == 300
+    assert "WARNING: no record is shown to be harmful; look at the records first" in capsys.readouterr().out
+
+
+def test_a_choice_among_equal_weights_is_said_to_be_chance(write: Callable[..., Path], capsys: pytest.CaptureFixture):
+    file = write("data/a.json", [{"text": f"line {i}"} for i in range(9)])
+    table = pd.DataFrame({"file": "a.json", "index": range(9), "weight": 1.0, "mean_gap": 0.5, "harmful_share": 0.0})
+    run = finished_run(file.parents[1] / "run", [file], table)
+    assert main([str(run), "--keep", "0.4", "--out", str(run.parent / "some.jsonl")]) == 0
+    assert "all weights are equal: this choice is by chance" in capsys.readouterr().out
 
 
 def test_records_that_were_not_read_are_not_suggested(write: Callable[..., Path], capsys: pytest.CaptureFixture):
@@ -378,7 +404,7 @@ BAD = {
     "NUL in the name": ("run", ["--all", "--out", "\0.json"], "null"),
     "the field is taken": ("run", ["--all", "--weight_field", "output"], "record 0: it already has a field output"),
     "marks of nothing": ("run", ["--marks", "none.json"], "No such file"),
-    "no two groups": ("equal", [], "all weights are equal, so no threshold can be suggested; give --keep or --sample"),
+    "no two groups": ("equal", [], "all weights are equal, so there is no reason to leave any record out"),
     "not finished": ("unfinished", [], "unfinished is not finished"),
     "data changed": ("changed", [], "is not the file that the run was made on"),
 }

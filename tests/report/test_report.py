@@ -118,7 +118,9 @@ def test_a_run_per_source_shows_records_of_each(tmp_path: Path):
 def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: Path):
     data = report_data.page_data(read_finished(judged_run(tmp_path)), 100)
     assert data["verdict"] == "a is worse, b is better; for 1 more, no difference is shown"
-    assert data["export"] == f"python -m bilevel.export '{tmp_path / 'a run'}'"
+    words, command = data["export"]
+    assert words == "write the data without what is shown to be worse"
+    assert command == f"python -m bilevel.export '{tmp_path / 'a run'}'"
     about = dict(data["about"])
     assert about["model"] == "new gpt2 from model_config" and about["records"] == "training 90 (a, b, c)"
     assert about["finished"].startswith("20") and about["settings"] == "the defaults"
@@ -130,7 +132,7 @@ def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: P
     assert again["machine"].endswith(", 2 processes") and f"torch {torch.__version__}, " in again["version"]
     assert again["finished"].endswith(", after 2 min, 1.0 GB of memory")
     plain = report_data.page_data(read_finished(make_run(tmp_path / "plain", {"a.json": 3, "b.json": 3})), 100)
-    assert plain["verdict"] == "the weights were given, not learned" and plain["export"].endswith("a run' --all")
+    assert plain["verdict"] == "the weights were given, not learned" and plain["export"][1].endswith("a run' --all")
 
 
 def test_records_without_a_weight_are_told_by_their_cause(tmp_path: Path):
@@ -146,9 +148,11 @@ def test_records_without_a_weight_are_told_by_their_cause(tmp_path: Path):
 def test_records_of_equal_weight_are_all_exported(tmp_path: Path):
     """bilevel.export refuses to choose among them."""
     run = dataclasses.replace(read_finished(judged_run(tmp_path)), per_sample=True)
-    assert suggested_export(run) == f"python -m bilevel.export '{tmp_path / 'a run'}'"
+    assert suggested_export(run)[1] == f"python -m bilevel.export '{tmp_path / 'a run'}'"
     equal = dataclasses.replace(run, weights=[np.ones(30) for _ in run.weights])
-    assert suggested_export(equal).endswith(" --all")
+    assert suggested_export(equal)[1].endswith(" --all")
+    words, command = suggested_export(dataclasses.replace(run, harmful_share=[np.zeros(30) for _ in run.weights]))
+    assert words.startswith("nothing is shown to be worse;") and command.endswith(" --all")
 
 
 def test_the_threshold_is_shown_with_the_records_on_both_sides(tmp_path: Path):
@@ -206,7 +210,7 @@ def test_a_curve_keeps_its_ends_and_what_an_evaluation_found(tmp_path: Path):
     metrics.to_csv(run.folder / "metrics.csv", index=False)
     data = report_data.page_data(run, 40)
     assert "ROC area" not in [chart["title"] for chart in data["charts"]] + [fact[0] for fact in data["facts"]]
-    assert data["histogram"]["threshold"] is None
+    assert data["histogram"] is None  # of equal weights
     (run.folder / "metrics.csv").unlink()
     assert report_data.page_data(run, 40)["charts"] == []
 
@@ -709,6 +713,52 @@ def test_a_run_per_source_shows_examples_of_each_and_names_no_record_lowest(star
     time.sleep(0.3)
     assert started.find_element(By.ID, "sort").get_attribute("value") == "mixed"
     assert started.find_element(By.ID, "verdict").text.lower().startswith("a is worse") and console(started) == []
+
+
+def equal_run(folder: Path) -> Path:
+    """Weights are all equal; the records have mean gaps, but the first ten of each file."""
+    run = make_run(folder, {A: 60, B: 60}, np.ones(120), noisy=False)
+    gaps = np.random.default_rng(2).normal(0, 1, 120).round(3)
+    gaps[[*range(10), *range(60, 70)]] = np.nan
+    table = pd.read_csv(run / "weights.csv").assign(mean_gap=gaps, harmful_share=np.where(np.isnan(gaps), np.nan, 0.0))
+    table.to_csv(run / "weights.csv", index=False)
+    return run
+
+
+def test_records_of_equal_weight_are_told_apart_by_their_mean_gaps(tmp_path: Path):
+    run = read_finished(equal_run(tmp_path))
+    data, table = report_data.page_data(run, 40), pd.read_csv(tmp_path / "a run" / "weights.csv")
+    assert data["histogram"] is None and data["per_sample"] and data["verdict"].startswith("none of 100 records")
+    by_gap = table.dropna().sort_values("mean_gap")
+    ends = {*by_gap.index[-20:], *table.index[table["mean_gap"].isna()]}
+    found = {60 * file + index for file, index in zip(data["records"]["file"], data["records"]["index"], strict=True)}
+    assert found == ends and data["selection"].startswith(
+        "The 20 records with the largest and the 20 with the smallest"
+    )
+    assert "likeliest to harm; 20 have none, as they were read only while u and w" in data["selection"]
+    gaps = [data["records"]["gap"][k] for k in data["order"]]
+    assert gaps[:20] == by_gap["mean_gap"][::-1][:20].tolist() and set(gaps[20:]) == {None}
+    moved = dataclasses.replace(run, weights=[np.linspace(0.5, 1.5, 60)] * 2)
+    data = report_data.page_data(moved, 40)
+    assert data["histogram"] and data["selection"].startswith("The 20 records with the lowest")
+
+
+@browsing
+def test_a_page_of_equal_weights_begins_with_the_largest_mean_gap(started: webdriver.Chrome, tmp_path: Path):
+    run = equal_run(tmp_path)
+    started.get(report.write_report(run).as_uri())
+    shown(started)
+    table = pd.read_csv(run / "weights.csv")
+    for order, rising in (("", False), ("gap", True)):
+        if order:
+            choose(started, "sort", order)
+        first = table.sort_values("mean_gap", ascending=rising).iloc[0]
+        assert places(started)[0] == f"{first['file']} #{first['index']}"
+        meta = started.find_element(By.CSS_SELECTOR, ".record .meta").text
+        assert f"mean gap {first['mean_gap']:.3g}".replace("-", "\u2212") in meta.replace("-", "\u2212"), meta
+    orders = [option.get_attribute("value") for option in Select(started.find_element(By.ID, "sort")).options]
+    assert orders[:2] == ["-gap", "gap"] and not {"weight", "-weight", "mixed"} & set(orders)
+    assert not started.find_element(By.CSS_SELECTOR, "#filters fieldset").is_displayed() and console(started) == []
 
 
 @browsing

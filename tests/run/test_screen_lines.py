@@ -105,17 +105,33 @@ def test_a_long_evaluation_says_that_it_is_one(data: Path, tmp_path: Path, monke
 
 
 def test_the_commands_at_the_end_run_as_they_stand(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """In a fresh shell: they begin with a change of folder, because this run was not started in the repository's."""
-    commands = [shlex.split(line) for line in said.splitlines() if re.match("(cd|python|CONFIG=.*) ", line)]
-    folder, page, *others = commands
+    """In a fresh shell: they begin with a change of folder, because this run was not started in the repository's.
+
+    Where nothing is shown of the sources, a longer run is proposed, and nothing to write or to train on. That run leads
+    on to the cleaned data.
+    """
+    monkeypatch.chdir(tmp_path)
+    folder, page, *others = commands(said)
     assert folder == ["cd", str(progress.__file__).split("/bilevel/")[0]]
     assert page[:3] == ["python", "-m", "webbrowser"] and page[3].endswith("/my%20run/report.html")
+    assert "nothing is shown yet: a longer run tells whether the sources differ" in said
+    assert follow(others) == ["--config", "bilevel.evaluate"]
+    longer = (Path(others[0][others[0].index("--output_dir") + 1]) / "run.log").read_text()
+    assert "train_noisy: worse (called at step" in longer
+    assert follow(commands(longer)[2:]) == ["bilevel.export", "--config", "bilevel.evaluate"]
+
+
+def commands(said: str) -> list[list[str]]:
+    return [shlex.split(line) for line in said.splitlines() if re.match("(cd|python|CONFIG=.*) ", line)]
+
+
+def follow(typed: list[list[str]]) -> list[str]:
+    """Run the commands, none of which may fail; the kind of each."""
     mains = {"bilevel.export": export, "--config": train_bilevel.main, "bilevel.evaluate": evaluate}
-    monkeypatch.chdir(tmp_path)
-    for command in others:
+    for command in typed:
         words = command[3:] if command[1] == "-m" else command[2:]
         assert mains[command[2]](words) == 0, command
-    assert len(others) == 3
+    return [command[2] for command in typed]
 
 
 def test_the_checkpoints_of_a_finished_run_are_removed(said: str):

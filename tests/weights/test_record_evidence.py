@@ -9,7 +9,7 @@ import torch
 
 from bilevel.weights import record_evidence
 from bilevel.weights.learned import SampleWeights
-from bilevel.weights.record_evidence import CALL, RecordEvidence, root
+from bilevel.weights.record_evidence import CALL, RecordEvidence, bins, harmful_curve, histogram, root
 
 N = 400
 
@@ -143,6 +143,17 @@ def test_p_is_a_probability(share: float):
     assert any(filled)
     later = evidence_of(first, rng.normal(-0.6, 0.9, 2000), np.full(n, -9.0))
     assert (later.harmful_share(later.harm(), slice(0, n))[first < 2] == 0).all()
+
+
+def test_larger_first_gaps_are_more_likely_harmful():
+    """Between the centres of the regression's steps no two bins have the same P, and few records are tied."""
+    rng = np.random.default_rng(3)
+    first = np.concatenate([rng.normal(0, 1, 700), rng.normal(2, 1, 300)]).astype(np.float32)
+    p = harmful_curve(histogram(first), histogram(rng.normal(0, 1, 200).astype(np.float32)))
+    inside = (p > p.min()) & (p < p.max() - 1e-9)
+    assert inside.sum() > 300 and (np.diff(p[inside]) > 0).all()
+    here = bins(first)[inside[bins(first)]]
+    assert len(np.unique(p[here])) == len(np.unique(here)) > 0.5 * len(here) > 100
 
 
 def test_shares_that_are_the_same_have_no_root():

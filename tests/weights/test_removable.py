@@ -1,8 +1,8 @@
-"""bilevel/weights/removable.py: which sources the cleaned data leave out, and how many records stand for the rest."""
+"""bilevel/weights/removable.py: what is left out of the cleaned data, and how many records stand for the rest."""
 
 import pytest
 
-from bilevel.weights.removable import LITTLE, can_go, worth_drawing
+from bilevel.weights.removable import LITTLE, Advice, can_go, on_records, on_sources
 
 
 def test_a_source_goes_that_is_worse_and_nearly_without_weight():
@@ -11,12 +11,23 @@ def test_a_source_goes_that_is_worse_and_nearly_without_weight():
 
 def test_what_is_worse_but_stays_is_drawn_in_proportion():
     """As many as the records of equal weight that are worth the same."""
-    assert worth_drawing(["worse", "better"], [0.16, 1.84], [100, 100]) == 117
-    assert worth_drawing(["worse", "better"], [1.0, 1.0], [30, 70]) == 100
-    assert worth_drawing(["worse", "better"], [0.05, 1.95], [100, 100]) is None  # it is left out
-    assert worth_drawing(["no difference shown"] * 2, [0.5, 1.5], [100, 100]) is None
+    assert on_sources(["worse", "better"], [0.16, 1.84], [100, 100]) == Advice("draw", 117)
+    assert on_sources(["worse", "better"], [1.0, 1.0], [30, 70]) == Advice("draw", 100)
+    assert on_sources(["worse", "better"], [0.05, 1.95], [100, 100]) == Advice("leave out")
+
+
+def test_nothing_is_advised_of_sources_that_nothing_is_shown_of():
+    assert on_sources(["no difference shown"] * 2, [0.5, 1.5], [100, 100]) == Advice("wait")
+    assert on_sources(["no difference shown", "better"], [0.5, 1.5], [100, 100]) == Advice("keep")
+    assert on_sources([], [], []) == Advice("keep"), "weights that were given"
+
+
+def test_records_are_left_out_if_they_are_shown_to_harm():
+    assert on_records(3, True) == on_records(None, True) == Advice("leave out")
+    assert on_records(0, True) == on_records(0, False) == Advice("wait")
+    assert on_records(None, False) == Advice("keep")
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.2], [0.5, 3.0]])
 def test_never_more_than_there_are(weights: list[float]):
-    assert worth_drawing(["worse", "better"], weights, [10, 20]) <= 30
+    assert on_sources(["worse", "better"], weights, [10, 20]).drawn <= 30

@@ -1,0 +1,53 @@
+"""bilevel/run/next_commands.py: where nothing is shown, a run that may show something, or a word that none will."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bilevel.run import next_commands
+from bilevel.weights.record_evidence import Harm
+
+
+def run(per_sample: bool, **more) -> SimpleNamespace:
+    settings = SimpleNamespace(global_batch_size=8, backend="torch", output_dir=None)
+    return SimpleNamespace(settings=settings, per_sample=per_sample, step=40, train=range(300), **more)
+
+
+def of_sources(*most: float) -> SimpleNamespace:
+    found = [SimpleNamespace(steps_most=number) for number in most]
+    evidence = SimpleNamespace(findings=lambda x: found)
+    return run(False, weights=SimpleNamespace(evidence=evidence, x=None))
+
+
+def of_records(seen: int) -> SimpleNamespace:
+    harm = Harm(seen, 60, 1.0, np.zeros(1), False)
+    return run(True, weights=SimpleNamespace(records=SimpleNamespace(harm=lambda: harm)))
+
+
+@pytest.mark.parametrize(("most", "steps"), [([81, 200], 130), ([3, math.inf], 43), ([360], 400)])
+def test_sources_are_told_apart_by_a_longer_run(most: list[float], steps: int):
+    words, command = next_commands._longer(of_sources(*most), Path("outputs/mine"))
+    assert command == (
+        f"python train_bilevel.py --config outputs/mine/config.yaml --run_name mine_longer --max_steps {steps}"
+    )
+    assert words.startswith("nothing is shown yet: ")
+
+
+@pytest.mark.parametrize("most", [[361], [math.inf, math.inf]])
+def test_no_longer_run_is_proposed_that_is_ten_times_as_long(most: list[float]):
+    words, command = next_commands._longer(of_sources(*most), Path("outputs/mine"))
+    assert not command and "about equally good for validation" in words
+
+
+def test_records_that_were_not_compared_are_read_by_a_longer_run():
+    """120 of 300 in 40 steps of 8, of which 25 compared none: 42 more read the 300, a tenth to spare."""
+    words, command = next_commands._longer(of_records(120), Path("outputs/mine"))
+    assert "only 120 of 300 records were compared" in words and command.endswith(" --max_steps 67")
+
+
+def test_more_trusted_records_are_asked_for_where_all_were_compared():
+    words, command = next_commands._longer(of_records(292), Path("outputs/mine"))
+    assert not command and "more trusted records show smaller differences (60 were compared" in words
