@@ -27,7 +27,11 @@ if TYPE_CHECKING:  # imported where it is used: it takes a second, and mistakes 
     import pyarrow
 
 LEARNED_ROLES = ("response", "assistant", "text")
-ROWS_VERSION = 5  # part of the cache key; raise it when rows change for the same file
+ROWS_VERSION = 6  # part of the cache key; raise it when rows change for the same file
+GLUED = (
+    "nothing stands between prompt and completion: end the prompt or begin the completion with a space or line break, "
+    "or take the chat template with --fields '{question: prompt, answer: completion}'"
+)
 
 
 def place_table(place: str, reading: Reading) -> tuple[str, "pyarrow.Table"]:
@@ -156,12 +160,27 @@ def _row(layout: Layout, record: dict[str, Any], reading: Reading, where: str) -
     notes = [f"{field}: not used" for field in row.unused]
     if any(role in LEARNED_ROLES and not text.strip() for role, text in row.turns):
         notes.append("a response is empty")
+    if _glued(row.turns):
+        notes.append(GLUED)
     more = json.dumps(row.more, ensure_ascii=False) if row.more else None
     return {
         **{"roles": roles, "contents": contents, "more": more, "is_noisy": record.get("is_noisy")},
         **{"notes": packed(notes), "hash": _hash(roles, contents, more)},
         "filtered": left_out(row.turns, reading.filters, reading.max_characters),
     }
+
+
+def _glued(turns: list[tuple[str, str]]) -> bool:
+    """Whether the first word of a completion would become a part of the last word of its prompt."""
+    (role, prompt), after = turns[0], turns[1][1] if len(turns) > 1 else ""
+    between = prompt[-1:] + after[:1]
+    return (
+        role == "prompt"
+        and len(between) == 2
+        and not between[0].isspace()
+        and between.isascii()
+        and between[1].isalnum()
+    )
 
 
 def _hash(roles: tuple[str, ...], contents: tuple[str, ...], more: str | None) -> int:

@@ -220,3 +220,25 @@ def test_only_the_completion_is_learned(write: Write) -> None:
         samples = load_samples([source_of(write, record)], Tokeniser(tokenizer, 100, "response"))
         learned = [label for label in samples.table["labels"][0] if label != IGNORE]
         assert tokenizer.decode(learned) == "a<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("record", "glued"),
+    [
+        ({"prompt": "What is 2 + 2?", "completion": "4"}, True),
+        ({"prompt": "Answer:", "completion": "Yes"}, True),
+        ({"prompt": "What is 2 + 2? ", "completion": "4"}, False),
+        ({"prompt": "What is 2 + 2?", "completion": "\n4"}, False),
+        ({"prompt": "print(", "completion": ")"}, False),
+        ({"prompt": "二加二", "completion": "四"}, False),
+        ({"prompt": "", "completion": "4"}, False),
+        ({"question": "What is 2 + 2?", "answer": "4"}, False),
+        ({"instruction": "Add 2 and 2.", "output": "4"}, False),
+        ({"text": "What is 2 + 2?4"}, False),
+    ],
+)
+def test_a_completion_that_runs_into_its_prompt_is_told(write: Write, record: dict, glued: bool) -> None:
+    path = write("records.json", [record])
+    notes = row_notes(file_source(path))
+    told = ["1 record (first: record 0): nothing stands between prompt and completion"]
+    assert [note.split(": end")[0] for note in notes] == (told if glued else [])
