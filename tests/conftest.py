@@ -39,6 +39,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a GPU; on a machine that has one: python -m pytest -m gpu")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start several processes come first: they take longest, and the last one would be waited for."""
+    first = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in first)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Processes that share the default suite; 0 for chosen tests and for slow ones, which start their own."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
