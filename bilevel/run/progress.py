@@ -1,6 +1,7 @@
 """What a run says while it trains: a bar in a terminal, lines without one, and what is known about the weights."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -108,12 +109,12 @@ class Progress:
     def _facts(self) -> str:
         """The losses of the last step and evaluation, in words; w is the copy that is trained with validation data."""
         row = self.run.row
-        facts = {"loss": row.get("loss_w"), "validation": row.get("val_loss_w")} | self.tested
-        return ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)
+        batch = _words({"loss": row.get("loss_w"), "validation": row.get("val_loss_w")})
+        return "; ".join(words for words in (batch and f"batch {batch}", _words(self.tested)) if words)
 
     def _short(self) -> str:
         """The loss and the lowest weight of a source, beside the bar."""
-        run, words = self.run, self._facts().partition(",")[0]
+        run, words = self.run, re.split("[,;]", self._facts())[0]
         if not run.copies or not run.settings.learned or run.per_sample:
             return words
         p = run.weights.p.tolist()
@@ -131,3 +132,7 @@ class Progress:
         if len(found) <= MOST:
             return found
         return first([found[k] for k in order], MOST)
+
+
+def _words(facts: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in facts.items() if value is not None)

@@ -1,11 +1,15 @@
 """The closing summary of a finished run."""
 
+import math
+
 import pandas as pd
 
 from bilevel.monitor import findings, record_words
 from bilevel.run.state import Row, Run
 from bilevel.weights.chunks import chunks
 from bilevel.weights.statistics import source_shares
+
+WORSE = 0.01  # nats per token
 
 
 def summary(run: Run, last_row: Row) -> str:
@@ -35,7 +39,16 @@ def summary(run: Run, last_row: Row) -> str:
         lines.append("ROC area {roc_auc:.4f}; precision {precision:.3f}, recall {recall:.3f}".format(**last_row))
     if "test_loss_w" in last_row:
         losses = (f"{name} {last_row[f'test_loss_{name}']:.4f}" for name in "wu" if f"test_loss_{name}" in last_row)
-        lines.append("test loss per token: " + ", ".join(losses))
+        lines.append("test loss per token: " + ", ".join(losses) + _worse(last_row, run.settings.save_model))
     names = ("metrics.csv", "weights.csv", "weights.png", "report.html", "model")
     lines.append("in " + str(folder) + ": " + ", ".join(name for name in names if (folder / name).exists()))
     return "\n".join(lines)
+
+
+def _worse(row: Row, saved: str) -> str:
+    """What to do where w has become worse on the test records than u, which has read no validation record."""
+    apart = row["test_loss_w"] - row.get("test_loss_u", math.inf)
+    if apart <= WORSE:
+        return ""
+    what = "w, the saved one, is" if saved == "w" else "w is"
+    return f" ({what} worse: it may have learned the validation records by heart; look at u, or retrain)"

@@ -13,7 +13,7 @@ import train_bilevel
 from bilevel.evaluate.command import main as evaluate
 from bilevel.export.command import main as export
 from bilevel.monitor.words import duration
-from bilevel.run import progress, stages
+from bilevel.run import progress, stages, summary
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
@@ -51,7 +51,7 @@ def test_stages_count_from_the_start_of_a_run(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_a_log_has_a_line_after_the_first_step(said: str):
-    steps = [int(step) for step in re.findall(r"^step (\d)/4: loss .*\n  .* per step", said, flags=re.M)]
+    steps = [int(step) for step in re.findall(r"^step (\d)/4: batch loss .*\n  .* per step", said, flags=re.M)]
     assert steps == [1, 4] and "about" in said
     assert re.search(r"^step 1/4: .*\n  .*\n  train_clean: no difference shown", said, flags=re.M)
 
@@ -61,7 +61,7 @@ def test_a_log_has_a_line_a_minute(data: Path, tmp_path: Path, monkeypatch: pyte
     mixed = {"train_data": [str(data / "mixed" / "train_mixed.json")], "weights": "sample", "x_optimizer": "adam"}
     train(data, tmp_path / "r", **SHORT, **mixed, log_every=100)
     said = (tmp_path / "r" / "run.log").read_text()
-    assert set(re.findall(r"^step (\d)/4: loss", said, flags=re.M)) == {"1", "2", "3", "4"}
+    assert set(re.findall(r"^step (\d)/4: batch loss", said, flags=re.M)) == {"1", "2", "3", "4"}
     assert said.count("\n  weights of the records (mean 1): 5 % are below ") >= 2
     assert "no record is shown to be harmful (" in said and " compared with " in said
 
@@ -162,3 +162,19 @@ def test_the_checkpoints_of_a_run_that_was_killed_at_its_end_are_removed(data: P
     assert len(list(foreign.parent.iterdir())) == 3
     assert train_bilevel.main(arguments) == 0
     assert list(foreign.parent.iterdir()) == [foreign] and (tmp_path / "r" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "saved", "words"),
+    [
+        ((2.0, 1.9), "w", " (w, the saved one, is worse: it may have learned the validation records by heart"),
+        ((2.0, 1.9), "u", " (w is worse: "),
+        ((2.0, 1.995), "w", ""),
+        ((1.9, 2.0), "w", ""),
+        ((2.0, None), "w", ""),
+    ],
+)
+def test_a_copy_that_validation_has_made_worse_is_told(losses: tuple, saved: str, words: str):
+    row = {f"test_loss_{name}": loss for name, loss in zip("wu", losses, strict=True) if loss is not None}
+    said = summary._worse(row, saved)
+    assert said.startswith(words) and bool(said) == bool(words)
