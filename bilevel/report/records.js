@@ -228,7 +228,7 @@ function textNodes([role, text, length]) {
 
 function known(k) {
   if (GAP[k] === null) return "no mean gap";
-  const harmful = HARMFUL && HARMFUL[k] !== null ? `, harmful with ${percent(HARMFUL[k])}` : "";
+  const harmful = HARMFUL && HARMFUL[k] !== null ? `, harmful: ${Math.round(100 * HARMFUL[k])}%` : "";
   return `mean gap ${number(GAP[k])}${harmful}`;
 }
 
