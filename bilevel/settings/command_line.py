@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   python train_bilevel.py --config outputs/mine/config.yaml --method fixed --x_init outputs/mine --run_name mine_again
       train a model on the weights of a finished run"""
 DryRun: TypeAlias = Literal["", "short", "full"]  # none; what a person needs; with all settings and the memory plan
+RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz")  # ends of names
 LONGEST = 200_000  # characters in a settings file; YAML parses slowly, and a data file passed by mistake is larger
 
 
@@ -84,6 +85,11 @@ def _is_on(word: str, problems: list[str]) -> bool:
 def read_yaml(path: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises UserError."""
     name = f"--config {plain(path, 300)}"
+    if path.endswith(RECORDS):
+        raise UserError(
+            f"{name}: its name is that of records, not of a run file; give records with --train_data, --val_data and "
+            "--test_data, beside a run file"
+        )
     try:
         with io.TextIOWrapper(open_regular(Path(path)), encoding="utf-8") as file:
             text = file.read(LONGEST + 1)

@@ -247,3 +247,10 @@ def test_a_dry_run_begins_with_what_differs_from_the_defaults():
     assert set(yaml.safe_load(changed)) == {*GIVEN, "lr_x"} and "seed: 0" in same
     again, _ = validate(yaml.safe_load(text))
     assert dataclasses.asdict(again) == dataclasses.asdict(settings)
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "web.csv", "all.json.gz"])
+def test_records_in_the_place_of_a_run_file_are_told(tmp_path: Path, name: str):
+    (tmp_path / name).write_text('{"text": "hi"}\n{"text": "ho"}\n')
+    (problem,) = problems(["--config", str(tmp_path / name)])
+    assert "is that of records, not of a run file; give records with --train_data" in problem
