@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bilevel.data.kept_back import MOST, kept_back
 from bilevel.seeding import Permutation
 
 
@@ -47,14 +48,12 @@ class TrustedStream:
     BatchStream, and the samples of its first pass are fresh.
     """
 
-    MOST = 256  # fresh samples that are needed
-
     def __init__(self, n: int, batch_size: int, seed: int, steps: int, keeps: bool):
         self.batch_size, self.step, self.all = batch_size, 0, BatchStream(n, batch_size, seed)
         self.fresh: torch.Tensor | None = None  # (k,) of the last batch; None if nothing is to be compared with it
-        self.reserve = min(self.MOST, n - max(batch_size, -(-n // 2)), steps * batch_size) if keeps else 0
+        self.reserve = kept_back(n, batch_size, steps) if keeps else 0
         self.steps = steps if keeps else -(-n // batch_size)
-        self.each = min(batch_size, -(-self.MOST // self.steps))  # fresh samples that a plain batch gives
+        self.each = min(batch_size, -(-MOST // self.steps))  # fresh samples that a plain batch gives
         if self.reserve:
             order = torch.from_numpy(Permutation(n, f"seed {seed}, kept back")(np.arange(n)))
             self.kept, self.base = order[: self.reserve], order[self.reserve :]
@@ -65,7 +64,7 @@ class TrustedStream:
         number, self.step = self.step, self.step + 1
         if not self.reserve:
             left = self.all.n - self.all.position if self.all.epoch == 0 else 0
-            if self.all.position // self.batch_size * self.each >= self.MOST:
+            if self.all.position // self.batch_size * self.each >= MOST:
                 left = 0
             drawn = next(self.all)
             self.fresh = drawn[: min(left, self.each)] if left else None

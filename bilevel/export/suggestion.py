@@ -102,8 +102,13 @@ def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _compared(run: FinishedRun) -> np.ndarray | None:
-    """The records' probabilities of harm, (N,); None if the run has none, or too few of its records were compared."""
+    """The records' probabilities of harm, (N,); None if the run has none.
+
+    Also None if too few records were compared and the others have weights by another rule.
+    """
     if run.harmful_share is None:
         return None
     share, c = np.concatenate(run.harmful_share), np.concatenate(run.weights)
+    if run.settings.x_optimizer == "auto" and (share > HARMFUL).any():
+        return share
     return share if (np.isnan(share) & ~np.isnan(c)).sum() <= UNKNOWN * (~np.isnan(c)).sum() else None

@@ -7,6 +7,8 @@ import torch
 from bilevel.monitor.words import many
 from bilevel.weights.evidence import Finding
 from bilevel.weights.fixed import Weights
+from bilevel.weights.removable import can_go
+from bilevel.weights.shares import record_weights
 from bilevel.weights.statistics import source_shares
 
 MOST = 100_000  # steps; no number is given for a verdict that is further off
@@ -30,6 +32,15 @@ def lines(weights: Weights, sources: list[str]) -> list[str]:
         return []
     found = weights.evidence.findings(weights.x)
     return [f"{name}: {words(each)}" for name, each in zip(sources, found, strict=True)]
+
+
+def left_out(weights: Weights, sources: list[str], sizes: torch.Tensor) -> list[str]:
+    """The sources that the cleaned data would leave out now (bilevel.weights.removable); sizes (S,)."""
+    if weights.evidence is None or len(sources) < 2:
+        return []
+    each = record_weights(weights.p, sizes).tolist()
+    found = zip(sources, weights.evidence.findings(weights.x), each, strict=True)
+    return [name for name, finding, weight in found if can_go(finding.verdict, weight)]
 
 
 def source_table(weights: Weights, sources: list[str], sizes: torch.Tensor) -> list[tuple[str, int, float, str]]:

@@ -18,7 +18,9 @@ def lines(weights: FixedSampleWeights, samples: Samples) -> list[str]:
     known = [] if weights.records is None else [harm_words(weights)]
     low, high = bounds(weights, len(samples))
     if low == high:
-        return [*known, f"all records have the same weight, {low:.3g}"]
+        follow = weights.records is not None and weights.records.harm().number and weights.optimizer.sets_all
+        later = ": they follow at the next quarter of an epoch, and when the run ends" if follow else ""
+        return [*known, f"all records have the same weight, {low:.3g}{later}"]
     cut = split_point(weights, len(samples))
     threshold, least, middle, most = apart([cut, *quantiles(weights, SHOWN)])
     below = sum(int((weights.coefficients(part) < cut).sum()) for part in chunks(len(samples)))

@@ -5,6 +5,10 @@
 It fills the cache, so that the run starts at once, and needs no GPU. For each source it prints records, samples, tokens
 and how its records are read, with everything that is left out or unusual. With --show N it prints N records of each
 source as they are trained on: what is learned stands in colour on a terminal, in [[ ]] elsewhere.
+
+    python -m bilevel.prepare configs/gpt2.yaml --show 3 --train_data mine.jsonl --val_data trusted.jsonl --test_data []
+
+does so for files of your own.
 """
 
 import argparse
@@ -41,6 +45,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bilevel.prepare",
+        usage="python -m bilevel.prepare CONFIG [--show N] [--SETTING VALUE ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from bilevel.data.kept_back import ENOUGH, kept_back
 from bilevel.data.records import characters
 from bilevel.data.sources import Source
 from bilevel.monitor.words import duration, many, memory
@@ -93,7 +94,18 @@ def _steps(settings: Settings, parts: dict[str, _Part]) -> tuple[int, list[str]]
     line = f"{how}: each of {many(samples, f'training {what}')} is read {visits:.3g} times"
     sizes = [f"{name} {part.records:,}" for name, part in parts.items()]
     cut = ", which are cut into samples of max_length" if train.samples > train.records else ""
-    return steps, [line, f"records: {', '.join(sizes)}{cut}; about {train.tokens} tokens each"]
+    lines = [line, f"records: {', '.join(sizes)}{cut}; about {train.tokens} tokens each"]
+    return steps, lines + _compared(s, parts, samples)
+
+
+def _compared(s: Settings, parts: dict[str, _Part], samples: int) -> list[str]:
+    """How many validation records the training records will be compared with, if that decides their weights."""
+    if not s.learned or s.weights != "sample" or s.x_optimizer != "auto" or "val" not in parts:
+        return []
+    n = parts["val"].samples
+    kept = max(0, kept_back(n, s.val_batch_size, steps_per_run(samples, s.global_batch_size, 1, None)))
+    few = f"; fewer than {ENOUGH} show only faults of many records" if kept < ENOUGH else ""
+    return [f"training records are compared with {kept} of {n:,} validation records, which w reads later{few}"]
 
 
 def _machine(settings: Settings) -> str:

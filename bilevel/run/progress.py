@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from bilevel.errors import first
 from bilevel.monitor import findings, record_words
 from bilevel.monitor.metrics import peak_memory
 from bilevel.monitor.words import duration, many, memory
+from bilevel.run.interrupt import FINISH
 from bilevel.run.state import Row, Run
 from bilevel.settings.run_length import evaluations
 
@@ -39,6 +41,7 @@ class Progress:
         self.first = self.later = self.evaluating = 0.0  # seconds of the first step, of the others, of evaluations
         self.evaluations = 0
         self.began = self.said = self.mark = time.perf_counter()
+        self.exported: list[str] = []  # what the export was last said to leave out
         self.tested: Row = {}  # the last results on test data and records known as noisy
 
     def __enter__(self) -> "Progress":
@@ -129,9 +132,18 @@ class Progress:
             return record_words.lines(run.weights, run.train)
         order = sorted(range(len(run.train.sources)), key=run.weights.p.tolist().__getitem__)
         found = findings.lines(run.weights, run.train.sources)
-        if len(found) <= MOST:
-            return found
-        return first([found[k] for k in order], MOST)
+        found = found if len(found) <= MOST else first([found[k] for k in order], MOST)
+        return found + self._export()
+
+    def _export(self) -> list[str]:
+        """What the cleaned data would leave out if the run ended here, when it has changed."""
+        run, now = self.run, findings.left_out(self.run.weights, self.run.train.sources, self.run.train.sizes)
+        if not now or now == self.exported:
+            return []
+        self.exported = now
+        finish = shlex.quote(str(run.settings.run_folder / FINISH))
+        rest = f"; `touch {finish}` ends the run now, with results" if run.step < run.steps else ""
+        return [f"the export leaves out {', '.join(first(now, 3))}{rest}"]
 
 
 def _words(facts: dict[str, float | None]) -> str:

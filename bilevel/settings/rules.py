@@ -1,6 +1,8 @@
 """Checks of the settings: unknown names, types, ranges and contradictions, all problems reported at once."""
 
+import difflib
 import os
+import re
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -182,5 +184,9 @@ def _problem(item: dict[str, Any]) -> str:
     key = str(item["loc"][0])
     if item["type"] in ("missing", "missing_argument"):
         return f"{key}: missing ({FIELDS[key].description})"
-    where = ".".join(plain(str(part)) for part in item["loc"] if part not in TAGS)
-    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}"
+    where = ".".join(plain(str(part)) for part in item["loc"] if part not in (*TAGS, "[key]"))
+    near = ""
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        words = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        near = "".join(f"; did you mean {word}?" for word in difflib.get_close_matches(item["input"][:40], words, 1))
+    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}{near}"

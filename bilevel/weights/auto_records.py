@@ -20,7 +20,10 @@ OFTEN = 4  # times per epoch that the weights are set
 
 
 class AutoRecords(XOptimizer):
-    """The rule for n records, without lr_x, alpha or upper_every. It sets the weights at each quarter of an epoch."""
+    """The rule for n records, without lr_x, alpha or upper_every.
+
+    It sets the weights at each quarter of an epoch, and when the run ends.
+    """
 
     sets_all = True
 
@@ -30,9 +33,12 @@ class AutoRecords(XOptimizer):
     def observe(self, weights: Weights, entries: torch.Tensor, gaps: torch.Tensor, counts: torch.Tensor) -> None:
         self.visits += float(counts.sum())
 
-    def factors(self, weights: Weights) -> torch.Tensor | None:
-        """1 - P of all records, (N,) float32, at least LEAST; None if it is not the time to set the weights."""
-        if self.visits < self.due:
+    def factors(self, weights: Weights, now: bool = False) -> torch.Tensor | None:
+        """1 - P of all records, (N,) float32, at least LEAST; None if it is not the time to set the weights.
+
+        now: set them whatever the time, because the run ends.
+        """
+        if self.visits < self.due and not now:
             return None
         self.due = self.visits + self.n / OFTEN
         evidence = weights.records

@@ -30,7 +30,7 @@ DISTRUST = 4.0  # steps that the start of phi counts for, and that start itself
 CALL = math.log(20)  # e from which a source is called worse or better
 SAME = 1e-12  # standard deviation of gaps; up to it, they are rounding of equal losses
 SLOW = 20  # steps over which "settled" looks back
-SETTLED = 0.3  # change of log p over them
+SETTLED = 0.3  # change of the logit of p over them
 FAR = 7.0  # logits below the largest weight; a source down there has settled
 
 
@@ -175,7 +175,12 @@ class Evidence:
         return steps.clamp_min(1).ceil().masked_fill(self.H == 0, math.inf).nan_to_num(math.inf, math.inf)
 
     def _settled(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        """Whether log p has hardly changed lately, or the source has all or none of the weight, (S,)."""
-        change = x - self.slow
-        change = change - (p * change).sum()
-        return (change.abs() < SETTLED) | (x < x.max() - FAR) | (p > 0.99)
+        """Whether the logit of p has hardly changed lately, or the source has all or none of the weight, (S,)."""
+        change = _logit(x) - _logit(self.slow)
+        return (change.abs() < SETTLED) | (x < x.max() - FAR) | (p > 0.999)
+
+
+def _logit(x: torch.Tensor) -> torch.Tensor:
+    """The logits of softmax(x), (S,): those of a source and of all others together are each other's negative."""
+    p = x.log_softmax(0)
+    return p - torch.log1p(-p.exp()).clamp_min(-FAR * 2)

@@ -44,6 +44,9 @@ class FixedSourceWeights:
     def refresh(self) -> None:
         """Do nothing: p is computed exactly from x each time."""
 
+    def conclude(self) -> None:
+        """Do nothing at the end of a run: p is what it is."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"x": self.x}
 
@@ -66,6 +69,9 @@ class FixedSampleWeights:
         self.n = n
         self.x = torch.ones(n) if c is None else c.float()
         self.refresh()
+
+    def conclude(self) -> None:
+        """Do nothing at the end of a run: the weights are what they are."""
 
     def coefficients(self, sample_ids: torch.Tensor | slice) -> torch.Tensor:
         """c of the samples, (B,) float64."""

@@ -172,6 +172,11 @@ class SampleWeights(FixedSampleWeights):
             self._check(index, lr)
         self.clear()
 
+    def conclude(self) -> None:
+        """Set the weights by all evidence, if the rule sets all at once; the run ends here."""
+        if self.optimizer.sets_all:
+            self._set_all(self.optimizer.factors(self, now=True))
+
     def _set_all(self, factors: torch.Tensor | None) -> None:
         """Set c to that of the start times the factors (N,), with mean 1; None leaves it."""
         if factors is None:

@@ -12,6 +12,7 @@ from run_helpers import settings, train, train_until
 import train_bilevel
 from bilevel.run.interrupt import FINISH, Interrupt
 from bilevel.run.state import Run
+from bilevel.weights.learned import SampleWeights
 
 pytestmark = pytest.mark.usefixtures("no_old_log")
 
@@ -77,6 +78,25 @@ def test_a_run_of_which_no_step_is_done_makes_one(data: Path, tmp_path: Path, wh
     (out / FINISH).touch()
     assert train_bilevel.main(settings(data, out, **EIGHT)) == 0
     check(out, whole, 1)
+
+
+@pytest.mark.parametrize(("more", "concluded"), [({}, [3]), ({"x_warmup_steps": 4}, [])])
+def test_weights_are_concluded_once_before_the_results(data: Path, tmp_path: Path, more: dict, concluded: list[int]):
+    """Before the last evaluation, and not while x still waits for its first step."""
+    found = []
+
+    def log_row(run: Run, metrics: object, evaluating: bool, pause: object) -> dict:
+        found.append((run.step, evaluating, called.call_count))
+        return whole_row(run, metrics, evaluating, pause)
+
+    whole_row, conclude = train_bilevel.log_row, SampleWeights.conclude
+    mixed = {"train_data": [str(data / "mixed" / "train_mixed.json")], "weights": "sample", "x_optimizer": "auto"}
+    with (
+        mock.patch.object(SampleWeights, "conclude", autospec=True, side_effect=conclude) as called,
+        mock.patch.object(train_bilevel, "log_row", log_row),
+    ):
+        assert ended_in(2, settings(data, tmp_path / "r", **EIGHT | mixed | more), tmp_path / "r") == 0
+    assert found[-1] == (3, True, len(concluded)) and found[-2][2] == 0
 
 
 @pytest.mark.parametrize("main", [True, False])

@@ -284,6 +284,21 @@ def test_the_weights_are_set_at_each_quarter_of_an_epoch():
     assert set_at == list(range(5, 41, 5))
 
 
+def test_the_weights_are_set_when_the_run_ends():
+    """It ended before a quarter of an epoch was over: harmful records are known, and all weights are still equal."""
+    rng, bad = np.random.default_rng(12), np.arange(4000) % 2 == 0
+    weights = SampleWeights(4000, None, "sigmoid", 10.0, "auto")
+    run(weights, bad, 10, rng, batch=99)
+    assert weights.records.harm().number > 100 and weights.effective_share() == 1
+    weights.conclude()
+    called = weights.records.harmful_share(weights.records.harm(), slice(None)) > 0.5
+    c = weights.coefficients(slice(0, 4000)).numpy()
+    assert c[called].max() < 0.7 and weights.effective_share() < 1
+    again = weights.x
+    weights.conclude()
+    assert torch.equal(weights.x, again)
+
+
 def test_it_starts_from_the_weights_that_are_given():
     rng, bad = np.random.default_rng(7), np.arange(N) % 2 == 0
     start = torch.linspace(0.5, 1.5, N, dtype=torch.float64)
