@@ -83,6 +83,8 @@ def suggested_export(run: FinishedRun) -> tuple[str, str]:
     if run.per_sample:
         c, share = np.concatenate(run.weights), run.harmful_share
         harmful = None if share is None else int((np.concatenate(share) > HARMFUL).sum())
+        if harmful == 0 and two_groups.are_two(c[np.isfinite(c)], run.settings.x_map == "softmax"):
+            harmful = None  # nothing is shown of them, and the rule has told two groups apart all the same
         return export_command(run.folder, on_records(harmful, bool(np.nanmin(c) < np.nanmax(c))))
     judged = [] if run.evidence is None else run.evidence["verdict"].tolist()
     means = [float(np.nanmean(c)) if np.isfinite(c).any() else 0.0 for c in run.weights]

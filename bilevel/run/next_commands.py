@@ -4,12 +4,16 @@ import math
 import shlex
 from pathlib import Path
 
+import numpy as np
+
 from bilevel.run.commands import again, export_command, quoted
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
+from bilevel.weights.chunks import chunks
 from bilevel.weights.removable import Advice, on_records, on_sources
 from bilevel.weights.shares import record_weights
 from bilevel.weights.statistics import bounds
+from bilevel.weights.two_groups import are_two
 
 ROOT = Path(__file__).parents[2]  # where the commands are typed
 LONGER = 10  # times the steps of this run: a longer one is not proposed
@@ -43,7 +47,10 @@ def _advice(run: Run) -> Advice:
     if run.per_sample:
         low, high = bounds(run.weights, len(run.train))
         records = run.weights.records if run.settings.learned else None
-        return on_records(None if records is None else records.harm().number, low < high)
+        harmful = None if records is None else records.harm().number
+        if harmful == 0 and low < high and are_two(_all(run), run.settings.x_map == "softmax"):
+            harmful = None  # nothing is shown of them, and the rule has told two groups apart all the same
+        return on_records(harmful, low < high)
     if not run.settings.learned:
         return on_sources([], [], [])
     weights = record_weights(run.weights.p, run.train.sizes).tolist()
@@ -51,32 +58,39 @@ def _advice(run: Run) -> Advice:
     return on_sources(verdicts, weights, run.train.sizes.tolist())
 
 
+def _all(run: Run) -> np.ndarray:
+    return np.concatenate([run.weights.coefficients(part).numpy() for part in chunks(len(run.train))])
+
+
 def _longer(run: Run, folder: Path) -> tuple[str, str]:
-    """Where nothing is shown: what may show more, and the command of a longer run, empty if that is none."""
-    steps, words = _records_steps(run) if run.per_sample else _sources_steps(run)
-    if not steps:
+    """Where nothing is shown: what may show more, and the command of such a run, empty if there is none."""
+    flags, words = _for_records(run) if run.per_sample else _for_sources(run)
+    if not flags:
         return f"nothing is shown, so there is no reason to leave anything out: {words}", ""
     longer = again(run.settings, folder, _beside(folder, "longer"))
-    return f"nothing is shown yet: {words}", f"{longer} --max_steps {steps}"
+    return f"nothing is shown yet: {words}", f"{longer} {flags}"
 
 
-def _sources_steps(run: Run) -> tuple[int | None, str]:
-    """Steps of a run that is likely to reach a verdict, None if that is too far off; and what to do, in words."""
+def _for_sources(run: Run) -> tuple[str, str]:
+    """Flags of a run that is likely to reach a verdict, empty if that is too far off; and what to do, in words."""
     most = min(found.steps_most for found in run.weights.evidence.findings(run.weights.x))
     steps = run.step + most
     if steps > LONGER * run.step:
-        return None, "the sources are about equally good for validation, or it takes far more steps to tell them apart"
+        return "", "the sources are about equally good for validation, or it takes far more steps to tell them apart"
     digits = 10 ** max(0, len(f"{steps:.0f}") - 2)
-    return math.ceil(steps / digits) * digits, "a longer run tells whether the sources differ"
+    return f"--max_steps {math.ceil(steps / digits) * digits}", "a longer run tells whether the sources differ"
 
 
-def _records_steps(run: Run) -> tuple[int | None, str]:
-    """Steps in which every record is read; None if they were. And what to do, in words."""
+def _for_records(run: Run) -> tuple[str, str]:
+    """Flags of a run that compares every record, empty if this one did; and what to do, in words."""
     n, harm = len(run.train), run.weights.records.harm()
+    if not run.weights.optimizer.sets_all:
+        return "--x_optimizer auto", f"{run.settings.x_optimizer} compares records of the first steps only, auto all"
     if harm.seen >= (1 - UNREAD) * n:
-        return None, f"more trusted records show smaller differences ({harm.trusted} were compared with the records)"
+        return "", f"more trusted records show smaller differences ({harm.trusted} were compared with the records)"
     steps = math.ceil(1.1 * n / run.settings.global_batch_size) + run.step - _useful(run)
-    return steps, f"only {harm.seen:,} of {n:,} records were compared with trusted ones; this run reads all"
+    words = f"only {harm.seen:,} of {n:,} records were compared with trusted ones; this run reads all"
+    return f"--max_steps {steps}", words
 
 
 def _useful(run: Run) -> int:

@@ -67,6 +67,12 @@ def split(c: np.ndarray, logarithm: bool) -> Split | None:
     return Split(math.exp(cut) if logarithm else cut, sizes, means, convincing, reason)
 
 
+def are_two(c: np.ndarray, logarithm: bool) -> bool:
+    """Whether the weights c (N,) form two groups."""
+    found = split(c, logarithm)
+    return found is not None and found.convincing
+
+
 def verdict(c: np.ndarray, logarithm: bool) -> str:
     """The closing sentence on the weights of records: whether they form two groups, and what that means."""
     found = split(c, logarithm)

@@ -12,7 +12,7 @@ from bilevel.weights.record_evidence import Harm
 
 
 def run(per_sample: bool, **more) -> SimpleNamespace:
-    settings = SimpleNamespace(global_batch_size=8, backend="torch", output_dir=None)
+    settings = SimpleNamespace(x_optimizer="mirror", global_batch_size=8, backend="torch", output_dir=None)
     return SimpleNamespace(settings=settings, per_sample=per_sample, step=40, train=range(300), **more)
 
 
@@ -22,9 +22,10 @@ def of_sources(*most: float) -> SimpleNamespace:
     return run(False, weights=SimpleNamespace(evidence=evidence, x=None))
 
 
-def of_records(seen: int) -> SimpleNamespace:
+def of_records(seen: int, sets_all: bool = True) -> SimpleNamespace:
     harm = Harm(seen, 60, 1.0, np.zeros(1), False)
-    return run(True, weights=SimpleNamespace(records=SimpleNamespace(harm=lambda: harm)))
+    records, optimizer = SimpleNamespace(harm=lambda: harm), SimpleNamespace(sets_all=sets_all)
+    return run(True, weights=SimpleNamespace(records=records, optimizer=optimizer))
 
 
 @pytest.mark.parametrize(("most", "steps"), [([81, 200], 130), ([3, math.inf], 43), ([360], 400)])
@@ -51,3 +52,9 @@ def test_records_that_were_not_compared_are_read_by_a_longer_run():
 def test_more_trusted_records_are_asked_for_where_all_were_compared():
     words, command = next_commands._longer(of_records(292), Path("outputs/mine"))
     assert not command and "more trusted records show smaller differences (60 were compared" in words
+
+
+def test_another_rule_leads_to_the_one_that_compares_all_records():
+    words, command = next_commands._longer(of_records(60, sets_all=False), Path("outputs/mine"))
+    assert command.endswith("--run_name mine_longer --x_optimizer auto")
+    assert "mirror compares records of the first steps only, auto all" in words
