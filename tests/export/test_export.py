@@ -239,7 +239,7 @@ def test_sources_are_left_out_by_their_verdict(two: Path, capsys: pytest.Capture
 
 
 def test_records_called_harmful_are_left_out(write: Callable[..., Path], capsys: pytest.CaptureFixture):
-    """Unless many were not compared: then nothing is known about those, and two-means on the weights decides."""
+    """Unless many were not compared and have weights by another rule: then two-means on the weights decides."""
     file = write("data/a.json", [{"text": f"line {i}"} for i in range(12)])
     table = pd.DataFrame({"file": "a.json", "index": range(12), "weight": [0.1, 1.5, 0.9, 1.0, 1.5, *[1.0] * 7]})
     table = table.assign(mean_gap=0.5, harmful_share=[0.8, 0.0, 0.6, 0.4, np.nan, *[0.0] * 7])
@@ -249,8 +249,11 @@ def test_records_called_harmful_are_left_out(write: Callable[..., Path], capsys:
     said = capsys.readouterr().out
     assert "left out: 2 records called harmful; about 1 may be sound; kept: 1 that were not compared" in said
     table.assign(harmful_share=[0.8, *[np.nan] * 11]).to_csv(run / "weights.csv", index=False)
-    assert len(exported(run, "some.jsonl").decode().splitlines()) == 11
-    assert "two-means on c suggests the threshold" in capsys.readouterr().out
+    config = (run / "config.yaml").read_text()
+    for rule, words in (("auto", "kept: 11 that were not compared"), ("sgd", "two-means on c suggests the threshold")):
+        (run / "config.yaml").write_text(config.replace("x_optimizer: auto", f"x_optimizer: {rule}"))
+        assert len(exported(run, f"{rule}.jsonl").decode().splitlines()) == 11
+        assert words in capsys.readouterr().out
 
 
 def test_nothing_is_left_out_if_nothing_is_shown(write: Callable[..., Path], capsys: pytest.CaptureFixture):

@@ -119,7 +119,8 @@ def test_the_commands_at_the_end_run_as_they_stand(said: str, tmp_path: Path, mo
     longer = (Path(others[0][others[0].index("--output_dir") + 1]) / "run.log").read_text()
     assert "train_noisy: worse (called at step" in longer
     (told,) = re.findall(r"^  the export leaves out train_noisy; `(.*)` ends the run now, with results$", longer, re.M)
-    assert shlex.split(told) == ["touch", str(tmp_path.parent / "runs0" / "my run_longer" / "finish")]
+    word, file = shlex.split(told)
+    assert word == "touch" and file.endswith("/my run_longer/finish")
     assert follow(commands(longer)[2:]) == ["bilevel.export", "--config", "bilevel.evaluate"]
 
 
