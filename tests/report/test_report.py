@@ -151,8 +151,13 @@ def test_records_of_equal_weight_are_all_exported(tmp_path: Path):
     assert suggested_export(run)[1] == f"python -m bilevel.export '{tmp_path / 'a run'}'"
     equal = dataclasses.replace(run, weights=[np.ones(30) for _ in run.weights])
     assert suggested_export(equal)[1].endswith(" --all")
-    words, command = suggested_export(dataclasses.replace(run, harmful_share=[np.zeros(30) for _ in run.weights]))
-    assert words.startswith("nothing is shown to be worse;") and command.endswith(" --all")
+    none = {"harmful_share": [np.zeros(30) for _ in run.weights]}
+    chance = [np.random.default_rng(number).normal(1, 0.1, 30) for number in range(3)]
+    for weights in (equal.weights, chance):
+        words, command = suggested_export(dataclasses.replace(run, weights=weights, **none))
+        assert words.startswith("nothing is shown to be worse;") and command.endswith(" --all")
+    groups = [np.r_[np.full(10, 0.1), np.full(20, 1.45)] + each / 100 for each in chance]
+    assert suggested_export(dataclasses.replace(run, weights=groups, **none))[1].endswith("a run'")
 
 
 def test_the_threshold_is_shown_with_the_records_on_both_sides(tmp_path: Path):
