@@ -28,6 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch: pytest.MonkeyPatch):
+    """Each kind of pass is measured once and not for seconds: no test here judges a time that was measured."""
+    monkeypatch.setattr(pace, "ROUNDS", (1, 1))
+    monkeypatch.setattr(pace, "LONG", 0.0)
+
+
 @pytest.fixture
 def dry(data: Path, tmp_path: Path, folder: Path, capsys):
     """dry(words, setting=value): the exit code of a dry run, its comment lines, and its errors."""
