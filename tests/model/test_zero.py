@@ -193,7 +193,7 @@ def test_a_sharded_model_is_loaded_in_partitions(report, processes):
 
 
 def test_bf16_masters_go_where_fp32_goes(report):
-    """100 steps of LISA at lr_y 1e-5: most of them are below bf16's resolution."""
+    """60 steps of LISA at lr_y 1e-5: most of them are below bf16's resolution."""
     rows = {(row["stage"], row["residual"]): row for row in report(1, "bf16")}
     lossy = rows.pop((2, "off"))
     assert set(rows) == {(0, "device"), (1, "device"), (2, "device"), (2, "host"), (3, "device")}

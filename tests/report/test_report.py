@@ -135,6 +135,11 @@ def test_the_page_begins_with_a_verdict_and_the_command_that_exports(tmp_path: P
     assert plain["verdict"] == "the weights were given, not learned" and plain["export"][1].endswith("a run' --all")
 
 
+def test_every_id_of_the_page_is_one_elements():
+    ids = re.findall(r'id="([^"]+)"', Path(report.__file__).with_name("page.html").read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids)) > 20
+
+
 def test_records_without_a_weight_are_told_by_their_cause(tmp_path: Path):
     """Those that the run did not read are not said to be too long."""
     run = read_finished(make_run(tmp_path, {A: 10}, np.ones(10)))

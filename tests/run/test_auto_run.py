@@ -28,7 +28,7 @@ def test_a_run_with_the_default(data: Path, tmp_path: Path):
 
     said = (tmp_path / "whole" / "run.log").read_text()
     assert "x_optimizer auto at every step (lr_x, x_lr_schedule and upper_every are not used)" in said
-    (known,) = re.findall(r"step 4/8: loss .*\n  .* per step, about .* left, memory .*\n  (.*): ", said)
+    (known,) = re.findall(r"step 4/8: batch loss .*\n  .* per step, about .* left, memory .*\n  (.*): ", said)
     assert known == "train_clean"
     assert "of 2 sources" in said and "lr_x=" not in said
 

@@ -35,7 +35,7 @@ from bilevel.weights.learned import SourceWeights
 
 RUNS = ((0, "device"), (1, "device"), (2, "device"), (2, "host"), (2, "off"), (3, "device"))
 NU = 1.0  # at 0.1 the first steps of x, when w and u are five steps apart, feel rounding
-REGIONS = ((1e-5, 10, 100), (1e-4, 10, 60), (1e-7, 100, 20))  # lr_y, alpha, steps: two safe, one hopeless
+REGIONS = ((1e-5, 10, 100), (1e-4, 10, 30), (1e-7, 100, 20))  # lr_y, alpha, steps: two safe, one hopeless
 WHOLE = 4096  # tokens: one micro-batch for a batch
 
 
@@ -57,13 +57,13 @@ def masters(trained: ModelCopy) -> torch.Tensor:
 
 
 def train(make_copy: Callable[..., ModelCopy]) -> dict[str, torch.Tensor]:
-    """100 steps that cross five intervals of LISA: w's masters at the end, x after 50 steps."""
+    """60 steps that cross three intervals of LISA: w's masters at the end, x after 50 steps."""
     models = {name: start_model() for name in "uw"}
     lisa = Lisa(settings(lisa_layers=1, lisa_interval=20), models)
     copies = {name: make_copy(model, active=lisa.active(name)) for name, model in models.items()}
     x = SourceWeights(TRAIN.source_ids, SHARES, 1 / NU, "adam")
     halfway = None
-    steps = penalty_steps(copies, x, ALONE, 100, lr_y=1e-5, nu=NU, upper_every=5, lisa=lisa, tokens=WHOLE)
+    steps = penalty_steps(copies, x, ALONE, 60, lr_y=1e-5, nu=NU, upper_every=5, lisa=lisa, tokens=WHOLE)
     for step, _ in enumerate(steps):
         if step == 49:
             halfway = x.x.clone()
