@@ -51,6 +51,10 @@ def run(device: str, out: Path, **changes: object) -> subprocess.Popen:
         "output_dir": out,
         "x_warmup_steps": 0,
     } | changes
+    from bilevel.settings.fields import FIELDS  # here: a machine without pydantic leaves these parts out
+
+    if unknown := settings.keys() - FIELDS.keys():  # the launcher takes no notice of other variables
+        raise ValueError(f"no settings: {unknown}")
     words = {name: str(value) for name, value in settings.items()}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     environment = (

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from gpu import check, size
+from gpu import check, runs, size, zero
 from gpu.rows import Rows
 
 SCRIPT = Path(check.__file__)
@@ -49,6 +50,26 @@ def test_every_cell_of_the_large_model_runs(monkeypatch: pytest.MonkeyPatch):
 def test_a_card(tmp_path: Path):
     found = checked(tmp_path, "--device", "cuda", "--minutes", "30")
     assert all(part["state"] == "passed" for part in found.values())
+
+
+def test_what_only_a_card_runs_has_settings_that_exist(monkeypatch: pytest.MonkeyPatch):
+    """A variable that is no setting would change nothing, and say nothing."""
+    started = []
+
+    def popen(command: list[str], env: dict[str, str], **_) -> None:
+        started.append(env)
+
+    def losses(device: str, out: Path, **changes: object) -> pd.Series:
+        runs.run(device, out, **changes)
+        return pd.Series([1.0])
+
+    monkeypatch.setattr(runs.subprocess, "Popen", popen)
+    monkeypatch.setattr(zero, "losses", losses)
+    monkeypatch.setattr(zero, "resumed", runs.run)
+    zero.check("cuda", Rows(lambda rows: None))
+    assert {"device", "host"} <= {env.get("lisa_residual") for env in started} and len(started) == 11
+    with pytest.raises(ValueError, match="no settings: {'residual_bits'}"):
+        runs.run("cuda", Path("out"), residual_bits="host")
 
 
 def test_a_part_that_fails_or_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -24,7 +24,7 @@ def check(device: str, rows: Rows) -> None:
             rows.holds(f"ZeRO {stage}: LISA over three draws ends", len(found) == len(plain))
         if device != "cpu":
             for place in ("device", "host"):
-                changes = {"backend": "deepspeed", "zero_stage": 3, "dtype": "bf16", "residual_bits": place}
+                changes = {"backend": "deepspeed", "zero_stage": 3, "dtype": "bf16", "lisa_residual": place}
                 rows.holds(
                     f"ZeRO 3, bf16, residual bits on the {place}, stopped and resumed",
                     resumed(device, root / f"bits_{place}", **changes, **lisa),
