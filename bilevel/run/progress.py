@@ -62,7 +62,8 @@ class Progress:
             self.later += now - self.mark
         self.mark = now
         soon = self.run.copies and self.run.evaluates  # an evaluation follows, and with it a line
-        if self.lines and not soon and (self.done == 1 or now - self.said >= self.EVERY):
+        each = self.later / (self.done - 1) if self.done > 1 else 0.0
+        if self.lines and not soon and (self.done == 1 or now + each - self.said >= self.EVERY):
             self._say(now)
 
     def evaluated(self, row: Row) -> None:

@@ -181,3 +181,19 @@ def test_a_copy_that_validation_has_made_worse_is_told(losses: tuple, saved: str
     row = {f"test_loss_{name}": loss for name, loss in zip("wu", losses, strict=True) if loss is not None}
     said = summary._worse(row, saved)
     assert said.startswith(words) and bool(said) == bool(words)
+
+
+def test_steps_of_twenty_seconds_have_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, caplog):
+    """The line comes before the minute is over, not after the step in which it ends."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    run = types.SimpleNamespace(steps=30, step=0, copies={"w": None}, row={}, per_sample=False, evaluates=False)
+    run.world, run.settings = types.SimpleNamespace(main=True), types.SimpleNamespace(learned=False)
+    run.eval_every, said = 30, []
+    with caplog.at_level("INFO", "bilevel"), progress.Progress(run) as shown:
+        for run.step in range(1, 21):
+            now[0] += 21
+            before = len(caplog.records)
+            shown.advance()
+            said += [run.step] * (len(caplog.records) > before)
+    assert said == [1, *range(3, 21, 2)]
