@@ -172,7 +172,7 @@ def train(run: Run, checkpoints: Checkpoints, metrics: MetricsLog, progress: Pro
     while True:
         if interrupt.finishing and run.step:
             run.end_here()
-        if run.step == run.steps > s.x_warmup_steps:
+        if run.step == run.steps:
             run.weights.conclude()
         evaluating = run.evaluates
         if evaluating or run.step % s.log_every == 0:

@@ -171,7 +171,7 @@ def _row(layout: Layout, record: dict[str, Any], reading: Reading, where: str) -
 
 
 def _glued(turns: list[tuple[str, str]]) -> bool:
-    """Whether the first word of a completion would become a part of the last word of its prompt."""
+    """Whether a completion begins with a letter or digit right behind the last character of its prompt."""
     (role, prompt), after = turns[0], turns[1][1] if len(turns) > 1 else ""
     between = prompt[-1:] + after[:1]
     return (

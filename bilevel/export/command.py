@@ -6,8 +6,8 @@
                                  [--append FILES] [--marks FILE] [--seed N] [--out FILE]
 
 Without --keep, --threshold, --sample or --all the run decides: per source, those whose verdict is "worse" and whose
-weight is nearly gone are left out; per record, those called harmful. Where no record is, those are left out that are
-below the threshold which the weights suggest.
+weight is nearly gone are left out; per record, those called harmful, or else the lower one if the weights form two
+groups.
 Records keep the order of the files and their order within a file. JSON and JSON Lines files get the original text of
 each record (as a line, an array's record loses its line breaks); other files get the parsed values. The page
 docs/export-and-retraining.md has the details.

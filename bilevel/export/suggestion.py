@@ -11,10 +11,8 @@ import numpy as np
 from bilevel.errors import UserError, first
 from bilevel.export.selection import DROP, KEEP, at_least
 from bilevel.run.finished import FinishedRun
-from bilevel.weights.removable import HARMFUL, LITTLE, can_go
+from bilevel.weights.removable import HARMFUL, LITTLE, can_go, known_harmful
 from bilevel.weights.two_groups import split
-
-UNKNOWN = 0.1  # share of records that may be without a probability of harm, for the others to be left out by it
 
 
 def suggested(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
@@ -102,13 +100,9 @@ def _by_group(run: FinishedRun, marks: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _compared(run: FinishedRun) -> np.ndarray | None:
-    """The records' probabilities of harm, (N,); None if the run has none.
-
-    Also None if too few records were compared and the others have weights by another rule.
-    """
+    """The records' probabilities of harm, (N,); None if the run has none, or they are no reason (`known_harmful`)."""
     if run.harmful_share is None:
         return None
     share, c = np.concatenate(run.harmful_share), np.concatenate(run.weights)
-    if run.settings.x_optimizer == "auto" and (share > HARMFUL).any():
-        return share
-    return share if (np.isnan(share) & ~np.isnan(c)).sum() <= UNKNOWN * (~np.isnan(c)).sum() else None
+    known = known_harmful(run.settings.x_optimizer, 0, int(np.isfinite(share).sum()), int(np.isfinite(c).sum()))
+    return None if known is None else share

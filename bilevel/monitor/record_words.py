@@ -19,7 +19,7 @@ def lines(weights: FixedSampleWeights, samples: Samples) -> list[str]:
     low, high = bounds(weights, len(samples))
     if low == high:
         follow = weights.records is not None and weights.records.harm().number and weights.optimizer.sets_all
-        later = ": they follow at the next quarter of an epoch, and when the run ends" if follow else ""
+        later = ": they are set after x_warmup_steps, at each quarter of an epoch and at the end" if follow else ""
         return [*known, f"all records have the same weight, {low:.3g}{later}"]
     cut = split_point(weights, len(samples))
     threshold, least, middle, most = apart([cut, *quantiles(weights, SHOWN)])

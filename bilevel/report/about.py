@@ -11,7 +11,7 @@ from bilevel.run.finished import FinishedRun, read_data
 from bilevel.run.machine import read_machine
 from bilevel.settings.written import changed
 from bilevel.weights import two_groups
-from bilevel.weights.removable import HARMFUL, on_records, on_sources
+from bilevel.weights.removable import HARMFUL, known_harmful, on_records, on_sources
 
 LONGEST = 300  # characters of a value
 
@@ -82,10 +82,14 @@ def suggested_export(run: FinishedRun) -> tuple[str, str]:
     """What can be written of the run, in words, and the command that does it."""
     if run.per_sample:
         c, share = np.concatenate(run.weights), run.harmful_share
-        harmful = None if share is None else int((np.concatenate(share) > HARMFUL).sum())
-        if harmful == 0 and two_groups.are_two(c[np.isfinite(c)], run.settings.x_map == "softmax"):
-            harmful = None  # nothing is shown of them, and the rule has told two groups apart all the same
-        return export_command(run.folder, on_records(harmful, bool(np.nanmin(c) < np.nanmax(c))))
+        s, c = run.settings, c[np.isfinite(c)]
+        harmful, differ, two = None, bool(c.min() < c.max()), False
+        if share is not None:
+            share = np.concatenate(share)
+            harmful = known_harmful(s.x_optimizer, int((share > HARMFUL).sum()), np.isfinite(share).sum(), len(c))
+        if not harmful and differ:
+            two = two_groups.are_two(c, s.x_map == "softmax")
+        return export_command(run.folder, on_records(s.learned and share is not None, harmful, differ, two))
     judged = [] if run.evidence is None else run.evidence["verdict"].tolist()
     means = [float(np.nanmean(c)) if np.isfinite(c).any() else 0.0 for c in run.weights]
     return export_command(run.folder, on_sources(judged, means, [int(np.isfinite(c).sum()) for c in run.weights]))

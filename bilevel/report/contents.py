@@ -77,7 +77,7 @@ def gap_words(run: FinishedRun) -> list[str]:
     if run.mean_gap is None:
         return []
     without = int(sum((np.isnan(gap) & ~np.isnan(c)).sum() for gap, c in zip(run.mean_gap, run.weights, strict=True)))
-    missing = f"; {without:,} have none, as they were read only while u and w were still the same" if without else ""
+    missing = f"; {without:,} have none: not read, or only while u and w were still the same" if without else ""
     return [
         "Mean gap: how much less validation gains by a record than by the others, in standard deviations; the largest "
         f"are the likeliest to harm{missing}."

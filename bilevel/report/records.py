@@ -58,7 +58,11 @@ def by_gap(run: FinishedRun) -> bool:
 
 def from_harm(run: FinishedRun) -> list[np.ndarray]:
     """Per file, what orders the records, the likeliest to harm first: weights, or else mean gaps from the largest."""
-    return [-np.nan_to_num(gap, nan=-np.inf) for gap in run.mean_gap] if by_gap(run) else run.weights
+    if not by_gap(run):
+        return run.weights
+    gaps = np.concatenate(run.mean_gap)
+    middle = float(np.median(gaps[np.isfinite(gaps)])) if np.isfinite(gaps).any() else 0.0
+    return [-np.nan_to_num(gap, nan=middle) for gap in run.mean_gap]  # what is not known is in the middle
 
 
 def order(run: FinishedRun, chosen: list[np.ndarray]) -> list[int]:

@@ -8,15 +8,16 @@ from bilevel.weights.removable import Advice
 
 EXPORTS = {
     "leave out": "write the data without what is shown to be worse",
-    "draw": "write records in proportion to their weights (what is worse keeps a part; a longer run may end it)",
+    "groups": "write the records of the upper group of weights",
+    "draw": "write records in proportion to their weights (what is worse keeps a part, which a longer run may take)",
     "keep": "write all records with their weights (nothing is clearly to be left out)",
-    "wait": "nothing is shown to be worse; all records with their weights",
+    "wait": "nothing is shown to be worse; write all records with their weights",
 }
 
 
 def export_command(folder: Path, advice: Advice) -> tuple[str, str]:
     """What to export from a run, in words, and the command that does it."""
-    how = {"draw": f" --sample {advice.drawn}", "leave out": ""}.get(advice.kind, " --all")
+    how = {"draw": f" --sample {advice.drawn}", "leave out": "", "groups": ""}.get(advice.kind, " --all")
     return EXPORTS[advice.kind], f"python -m bilevel.export {quoted(folder)}{how}"
 
 

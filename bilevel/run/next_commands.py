@@ -10,7 +10,7 @@ from bilevel.run.commands import again, export_command, quoted
 from bilevel.run.state import Run
 from bilevel.settings.fields import Settings
 from bilevel.weights.chunks import chunks
-from bilevel.weights.removable import Advice, on_records, on_sources
+from bilevel.weights.removable import Advice, known_harmful, on_records, on_sources
 from bilevel.weights.shares import record_weights
 from bilevel.weights.statistics import bounds
 from bilevel.weights.two_groups import are_two
@@ -39,18 +39,19 @@ def next_commands(run: Run) -> list[str]:
             found += [export_command(folder, advice), ("train a model on these weights", _retrain(s, folder))]
             folder = _beside(folder, "retrained")
     if s.test_data and (folder != s.run_folder or s.save_model != "none"):
-        found.append(("test loss and right answers of that model", f"python -m bilevel.evaluate {quoted(folder)}"))
+        found.append(("test loss and right answers of its model", f"python -m bilevel.evaluate {quoted(folder)}"))
     return [line for words, command in found for line in (f"# {words}", command) if line]
 
 
 def _advice(run: Run) -> Advice:
     if run.per_sample:
         low, high = bounds(run.weights, len(run.train))
-        records = run.weights.records if run.settings.learned else None
-        harmful = None if records is None else records.harm().number
-        if harmful == 0 and low < high and are_two(_all(run), run.settings.x_map == "softmax"):
-            harmful = None  # nothing is shown of them, and the rule has told two groups apart all the same
-        return on_records(harmful, low < high)
+        learned, harmful, two = run.settings.learned, None, False
+        if learned and (harm := run.weights.records.harm()).trusted:
+            harmful = known_harmful(run.settings.x_optimizer, harm.number, harm.seen, len(run.train))
+        if not harmful and low < high:
+            two = are_two(_all(run), run.settings.x_map == "softmax")
+        return on_records(learned, harmful, low < high, two)
     if not run.settings.learned:
         return on_sources([], [], [])
     weights = record_weights(run.weights.p, run.train.sizes).tolist()
@@ -74,9 +75,9 @@ def _longer(run: Run, folder: Path) -> tuple[str, str]:
 def _for_sources(run: Run) -> tuple[str, str]:
     """Flags of a run that is likely to reach a verdict, empty if that is too far off; and what to do, in words."""
     most = min(found.steps_most for found in run.weights.evidence.findings(run.weights.x))
-    steps = run.step + most
+    steps = max(run.step + most, run.settings.x_warmup_steps + 1, run.settings.max_steps or 0)
     if steps > LONGER * run.step:
-        return "", "the sources are about equally good for validation, or it takes far more steps to tell them apart"
+        return "", f"the sources are about equally good, or it takes over {LONGER} times these steps to tell them apart"
     digits = 10 ** max(0, len(f"{steps:.0f}") - 2)
     return f"--max_steps {math.ceil(steps / digits) * digits}", "a longer run tells whether the sources differ"
 
@@ -84,11 +85,17 @@ def _for_sources(run: Run) -> tuple[str, str]:
 def _for_records(run: Run) -> tuple[str, str]:
     """Flags of a run that compares every record, empty if this one did; and what to do, in words."""
     n, harm = len(run.train), run.weights.records.harm()
+    if "u" not in run.copies:
+        return "", f"method={run.settings.method} compares no record with trusted ones"
     if not run.weights.optimizer.sets_all:
-        return "--x_optimizer auto", f"{run.settings.x_optimizer} compares records of the first steps only, auto all"
+        rule = run.settings.x_optimizer
+        return "--x_optimizer auto", f"{rule} compares records of the first steps only, and auto compares all"
+    if not harm.trusted:
+        return "", "no trusted record was left to compare with; give more than val_batch_size, or make that smaller"
     if harm.seen >= (1 - UNREAD) * n:
-        return "", f"more trusted records show smaller differences ({harm.trusted} were compared with the records)"
+        return "", f"with more than {harm.trusted} trusted ones to compare with, smaller differences would show"
     steps = math.ceil(1.1 * n / run.settings.global_batch_size) + run.step - _useful(run)
+    steps = max(steps, run.settings.x_warmup_steps + 1, run.settings.max_steps or 0)
     words = f"only {harm.seen:,} of {n:,} records were compared with trusted ones; this run reads all"
     return f"--max_steps {steps}", words
 

@@ -95,15 +95,23 @@ def _steps(settings: Settings, parts: dict[str, _Part]) -> tuple[int, list[str]]
     sizes = [f"{name} {part.records:,}" for name, part in parts.items()]
     cut = ", which are cut into samples of max_length" if train.samples > train.records else ""
     lines = [line, f"records: {', '.join(sizes)}{cut}; about {train.tokens} tokens each"]
-    return steps, lines + _compared(s, parts, samples)
+    return steps, lines + _compared(s, parts, min(steps, steps_per_run(samples, s.global_batch_size, 1, None)))
 
 
-def _compared(s: Settings, parts: dict[str, _Part], samples: int) -> list[str]:
-    """How many validation records the training records will be compared with, if that decides their weights."""
+def _compared(s: Settings, parts: dict[str, _Part], steps: int) -> list[str]:
+    """How many validation records the training records will be compared with, if that decides their weights.
+
+    steps: those of the first pass over the training records.
+    """
     if not s.learned or s.weights != "sample" or s.x_optimizer != "auto" or "val" not in parts:
         return []
     n = parts["val"].samples
-    kept = max(0, kept_back(n, s.val_batch_size, steps_per_run(samples, s.global_batch_size, 1, None)))
+    kept = max(0, kept_back(n, s.val_batch_size, steps))
+    if not kept:
+        return [
+            "WARNING: no validation record is left to compare training records with, so all weights stay 1: give more "
+            "than val_batch_size, or make that smaller"
+        ]
     few = f"; fewer than {ENOUGH} show only faults of many records" if kept < ENOUGH else ""
     return [f"training records are compared with {kept} of {n:,} validation records, which w reads later{few}"]
 

@@ -139,9 +139,11 @@ class Progress:
     def _export(self) -> list[str]:
         """What the cleaned data would leave out if the run ended here, when it has changed."""
         run, now = self.run, findings.left_out(self.run.weights, self.run.train.sources, self.run.train.sizes)
-        if not now or now == self.exported:
+        if now == self.exported:
             return []
         self.exported = now
+        if not now:
+            return ["the export leaves out no source any more"]
         finish = shlex.quote(str(run.settings.run_folder / FINISH))
         rest = f"; `touch {finish}` ends the run now, with results" if run.step < run.steps else ""
         return [f"the export leaves out {', '.join(first(now, 3))}{rest}"]

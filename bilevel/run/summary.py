@@ -48,7 +48,7 @@ def summary(run: Run, last_row: Row) -> str:
 def _worse(row: Row, saved: str) -> str:
     """What to do where w has become worse on the test records than u, which has read no validation record."""
     apart = row["test_loss_w"] - row.get("test_loss_u", math.inf)
-    if apart <= WORSE:
+    if not apart > WORSE:
         return ""
     what = "w, the saved one, is" if saved == "w" else "w is"
-    return f" ({what} worse: it may have learned the validation records by heart; look at u, or retrain)"
+    return f" ({what} worse: it may have learned the validation records by heart; try save_model=u, or retrain)"

@@ -10,7 +10,8 @@ WEIGHTS = ("x_optimizer", "alpha", "alpha_start", "order", "x_warmup_steps", "sa
 RATE = ("lr_x", "x_lr_schedule")
 LISA = ("lisa_interval", "lisa_shared_draw", "lisa_residual")
 
-Reason = tuple[Iterable[str], bool, str, str]  # settings, whether they are unused, the setting that decides, and how
+# Settings, whether they are unused, the setting that decides (None: a run file's values are not told), and how.
+Reason = tuple[Iterable[str], bool, str | None, str]
 
 
 def unused(settings: Settings, given: Container[str], in_file: Mapping[str, Any]) -> list[str]:
@@ -23,7 +24,7 @@ def unused(settings: Settings, given: Container[str], in_file: Mapping[str, Any]
     for names, applies, decides, how in _reasons(settings):
         if not applies:
             continue
-        left = set() if decides in given else {name for name in names if _is_own(name, in_file)}
+        left = set() if decides in {*given, None} else {name for name in names if _is_own(settings, name, in_file)}
         found = [name for name in names if name not in told and (name in given or name in left)]
         told |= set(names)
         if found:
@@ -31,9 +32,9 @@ def unused(settings: Settings, given: Container[str], in_file: Mapping[str, Any]
     return lines
 
 
-def _is_own(name: str, in_file: Mapping[str, Any]) -> bool:
+def _is_own(settings: Settings, name: str, in_file: Mapping[str, Any]) -> bool:
     """Whether the run file gives the setting a value of its own."""
-    return name in in_file and in_file[name] != FIELDS[name].default
+    return name in in_file and getattr(settings, name) != FIELDS[name].default
 
 
 def _reasons(s: Settings) -> list[Reason]:
@@ -42,14 +43,15 @@ def _reasons(s: Settings) -> list[Reason]:
     return [
         ((*WEIGHTS, *RATE, "upper_every"), not s.learned, "method", f"by method={s.method}, which learns no weights "
          "while it trains"),
+        (("order",), s.learned and "u" not in s.copies, "method", f"by method={s.method}, which has no copy u"),
         (RATE, not s.x_has_rate, "x_optimizer", f"by x_optimizer={s.x_optimizer}; adam, sgd and mirror have a rate"),
         (("upper_every",), s.upper_every != s.x_every, "x_optimizer", f"by x_optimizer={s.x_optimizer}, which moves x "
          "at every step"),
-        (("epochs", "max_steps"), scores, "method", f"by method={s.method}, which trains models for score_epochs only"),
+        (("epochs", "max_steps"), scores, "method", f"by method={s.method}, which scores records and trains no run"),
         (("epochs",), s.max_steps is not None, "max_steps", f"beside max_steps={s.max_steps}; for whole passes give "
          "max_steps=null"),
-        (("score_epochs",), not scores, "method", f"by method={s.method}, which computes no scores"),
-        (("keep",), not scores or method.weighs or s.method in ("uniform", "oracle"), "method",
+        (("score_epochs",), not scores, None, f"by method={s.method}, which computes no scores"),
+        (("keep",), not scores or method.weighs or s.method in ("uniform", "oracle"), None,
          f"by method={s.method}, which keeps no share of the samples"),
         (("x_map", "sigmoid_start"), s.weights == "source", "weights", "with weights=source, which are a softmax of x"),
         (("sigmoid_start",), s.x_map == "softmax", "x_map", "with x_map=softmax"),

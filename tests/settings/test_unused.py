@@ -33,6 +33,8 @@ def told(*words: str, config: str = LORA) -> list[str]:
         ("--epochs 3", "epochs is not used beside max_steps=40; for whole passes give max_steps=null"),
         ("--epochs 3 --max_steps null", None),
         ("--alpha 1", None),
+        ("--order 2 --method align --backend torch --lora_rank null", "order is not used by method=align"),
+        ("--order 2", None),
         ("--alpha 1 --method fixed", "alpha is not used by method=fixed, which learns no weights"),
         ("--lr_x 3 --alpha 1 --method fixed", "alpha and lr_x are not used by method=fixed"),
         ("--method fixed", None),
@@ -56,7 +58,13 @@ def test_what_a_command_line_gives_in_vain_is_told(words: str, expected: str | N
 
 def test_a_run_file_is_told_of_unless_the_command_line_decides_otherwise(tmp_path: Path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text(yaml.safe_dump(GIVEN | {"lr_x": 3, "epochs": 3.0, "max_steps": 9, "alpha": 1.0}))
+    same = {
+        "x_lr_schedule": "cosine",
+        "sampling_floor": "1e-1",
+        "score_epochs": 2,
+        "keep": 0.3,
+    }  # as by default, or of others
+    mine.write_text(yaml.safe_dump(GIVEN | same | {"lr_x": 3, "epochs": 3.0, "max_steps": 9, "alpha": 1.0}))
     lr_x, epochs = told(config=str(mine))
     assert lr_x.startswith("lr_x is not used by x_optimizer=auto") and epochs.startswith("epochs is not used")
     assert told("--method", "fixed", "--max_steps", "5", config=str(mine)) == [], "retraining with the same file"

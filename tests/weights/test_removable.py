@@ -2,7 +2,7 @@
 
 import pytest
 
-from bilevel.weights.removable import LITTLE, Advice, can_go, on_records, on_sources
+from bilevel.weights.removable import LITTLE, Advice, can_go, known_harmful, on_records, on_sources
 
 
 def test_a_source_goes_that_is_worse_and_nearly_without_weight():
@@ -23,9 +23,16 @@ def test_nothing_is_advised_of_sources_that_nothing_is_shown_of():
 
 
 def test_records_are_left_out_if_they_are_shown_to_harm():
-    assert on_records(3, True) == on_records(None, True) == Advice("leave out")
-    assert on_records(0, True) == on_records(0, False) == Advice("wait")
-    assert on_records(None, False) == Advice("keep")
+    assert on_records(True, 3, True, False) == Advice("leave out")
+    assert on_records(True, 0, True, False) == on_records(True, None, False, False) == Advice("wait")
+    assert on_records(True, 0, True, True) == on_records(True, None, True, True) == Advice("groups")
+    assert on_records(False, None, True, False) == Advice("groups"), "scores of a baseline"
+    assert on_records(False, None, False, False) == Advice("keep")
+
+
+def test_what_is_called_counts_if_it_sets_the_weights_or_most_were_compared():
+    assert known_harmful("auto", 5, 20, 100) == known_harmful("sgd", 5, 95, 100) == 5
+    assert known_harmful("sgd", 5, 20, 100) is known_harmful("auto", 0, 0, 100) is None
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.2], [0.5, 3.0]])
