@@ -37,7 +37,7 @@ def told_together(lines: list[str], count: int) -> list[str]:
 
 
 def _line(before: str, after: str, numbers: list[str]) -> str:
-    if len(numbers) == 1:
+    if len(set(numbers)) == 1:  # one record, or a problem of no single record
         return before + numbers[0] + after
     several, more = before.removesuffix("record ") + "records ", len(numbers) - NAMED
     if more <= 0:

@@ -173,11 +173,8 @@ def row_notes(source: Source, refused: Sequence[str] = ()) -> list[str]:
 
     table, hashes = rows_table(source), row_hashes(source)
     left_out = [*problems(source), *refused]
-    lines = (
-        [f"{len(left_out)} left out (skip_bad_records): {'; '.join(told_together(left_out, len(left_out)))}"]
-        if left_out
-        else []
-    )
+    told = "; ".join(told_together(left_out, len(left_out)))
+    lines = [f"{len(left_out)} left out (skip_bad_records): {told}"] if left_out else []
     lines += filter_notes(source)
     lines += counted(table["index"], table["notes"])
     places = np.unique(hashes, return_index=True)[1]

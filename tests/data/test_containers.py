@@ -303,7 +303,7 @@ def test_each_kind_of_problem_has_a_line_and_no_record_is_lost() -> None:
     assert len(lines) == 20 and last == "and 30 more"
     same = BadRecords([f"a.json, record {i}: got 1" for i in range(5000)] + ["b.json: no"], 5001)
     assert str(same).endswith("and 4,001 more") and len(same.lines) == 1000, "those that are not remembered count"
-    assert str(BadRecords(["a.json: no record", "a.json, record 3, message 4: x"], 2)) == (
+    assert str(BadRecords(["a.json: no record", "a.json: no record", "a.json, record 3, message 4: x"], 3)) == (
         "a.json: no record\na.json, record 3, message 4: x"
     )
 

@@ -58,12 +58,8 @@ def test_what_a_command_line_gives_in_vain_is_told(words: str, expected: str | N
 
 def test_a_run_file_is_told_of_unless_the_command_line_decides_otherwise(tmp_path: Path):
     mine = tmp_path / "mine.yaml"
-    same = {
-        "x_lr_schedule": "cosine",
-        "sampling_floor": "1e-1",
-        "score_epochs": 2,
-        "keep": 0.3,
-    }  # as by default, or of others
+    same = {"x_lr_schedule": "cosine", "sampling_floor": "1e-1"}  # as by default
+    same |= {"score_epochs": 2, "keep": 0.3}  # of other methods, which bilevel.compare reads from the same file
     mine.write_text(yaml.safe_dump(GIVEN | same | {"lr_x": 3, "epochs": 3.0, "max_steps": 9, "alpha": 1.0}))
     lr_x, epochs = told(config=str(mine))
     assert lr_x.startswith("lr_x is not used by x_optimizer=auto") and epochs.startswith("epochs is not used")
